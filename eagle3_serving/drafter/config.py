@@ -1,0 +1,50 @@
+"""What a drafter is: every choice that changes its arithmetic, in one frozen record."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: base `theta` and the Hugging Face scaling `type` with its parameters."""
+
+    theta: float = 10000.0
+    type: Literal["default", "linear", "dynamic", "llama3"] = "default"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """The neutral description of an EAGLE-3 drafter (Llama family).
+
+    `aux_layers` are boundaries: boundary k is the input of target layer k, Hugging Face's `hidden_states[k]`.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    draft_vocab_size: int
+    target_hidden_size: int
+    aux_layers: tuple[int, ...]
+    num_layers: int = 1
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 8192
+    hidden_act: str = "silu"
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    # residual of the first layer: False = the fused state itself, True = its normalised form
+    norm_before_residual: bool = False
+    # RMSNorm before fusion: none, one over the concatenation (`input_norm`), or one per feature (`fc_norm.i`)
+    pre_fc_norm: Literal["none", "concat", "per_aux"] = "none"
+    # True: the post-norm state is fed to the next draft step (vLLM, SGLang, speculators `norm_output`)
+    norm_output: bool = False
+    fc_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    own_embedding: bool = False
+
+    @property
+    def num_aux(self) -> int:
+        return len(self.aux_layers)

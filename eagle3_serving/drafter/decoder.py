@@ -1,0 +1,75 @@
+"""The draft decoder layer: a Llama layer whose first instance reads [norm(embedding), norm(hidden)], 2H wide."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eagle3_serving.drafter.config import DrafterConfig
+from eagle3_serving.drafter.layers import Attend, LayerFactory
+from eagle3_serving.errors import InputError
+
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")}
+
+
+class DraftAttention(nn.Module):
+    """Projections and rotary embedding; the attention itself is the caller's `attend`."""
+
+    def __init__(self, config: DrafterConfig, layer: int, factory: LayerFactory) -> None:
+        super().__init__()
+        name, bias = f"layers.{layer}.self_attn", config.attention_bias
+        width = config.hidden_size * (2 if layer == 0 else 1)
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.layer, self.head_dim = layer, config.head_dim
+        self.q_proj = factory.linear(f"{name}.q_proj", width, q_size, bias)
+        self.k_proj = factory.linear(f"{name}.k_proj", width, kv_size, bias)
+        self.v_proj = factory.linear(f"{name}.v_proj", width, kv_size, bias)
+        self.o_proj = factory.linear(f"{name}.o_proj", q_size, config.hidden_size, bias)
+        self.rotary = factory.rotary(config)
+
+    def forward(self, x_BLI: Tensor, positions_BL: Tensor, attend: Attend) -> Tensor:
+        q_BLAD = self.q_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
+        k_BLKD = self.k_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
+        v_BLKD = self.v_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
+        q_BLAD, k_BLKD = self.rotary(positions_BL, q_BLAD, k_BLKD)
+        out: Tensor = self.o_proj(attend(self.layer, q_BLAD, k_BLKD, v_BLKD).flatten(-2))
+        return out
+
+
+class DraftMLP(nn.Module):
+    def __init__(self, config: DrafterConfig, layer: int, factory: LayerFactory) -> None:
+        super().__init__()
+        if config.hidden_act not in ACTIVATIONS:
+            raise InputError(f"hidden_act {config.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
+        name, bias, wide = f"layers.{layer}.mlp", config.mlp_bias, config.intermediate_size
+        self.act = ACTIVATIONS[config.hidden_act]
+        self.gate_proj = factory.linear(f"{name}.gate_proj", config.hidden_size, wide, bias)
+        self.up_proj = factory.linear(f"{name}.up_proj", config.hidden_size, wide, bias)
+        self.down_proj = factory.linear(f"{name}.down_proj", wide, config.hidden_size, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class DraftLayer(nn.Module):
+    """One layer. Layer 0 reads embedding and hidden state; later layers read the hidden state alone."""
+
+    def __init__(self, config: DrafterConfig, layer: int, factory: LayerFactory) -> None:
+        super().__init__()
+        size, eps, name = config.hidden_size, config.rms_norm_eps, f"layers.{layer}"
+        self.layer, self.norm_before_residual = layer, config.norm_before_residual
+        self.hidden_norm = factory.norm(f"{name}.hidden_norm", size, eps)
+        if layer == 0:
+            self.input_layernorm = factory.norm(f"{name}.input_layernorm", size, eps)
+        self.self_attn = DraftAttention(config, layer, factory)
+        self.post_attention_layernorm = factory.norm(f"{name}.post_attention_layernorm", size, eps)
+        self.mlp = DraftMLP(config, layer, factory)
+
+    def forward(self, embedding_BLH: Tensor, hidden_BLH: Tensor, positions_BL: Tensor, attend: Attend) -> Tensor:
+        normed_BLH = self.hidden_norm(hidden_BLH)
+        residual_BLH = normed_BLH if self.norm_before_residual and self.layer == 0 else hidden_BLH
+        inputs = torch.cat([self.input_layernorm(embedding_BLH), normed_BLH], dim=-1) if self.layer == 0 else normed_BLH
+        hidden_BLH = residual_BLH + self.self_attn(inputs, positions_BL, attend)
+        out: Tensor = hidden_BLH + self.mlp(self.post_attention_layernorm(hidden_BLH))
+        return out

@@ -1,0 +1,34 @@
+"""Feature fusion: the target's low, middle and high hidden states become one state (paper, section 3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from eagle3_serving.drafter.config import DrafterConfig
+from eagle3_serving.drafter.layers import LayerFactory
+
+
+class FeatureFusion(nn.Module):
+    """g = fc(concat of A auxiliary features), with an optional norm before `fc`."""
+
+    def __init__(self, config: DrafterConfig, factory: LayerFactory) -> None:
+        super().__init__()
+        width = config.num_aux * config.target_hidden_size
+        self.num_aux = config.num_aux
+        self.kind = config.pre_fc_norm
+        if self.kind == "concat":
+            self.input_norm = factory.norm("input_norm", width, config.rms_norm_eps)
+        elif self.kind == "per_aux":
+            self.fc_norm = nn.ModuleList(
+                factory.norm(f"fc_norm.{i}", config.target_hidden_size, config.rms_norm_eps) for i in range(self.num_aux)
+            )
+        self.fc = factory.linear("fc", width, config.hidden_size, config.fc_bias)
+
+    def forward(self, aux_BLF: Tensor) -> Tensor:
+        """[B, L, A * Ht] -> [B, L, H]."""
+        if self.kind == "concat":
+            aux_BLF = self.input_norm(aux_BLF)
+        elif self.kind == "per_aux":
+            parts = aux_BLF.chunk(self.num_aux, dim=-1)
+            aux_BLF = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
+        fused: Tensor = self.fc(aux_BLF)
+        return fused
