@@ -1,0 +1,118 @@
+"""A start that needs no gradient: ridge regression of the target's next state on what the drafter reads.
+
+The state sought is y = the target's final hidden state at i + 1, rms-normalised. It is fitted as
+y ~ W_a aux_i + W_e norm(embedding_{i+1}). W_a becomes `fc`, whose output is the residual; W_e passes through
+attention heads that look at their own position, at the rank which these heads' values can carry.
+"""
+
+import torch
+from torch import Tensor
+
+from eagle3_serving.drafter.model import Drafter
+from eagle3_serving.train.features import FeatureBatch
+
+
+class Moments:
+    """Second moments of (aux, embedding) against the state sought, gathered batch by batch."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.xx = torch.zeros(inputs, inputs)
+        self.xy = torch.zeros(inputs, outputs)
+        self.rows = 0
+
+    def add(self, x_NI: Tensor, y_NO: Tensor) -> None:
+        self.xx += x_NI.T @ x_NI
+        self.xy += x_NI.T @ y_NO
+        self.rows += len(x_NI)
+
+    def solve(self, ridge: float) -> Tensor:
+        """[I, O] in fp32; the ridge is relative to the mean diagonal."""
+        xx = self.xx.double() / self.rows
+        xx.diagonal().add_(ridge * xx.diagonal().mean())
+        return torch.linalg.solve(xx, self.xy.double() / self.rows).float()
+
+
+def aux_scale(batches: list[FeatureBatch]) -> Tensor:
+    """Root mean square of each auxiliary feature [F] over the response rows."""
+    rows = torch.cat([_rows(batch)[0] for batch in batches])
+    return rows.square().mean(0).sqrt().clamp(min=1e-6)
+
+
+def _rows(batch: FeatureBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """aux_i [N, F], token i + 1 [N], final state at i + 1 [N, H] of every response row."""
+    aux, tokens, final = [], [], []
+    for b, (start, rows) in enumerate(zip(batch.start_B.tolist(), batch.rows_B.tolist(), strict=True)):
+        aux.append(batch.aux_BLF[b, start : start + rows])
+        tokens.append(batch.tokens_BL[b, start + 1 : start + 1 + rows])
+        final.append(batch.final_BRH[b, :rows])
+    return torch.cat(aux), torch.cat(tokens), torch.cat(final)
+
+
+@torch.no_grad()
+def closed_form_start(drafter: Drafter, batches: list[FeatureBatch], norm_weight_H: Tensor, head_VH: Tensor) -> None:
+    """Set `fc`, the final norm and head, and self-looking heads of `drafter` from `batches`, in place.
+
+    `drafter.fuse` must read features already divided by `aux_scale`; `head_VH` is the target's head restricted to
+    the draft vocabulary and `norm_weight_H` the target's final norm.
+    """
+    config, layer = drafter.config, drafter.layers[0]
+    size, features = config.hidden_size, config.num_aux * config.target_hidden_size
+    embedding_VH = torch.nn.functional.rms_norm(drafter.embed_tokens.weight, (size,), eps=config.rms_norm_eps)
+    moments = Moments(features + size, size)
+    for batch in batches:
+        aux_NF, tokens_N, final_NH = _rows(batch)
+        state_NH = final_NH / norm_weight_H
+        state_NH = state_NH * state_NH.square().mean(-1, keepdim=True).rsqrt()
+        moments.add(torch.cat([aux_NF, embedding_VH[tokens_N]], dim=-1), state_NH)
+    solution = moments.solve(ridge=0.01)
+    drafter.fusion.fc.weight.copy_(solution[:features].T)  # type: ignore[union-attr, operator]
+    drafter.norm.weight.copy_(norm_weight_H)  # type: ignore[union-attr, operator]
+    drafter.lm_head.weight.copy_(head_VH)  # type: ignore[union-attr, operator]
+
+    seen_VH = torch.cat([embedding_VH[_rows(batch)[1]] for batch in batches])
+    groups = config.num_attention_heads // config.num_key_value_heads
+    looking = max(1, config.num_key_value_heads - 1)  # one group stays free to learn to look elsewhere
+    _look_at_self(layer.self_attn, seen_VH, range(looking), groups, config.head_dim)
+    _carry(layer.self_attn, solution[features:].T, seen_VH, looking, groups, config.head_dim)
+
+
+def _look_at_self(attention: torch.nn.Module, seen_NH: Tensor, kv_heads: range, groups: int, head_dim: int) -> None:
+    """Give the first query head of each group and its key head one constant vector, so that rotary distance decides.
+
+    A direction w with w . norm(embedding) ~ 1 for every token makes it constant; the score at distance d is then
+    proportional to the sum over pairs of cos(theta_j d), which is largest at d = 0.
+    """
+    size = seen_NH.shape[1]
+    gram = seen_NH.T @ seen_NH / len(seen_NH)
+    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
+    w_H = torch.linalg.solve(gram, seen_NH.mean(0))
+    pairs = head_dim // 2
+    pattern = torch.zeros(head_dim)
+    pattern[: pairs // 2] = 1.0  # the fast half of the pairs: sharp in position
+    strength = (12.0 * head_dim**0.5 / (pairs // 2)) ** 0.5
+    for kv in kv_heads:
+        for weight, head in ((attention.q_proj.weight, kv * groups), (attention.k_proj.weight, kv)):  # type: ignore[union-attr]
+            block = weight[head * head_dim : (head + 1) * head_dim]  # type: ignore[index]
+            block.zero_()
+            block[:, :size] = strength * pattern[:, None] * w_H
+
+
+def _carry(attention: torch.nn.Module, map_HH: Tensor, seen_NH: Tensor, heads: int, groups: int, head_dim: int) -> None:
+    """Factor the embedding's map through the values of the self-looking heads, best in the data's own metric."""
+    size = map_HH.shape[0]
+    rank = heads * head_dim
+    gram = seen_NH.T @ seen_NH / len(seen_NH)
+    values, vectors = torch.linalg.eigh(gram.double() + 1e-6 * torch.eye(size, dtype=torch.double))
+    root = (vectors * values.clamp(min=1e-9).sqrt()) @ vectors.T
+    inverse = (vectors / values.clamp(min=1e-9).sqrt()) @ vectors.T
+    u, s, vt = torch.linalg.svd(map_HH.double() @ root)
+    up = (u[:, :rank] * s[:rank].sqrt()).float()
+    down = (s[:rank, None].sqrt() * (vt[:rank] @ inverse)).float()
+    v_weight, o_weight = attention.v_proj.weight, attention.o_proj.weight  # type: ignore[union-attr]
+    for kv in range(heads):
+        rows = slice(kv * head_dim, (kv + 1) * head_dim)
+        query = kv * groups
+        v_weight[rows] = 0  # type: ignore[index, operator]
+        v_weight[rows, :size] = down[rows]  # type: ignore[index, operator]
+        o_weight[:, kv * groups * head_dim : (kv + 1) * groups * head_dim] *= 0.0  # type: ignore[index, operator]
+        o_weight[:, query * head_dim : (query + 1) * head_dim] = up[:, rows]  # type: ignore[index, operator]

@@ -1,0 +1,223 @@
+"""The training run: batches in, a drafter out; resumable after a kill at any point."""
+
+import json
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eagle3_serving.drafter.model import Drafter
+from eagle3_serving.train.closed_form import aux_scale, closed_form_start
+from eagle3_serving.train.data import Answer, make_batches
+from eagle3_serving.train.features import FeatureBatch, FeatureCache, FeatureExtractor
+from eagle3_serving.train.ttt import ttt_loss
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run goes. `tokens` counts answer tokens seen, repeats included; it sets the learning-rate curve."""
+
+    tokens: int = 2_000_000
+    tokens_per_batch: int = 2048
+    ttt_steps: int = 4
+    step_decay: float = 0.8
+    learning_rate: float = 4e-4
+    fusion_learning_rate: float = 1e-4  # the closed form sets it; 1e-3 was seen to damage it
+    weight_decay: float = 0.0
+    clip: float = 0.5
+    warmup: int = 30
+    ema: float = 0.99
+    closed_form_batches: int = 12
+    save_every: int = 100
+    log_every: int = 10
+    replay: bool = True  # each fresh batch is followed by one already seen: its features cost nothing
+    seed: int = 0
+
+
+class Trainer:
+    """Owns the drafter, its optimiser, their average, and the position in the data."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        extractor: FeatureExtractor,
+        target_norm_H: Tensor,
+        target_head_VH: Tensor,
+        answers: list[Answer],
+        held_out: list[Answer],
+        directory: Path,
+        options: TrainOptions,
+    ) -> None:
+        self.drafter, self.extractor, self.options, self.directory = drafter, extractor, options, directory
+        self.target_norm_H = target_norm_H
+        self.head_VH = target_head_VH[drafter.vocabulary.target_ids].clone()
+        self.to_draft_V = drafter.vocabulary.to_draft()
+        self.batches = make_batches(answers, options.tokens_per_batch, options.seed)
+        self.held_out_answers = held_out
+        self.held_out: list[FeatureBatch] = []
+        self.cache = FeatureCache(directory / "features")
+        self.scale_F = torch.ones(drafter.config.num_aux * drafter.config.target_hidden_size)
+        self.seen_tokens = self.step = 0
+        drafter.train().requires_grad_(True)
+        drafter.embed_tokens.requires_grad_(False)  # the target's own, frozen (paper, section 3.1)
+        fusion = list(drafter.fusion.parameters())
+        rest = [p for n, p in drafter.named_parameters() if p.requires_grad and not n.startswith("fusion.")]
+        self.parameters = fusion + rest
+        groups = [
+            {"params": fusion, "peak": options.fusion_learning_rate},
+            {"params": rest, "peak": options.learning_rate},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=options.weight_decay)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.stopping = False
+
+    # ---- data
+
+    def features(self, index: int) -> FeatureBatch:
+        """Batch `index` with its auxiliary features divided by their scale."""
+        key = f"{index:06d}"
+        batch = self.cache.load(key)
+        if batch is None:
+            batch = self.extractor(self.batches[index])
+            self.cache.save(key, batch)
+        return self.scaled(batch)
+
+    def scaled(self, batch: FeatureBatch) -> FeatureBatch:
+        batch.aux_BLF = batch.aux_BLF / self.scale_F
+        return batch
+
+    def order(self, start: int) -> Iterator[int]:
+        """Batch numbers from step `start` on: a pure function of the step, so that a resumed run sees the same."""
+        count, step = len(self.batches), 0
+        fresh = 0
+        while True:
+            if fresh < count and not (self.options.replay and step % 2 == 1):
+                index, fresh = fresh, fresh + 1
+            else:
+                index = random.Random(f"{self.options.seed}/{step}").randrange(max(1, min(fresh, count)))
+            if step >= start:
+                yield index
+            step += 1
+
+    # ---- the run
+
+    def run(self) -> None:
+        """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
+        if not self.resume():
+            self.start()
+        self.held_out = [self.scaled(self.extractor(b)) for b in make_batches(self.held_out_answers, 2048, 0)]
+        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        bar = tqdm(total=self.options.tokens, initial=self.seen_tokens, unit="tok", unit_scale=True, desc="train")
+        try:
+            for index in self.order(self.step):
+                if self.seen_tokens >= self.options.tokens or self.stopping:
+                    break
+                rows = self.train_step(self.features(index), bar)
+                bar.update(rows)
+                if self.step % self.options.save_every == 0:
+                    self.save()
+                    self.log({"held_out": self.evaluate()})
+        finally:
+            bar.close()
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+        self.save()
+        self.log({"held_out": self.evaluate()})
+
+    def _stop(self, *_: Any) -> None:
+        self.stopping = True
+
+    def start(self) -> None:
+        first = [self.extractor(b) for b in self.batches[: self.options.closed_form_batches]]
+        self.scale_F = aux_scale(first)
+        closed_form_start(self.drafter, [self.scaled(b) for b in first], self.target_norm_H, self.head_VH)
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.log({"options": self.options.__dict__, "batches": len(self.batches)})
+
+    def train_step(self, batch: FeatureBatch, bar: "tqdm[Any]") -> int:
+        o = self.options
+        progress = min(1.0, self.seen_tokens / o.tokens)
+        rate = min(1.0, (self.step + 1) / o.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        result = ttt_loss(self.drafter, batch, self.head_VH, self.to_draft_V, o.ttt_steps, o.step_decay)
+        self.optimizer.zero_grad(set_to_none=True)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
+        self.optimizer.step()
+        # a young average follows closely, an old one slowly
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - min(o.ema, self.step / (self.step + 10)))
+        self.step += 1
+        self.seen_tokens += result.rows
+        if self.step % o.log_every == 0:
+            losses, accuracies = result.losses_S.tolist(), result.accuracies_S.tolist()
+            self.log({"loss": losses, "accuracy": accuracies, "lr": o.learning_rate * rate})
+            bar.set_postfix(loss=f"{losses[0]:.3f}", acc="/".join(f"{a:.2f}" for a in accuracies))
+        return result.rows
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Losses and accuracies per step of the averaged weights on held-out answers."""
+        if not self.held_out:
+            return {}
+        saved = [p.detach().clone() for p in self.parameters]
+        self._assign(self.average)
+        results = [
+            ttt_loss(self.drafter, b, self.head_VH, self.to_draft_V, self.options.ttt_steps, self.options.step_decay)
+            for b in self.held_out
+        ]
+        self._assign(saved)
+        rows = torch.tensor([float(r.rows) for r in results])[:, None]
+        mean = [((torch.stack(x) * rows).sum(0) / rows.sum()).tolist() for x in zip(*[(r.losses_S, r.accuracies_S) for r in results], strict=True)]
+        return {"loss": mean[0], "accuracy": mean[1]}
+
+    @torch.no_grad()
+    def _assign(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    # ---- state on disk
+
+    def log(self, record: dict[str, Any]) -> None:
+        record = {"step": self.step, "tokens": self.seen_tokens, "time": round(time.time(), 1), **record}
+        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save(self) -> None:
+        state = {
+            "drafter": self.drafter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "scale": self.scale_F,
+            "step": self.step,
+            "seen_tokens": self.seen_tokens,
+        }
+        beside = self.directory / ".state.partial"
+        torch.save(state, beside)
+        beside.replace(self.directory / "state.pt")
+
+    def resume(self) -> bool:
+        path = self.directory / "state.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        self.drafter.load_state_dict(state["drafter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.scale_F = state["average"], state["scale"]
+        self.step, self.seen_tokens = state["step"], state["seen_tokens"]
+        return True
+
+    @torch.no_grad()
+    def finished(self) -> Drafter:
+        """The averaged drafter, reading raw features: the scale is folded into `fc`."""
+        self._assign(self.average)
+        self.drafter.fusion.fc.weight.div_(self.scale_F)  # type: ignore[union-attr, operator]
+        return self.drafter.eval().requires_grad_(False)

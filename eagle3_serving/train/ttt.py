@@ -1,0 +1,110 @@
+"""Training-time test (paper, section 3.2): the drafter is unrolled on its own output, as it will be when it drafts."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eagle3_serving.drafter.model import Drafter
+from eagle3_serving.train.features import FeatureBatch
+
+
+class TTTLoss(NamedTuple):
+    """`loss` is the weighted sum over steps; `losses_S` and `accuracies_S` are per step, detached."""
+
+    loss: Tensor
+    losses_S: Tensor
+    accuracies_S: Tensor
+    rows: int
+
+
+class UnrolledAttention:
+    """The paper's attention for training: step 0 is causal over true features, each later step adds its own diagonal.
+
+    Row r at step n stands at position i = start + r and sees the true rows at positions <= i - n and, of each
+    earlier step s = 1..n, the one row of its own chain, at r - (n - s). No L x L x steps mask is ever built.
+    """
+
+    def __init__(self, k_BLKD: Tensor, v_BLKD: Tensor, positions_BR: Tensor) -> None:
+        self.k_BKLD, self.v_BKLD = k_BLKD.transpose(1, 2), v_BLKD.transpose(1, 2)
+        self.positions_BR = positions_BR
+        self.columns_L = torch.arange(k_BLKD.shape[1], device=k_BLKD.device)
+        self.chain: list[tuple[Tensor, Tensor]] = []
+        self.step = 0
+
+    def __call__(self, layer: int, q_BRAD: Tensor, k_BRKD: Tensor, v_BRKD: Tensor) -> Tensor:
+        if self.step > 0:  # at step 0 a row's own key is among the true ones
+            self.chain.append((k_BRKD, v_BRKD))
+        groups = q_BRAD.shape[2] // self.k_BKLD.shape[1]
+        scale = 1 / math.sqrt(q_BRAD.shape[-1])
+        q_BKGRD = q_BRAD.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4) * scale
+        shape = q_BKGRD.shape
+        scores = (q_BKGRD.flatten(2, 3) @ self.k_BKLD.transpose(-1, -2)).unflatten(2, (groups, shape[3]))
+        visible_BRL = self.columns_L <= (self.positions_BR - self.step)[..., None]
+        columns = [scores.masked_fill(~visible_BRL[:, None, None], -torch.inf)]
+        shifted = [(_shift(k, len(self.chain) - 1 - s), _shift(v, len(self.chain) - 1 - s)) for s, (k, v) in enumerate(self.chain)]
+        columns += [(q_BKGRD * k.transpose(1, 2)[:, :, None]).sum(-1, keepdim=True) for k, _ in shifted]
+        weights = torch.cat(columns, dim=-1).softmax(dim=-1)
+        true_L = len(self.columns_L)
+        out = (weights[..., :true_L].flatten(2, 3) @ self.v_BKLD).unflatten(2, (groups, shape[3]))
+        for s, (_, v) in enumerate(shifted):
+            out = out + weights[..., true_L + s, None] * v.transpose(1, 2)[:, :, None]
+        self.step += 1
+        return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _shift(x_BR: Tensor, by: int) -> Tensor:
+    """Move rows down by `by`, zeros above: row r receives row r - by."""
+    return x_BR if by == 0 else F.pad(x_BR, (0, 0) * (x_BR.dim() - 2) + (by, 0))[:, :-by]
+
+
+def ttt_loss(
+    drafter: Drafter, batch: FeatureBatch, target_head_VH: Tensor, to_draft_V: Tensor, steps: int, decay: float
+) -> TTTLoss:
+    """Soft cross-entropy of `steps` chained draft steps, weighted decay**step, mean over valid rows only.
+
+    Labels are the target's distribution renormalised over the draft vocabulary, `target_head_VH` being the target's
+    head restricted to it; a row counts where the answer's own next token lies in the draft vocabulary.
+    """
+    assert drafter.config.num_layers == 1, "training is written for the paper's one layer"
+    length, rows = batch.tokens_BL.shape[1], batch.final_BRH.shape[1]
+    offsets_R = torch.arange(rows)
+    positions_BR = (batch.start_B[:, None] + offsets_R).clamp(max=length - 2)
+    valid_BR = offsets_R < batch.rows_B[:, None] - 1  # the last row has no next token to be held against
+    answer_BR = batch.tokens_BL.gather(1, (positions_BR + 2).clamp(max=length - 1))
+    valid_BR = valid_BR & (to_draft_V[answer_BR] >= 0)
+
+    fused_BLH = drafter.fuse(batch.aux_BLF)[:, : length - 1]
+    next_BL = batch.tokens_BL[:, 1:]
+    k_BLKD, v_BLKD = _true_keys(drafter, fused_BLH, next_BL)
+    tokens_BR = next_BL.gather(1, positions_BR)
+    hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
+    attend = UnrolledAttention(k_BLKD, v_BLKD, positions_BR)
+    with torch.no_grad():
+        labels_BRV = (batch.final_BRH @ target_head_VH.T).softmax(dim=-1)
+
+    total = fused_BLH.new_zeros(())
+    losses, accuracies = [], []
+    for step in range(steps):
+        out = drafter.step(tokens_BR, hidden_BRH, positions_BR, attend)
+        mask_BR = valid_BR & (offsets_R >= step)
+        logits_NV, labels_NV = drafter.logits(out.hidden_BLH[mask_BR]), labels_BRV[mask_BR]
+        loss = F.cross_entropy(logits_NV, labels_NV)
+        total = total + decay**step * loss
+        losses.append(loss.detach())
+        accuracies.append((logits_NV.argmax(-1) == labels_NV.argmax(-1)).float().mean())
+        hidden_BRH = _shift(out.feedback_BLH, 1)
+    return TTTLoss(total, torch.stack(losses), torch.stack(accuracies), int(valid_BR.sum()))
+
+
+def _true_keys(drafter: Drafter, fused_BLH: Tensor, next_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of step 0 at every row, prompt included: all that a prompt row is needed for."""
+    layer = drafter.layers[0]
+    inputs = torch.cat([layer.input_layernorm(drafter.embed_tokens(next_BL)), layer.hidden_norm(fused_BLH)], dim=-1)
+    attention = layer.self_attn
+    k_BLKD = attention.k_proj(inputs).unflatten(-1, (-1, attention.head_dim))
+    v_BLKD = attention.v_proj(inputs).unflatten(-1, (-1, attention.head_dim))
+    positions_BL = torch.arange(next_BL.shape[1], device=next_BL.device).expand_as(next_BL)
+    return attention.rotary(positions_BL, k_BLKD, k_BLKD)[1], v_BLKD
