@@ -55,8 +55,10 @@ class Trainer:
         held_out: list[Answer],
         directory: Path,
         options: TrainOptions,
+        closed_form: bool = True,
     ) -> None:
         self.drafter, self.extractor, self.options, self.directory = drafter, extractor, options, directory
+        self.closed_form = closed_form
         self.target_norm_H = target_norm_H
         self.head_VH = target_head_VH[drafter.vocabulary.target_ids].clone()
         self.to_draft_V = drafter.vocabulary.to_draft()
@@ -138,7 +140,10 @@ class Trainer:
     def start(self) -> None:
         first = [self.extractor(b) for b in self.batches[: self.options.closed_form_batches]]
         self.scale_F = aux_scale(first)
-        closed_form_start(self.drafter, [self.scaled(b) for b in first], self.target_norm_H, self.head_VH)
+        if self.closed_form:
+            closed_form_start(self.drafter, [self.scaled(b) for b in first], self.target_norm_H, self.head_VH)
+        else:  # a drafter that reads raw features goes on reading scaled ones
+            self.drafter.fusion.fc.weight.data.mul_(self.scale_F)  # type: ignore[union-attr, operator]
         self.average = [p.detach().clone() for p in self.parameters]
         self.log({"options": self.options.__dict__, "batches": len(self.batches)})
 

@@ -1,0 +1,29 @@
+# Two commands do everything: `make demo` and `make test`. Both make the environment in .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint format clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup:  ## make or update .venv
+	@$(PYTHON) scripts/setup_env.py
+
+demo: setup  ## a real drafter in a real vLLM server, against the same server without it
+	@$(BIN)/eagle3 demo
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint  ## every check and every test
+	@$(BIN)/python -m pytest
+
+format: setup  ## put the code in the house's form
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,0 +1,94 @@
+"""`eagle3 eval`: acceptance and speed of a drafter on prompts, against plain decoding on the same engine."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from eagle3_serving.errors import InputError
+from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
+
+if TYPE_CHECKING:
+    from eagle3_serving.eval.report import EvalReport
+
+_EXAMPLES = """examples:
+  eagle3 eval --engine vllm --target DIR --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl --k 3
+  eagle3 eval --engine embedded --target DIR --drafter DIR --prompts a.jsonl b.jsonl --limit 10 --json
+
+A prompt is a JSON line {"id": ..., "family": ..., "turns": [...]}; a directory stands for its *.jsonl files.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure a drafter: accepted length, speed against plain decoding, identity",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--engine", choices=ENGINES, required=True)
+    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
+    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter")
+    parser.add_argument(
+        "--prompts", type=Path, nargs="+", required=True, help="JSONL files, or directories of them"
+    )
+    parser.add_argument("--mode", choices=MODES, default="chain")
+    parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
+    parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
+    parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
+    parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
+    parser.add_argument("--batch", type=int, default=1, help="requests in flight (default 1)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (default 128)")
+    parser.add_argument("--limit", type=int, help="only the first N prompts of each family")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="timed rounds; the median is reported (default 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = EvalOptions(
+        engine=args.engine,
+        target=args.target,
+        drafter=args.drafter,
+        prompts=tuple(args.prompts),
+        mode=args.mode,
+        k=args.k,
+        nodes=args.nodes,
+        depth=args.depth,
+        top_k=args.top_k,
+        batch=args.batch,
+        dtype=args.dtype,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        limit=args.limit,
+        repeats=args.repeats,
+    )
+    report = _runner(options.engine)(options)
+    if args.json:
+        print(json.dumps(report.to_json()), flush=True)
+    else:
+        from eagle3_serving.eval.report import print_report
+
+        print_report(report, Console())
+    return 1 if report.overall.identical is False else 0
+
+
+def _runner(engine: str) -> "Callable[[EvalOptions], EvalReport]":
+    # Imported late: an engine's needs must not be asked of the users of another.
+    if engine == "vllm":
+        from eagle3_serving.eval.vllm import run_vllm
+
+        return run_vllm
+    if engine == "embedded":
+        from eagle3_serving.eval.embedded import run_embedded
+
+        return run_embedded
+    raise InputError(f"--engine {engine} is not available yet: use vllm or embedded")

@@ -1,0 +1,76 @@
+"""`eagle3 train`: from prompts to a drafter."""
+
+import argparse
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from eagle3_serving.train.job import TrainJob, train
+from eagle3_serving.train.run import TrainOptions
+
+_EXAMPLES = """examples:
+  eagle3 train --target DIR --prompts prompts.jsonl --out runs/mine
+  eagle3 train --target DIR --answers answers.jsonl --out runs/mine --tokens 3000000
+  eagle3 train --target DIR --answers new.jsonl --init checkpoints/smollm2-135m-instruct --out runs/more
+
+The same command goes on where a kill or Ctrl-C left it. A prompt is a JSON line {"id", "turns": [...]}, an answer
+{"id", "prompt_ids", "response_ids"}. OUT gets drafter/, training.png, log.jsonl, state.pt and features/.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a drafter for a target by training-time test",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the run")
+    parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="prompts for the target to answer (vLLM)")
+    parser.add_argument("--answers", type=Path, nargs="+", default=[], help="answers that the target gave before")
+    parser.add_argument("--init", type=Path, help="a drafter to go on from")
+    parser.add_argument("--limit", type=int, help="only the first N prompts")
+    defaults = TrainJob(Path(), Path())
+    for name, help_text in (
+        ("draft_vocab_size", "tokens that the drafter can propose"),
+        ("max_length", "longest prompt and answer together"),
+        ("max_prompt", "longest prompt"),
+        ("held_out", "answers kept out to measure on"),
+    ):
+        default = getattr(defaults, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=default, help=f"{help_text} (default {default})"
+        )
+    for option in fields(TrainOptions):
+        default = getattr(defaults.options, option.name)
+        if isinstance(default, bool):
+            parser.add_argument(f"--{option.name}", action=argparse.BooleanOptionalAction, default=default)
+        else:
+            parser.add_argument(
+                f"--{option.name.replace('_', '-')}", type=type(default), default=default, help=f"(default {default})"
+            )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = TrainOptions(**{option.name: getattr(args, option.name) for option in fields(TrainOptions)})
+    job = TrainJob(
+        target=args.target,
+        out=args.out,
+        prompts=tuple(args.prompts),
+        answers=tuple(args.answers),
+        init=args.init,
+        draft_vocab_size=args.draft_vocab_size,
+        max_length=args.max_length,
+        max_prompt=args.max_prompt,
+        held_out=args.held_out,
+        limit=args.limit,
+        options=options,
+    )
+    drafter = train(job)
+    last = json.loads((args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    print(json.dumps({"drafter": str(drafter), **last}) if args.json else f"the drafter is in {drafter}")
+    return 0

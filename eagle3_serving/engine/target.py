@@ -1,0 +1,110 @@
+"""A transformers causal LM as a target: explicit positions and mask, logits and auxiliary hidden states out.
+
+Shape letters: B requests, L new rows, S rows in the cache after them, V vocabulary, F = A * H concatenated features.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eagle3_serving.engine.target_cache import TargetCache
+from eagle3_serving.errors import InputError
+
+
+class TargetOutput(NamedTuple):
+    """`logits_BLV` fp32 or the model's dtype; `aux_BLF` the hidden states at the watched boundaries, None without any."""
+
+    logits_BLV: Tensor
+    aux_BLF: Tensor | None
+
+
+class Target:
+    """`model` is a transformers causal LM whose decoder has `layers` and `norm`. Raises InputError where it has not."""
+
+    def __init__(self, model: nn.Module, name: str = "target") -> None:
+        self.model: Any = model.eval()
+        self.name = name
+        config: Any = self.model.config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise InputError(f"{name}: attention of kind {', '.join(sorted(kinds))} is not supported by the embedded engine")
+        self.body: Any = getattr(self.model, "model", None)
+        if not hasattr(self.body, "layers") or not hasattr(self.body, "norm"):
+            raise InputError(f"{name}: {type(model).__name__} is not a decoder of the Llama family; the embedded engine needs one")
+        self.hidden_size, self.vocab_size = int(config.hidden_size), int(config.vocab_size)
+        self.num_layers = int(config.num_hidden_layers)
+        self.max_positions = int(config.max_position_embeddings)
+        self.embedding: Tensor = self.body.embed_tokens.weight
+        self.device, self.dtype = self.embedding.device, self.embedding.dtype
+        self._aux: dict[int, Tensor] = {}
+        self._aux_layers: tuple[int, ...] = ()
+
+    @classmethod
+    def load(cls, directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Target":
+        """The model in a local directory; nothing is fetched. Raises InputError where it cannot be read."""
+        from transformers import AutoModelForCausalLM
+
+        if not (directory / "config.json").is_file():
+            raise InputError(f"{directory}/config.json is missing; a target directory holds a Hugging Face causal LM")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{directory} cannot be loaded as a causal LM: {str(error).splitlines()[0]}") from None
+        return cls(model.to(device), str(directory))
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """End tokens by generation_config.json, else by config.json."""
+        generation = getattr(self.model, "generation_config", None)
+        eos = getattr(generation, "eos_token_id", None)
+        eos = self.model.config.eos_token_id if eos is None else eos
+        return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+
+    def watch(self, aux_layers: Sequence[int]) -> None:
+        """From now on return the hidden states at these boundaries: k is the input of layer k, and of the final norm at k = n."""
+        assert not self._aux_layers, "boundaries are chosen once"
+        self._aux_layers = tuple(aux_layers)
+        for k in self._aux_layers:
+            module: nn.Module = self.body.norm if k == self.num_layers else self.body.layers[k]
+            module.register_forward_pre_hook(partial(self._keep, k), with_kwargs=True)
+
+    def _keep(self, k: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._aux[k] = args[0] if args else kwargs["hidden_states"]
+
+    def new_cache(self, capacity: int) -> TargetCache:
+        """An empty cache of `capacity` rows."""
+        return TargetCache(self.num_layers, capacity)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens_BL: Tensor,
+        positions_BL: Tensor,
+        cache: TargetCache,
+        mask_BLS: Tensor | None = None,
+        last_only: bool = False,
+    ) -> TargetOutput:
+        """Append L rows to `cache`. `mask_BLS` bool, True where a row sees a row; None: causal (a first pass, or L = 1).
+
+        `last_only` computes the logits of the last row alone.
+        """
+        assert mask_BLS is not None or tokens_BL.shape[1] == 1 or cache.length == 0
+        bias = None
+        if mask_BLS is not None:
+            bias = torch.zeros(mask_BLS.shape, dtype=self.dtype, device=self.device)
+            bias = bias.masked_fill_(~mask_BLS, torch.finfo(self.dtype).min)[:, None]
+        output = self.model(
+            input_ids=tokens_BL,
+            attention_mask=bias,
+            position_ids=positions_BL,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1 if last_only else 0,
+        )
+        aux = torch.cat([self._aux[k] for k in self._aux_layers], dim=-1) if self._aux_layers else None
+        self._aux.clear()
+        return TargetOutput(output.logits, aux)

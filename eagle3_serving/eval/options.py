@@ -1,0 +1,50 @@
+"""What an evaluation is asked to do, for every engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eagle3_serving.errors import InputError
+
+ENGINES = ("embedded", "vllm", "sglang")
+MODES = ("chain", "tree", "auto")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """`k` shapes a chain; `nodes`, `depth` and `top_k` a tree. `limit` keeps that many prompts of each family.
+
+    `batch` requests are in flight at once, `repeats` rounds are timed.
+    """
+
+    engine: str
+    target: Path
+    drafter: Path
+    prompts: tuple[Path, ...]
+    mode: str = "chain"
+    k: int = 5
+    nodes: int = 60
+    depth: int = 8
+    top_k: int = 10
+    batch: int = 1
+    dtype: str = "fp32"
+    temperature: float = 0.0
+    max_tokens: int = 128
+    limit: int | None = None
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises InputError naming the first option out of range."""
+        for name in ("k", "nodes", "depth", "top_k", "batch", "max_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1"
+                )
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"--limit is {self.limit}: it must be at least 1")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise InputError(f"--temperature is {self.temperature}: it must be finite and not negative")
+
+    @property
+    def exact(self) -> bool:
+        """Whether token for token equality can be asserted: bf16 changes its rounding with the batch shape."""
+        return self.temperature == 0.0 and self.dtype == "fp32"

@@ -1,0 +1,154 @@
+"""A streaming chat client for a vLLM server, and its counters of speculative decoding."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+import httpx
+import openai
+
+from eagle3_serving.errors import CheckError
+from eagle3_serving.serve.vllm import SERVED_NAME
+
+_COUNTER = re.compile(r"^vllm:spec_decode_num_(\w+?)_total(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
+_POSITION = re.compile(r'position="(\d+)"')
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One streamed answer. Times in seconds from sending the request; `first_token_s` covers the prefill."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    first_token_s: float
+    total_s: float
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class SpecCounters:
+    """vLLM's counters: target passes that verified a draft, draft tokens, those accepted, in all and by position."""
+
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted: int = 0
+    accepted_by_position: tuple[int, ...] = ()
+
+    def __sub__(self, earlier: Self) -> "SpecCounters":
+        before = earlier.accepted_by_position + (0,) * len(self.accepted_by_position)
+        by_position = tuple(now - then for now, then in zip(self.accepted_by_position, before, strict=False))
+        return SpecCounters(
+            self.drafts - earlier.drafts,
+            self.draft_tokens - earlier.draft_tokens,
+            self.accepted - earlier.accepted,
+            by_position,
+        )
+
+    def __add__(self, other: Self) -> "SpecCounters":
+        width = max(len(self.accepted_by_position), len(other.accepted_by_position))
+        mine = self.accepted_by_position + (0,) * (width - len(self.accepted_by_position))
+        theirs = other.accepted_by_position + (0,) * (width - len(other.accepted_by_position))
+        return SpecCounters(
+            self.drafts + other.drafts,
+            self.draft_tokens + other.draft_tokens,
+            self.accepted + other.accepted,
+            tuple(a + b for a, b in zip(mine, theirs, strict=True)),
+        )
+
+
+def parse_counters(metrics: str) -> SpecCounters:
+    """From the text of `/metrics`; all zero where the server does not speculate."""
+    totals: dict[str, int] = {}
+    positions: dict[int, int] = {}
+    for name, labels, value in _COUNTER.findall(metrics):
+        place = _POSITION.search(labels)
+        if name == "accepted_tokens_per_pos" and place is not None:
+            index = int(place.group(1))
+            positions[index] = positions.get(index, 0) + int(float(value))
+        else:
+            totals[name] = totals.get(name, 0) + int(float(value))
+    return SpecCounters(
+        totals.get("drafts", 0),
+        totals.get("draft_tokens", 0),
+        totals.get("accepted_tokens", 0),
+        tuple(positions[index] for index in sorted(positions)),
+    )
+
+
+class ChatClient:
+    """Speaks to one server at `url` (no trailing `/v1`). Raises CheckError where a request fails."""
+
+    def __init__(self, url: str, model: str = SERVED_NAME, timeout_s: float = 600.0) -> None:
+        self.url = url
+        self.model = model
+        self._openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=timeout_s, max_retries=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._openai.close()
+
+    def ask(
+        self,
+        prompt: str,
+        max_tokens: int,
+        temperature: float = 0.0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """One user message, streamed; `on_text` receives each piece of text as it arrives."""
+        text: list[str] = []
+        token_ids: list[int] = []
+        first_token_s = 0.0
+        finish_reason = ""
+        started = time.perf_counter()
+        try:
+            stream = self._openai.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": prompt}],
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stream=True,
+                extra_body={"return_token_ids": True},
+            )
+            for chunk in stream:
+                if not chunk.choices:
+                    continue
+                choice = chunk.choices[0]
+                new_ids: list[int] = getattr(choice, "token_ids", None) or []
+                if new_ids and not token_ids:
+                    first_token_s = time.perf_counter() - started
+                token_ids += new_ids
+                if choice.delta.content:
+                    text.append(choice.delta.content)
+                    if on_text is not None:
+                        on_text(choice.delta.content)
+                finish_reason = choice.finish_reason or finish_reason
+        except (openai.OpenAIError, httpx.HTTPError) as error:
+            raise CheckError(
+                f"the server at {self.url} did not answer: {' '.join(str(error).split())}"
+            ) from None
+        if not token_ids:
+            raise CheckError(f"the server at {self.url} returned no token ids: it must know return_token_ids")
+        total_s = time.perf_counter() - started
+        return Answer("".join(text), tuple(token_ids), first_token_s, total_s, finish_reason)
+
+    def ask_all(
+        self, prompts: Sequence[str], max_tokens: int, temperature: float = 0.0, concurrency: int = 1
+    ) -> tuple[list[Answer], float]:
+        """All answers in the order of the prompts, and the wall seconds, with `concurrency` requests in flight."""
+        started = time.perf_counter()
+        with ThreadPoolExecutor(max_workers=concurrency) as pool:
+            answers = list(pool.map(lambda prompt: self.ask(prompt, max_tokens, temperature), prompts))
+        return answers, time.perf_counter() - started
+
+    def counters(self) -> SpecCounters:
+        try:
+            response = httpx.get(f"{self.url}/metrics", timeout=30.0)
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            raise CheckError(f"the server at {self.url} shows no metrics: {error}") from None
+        return parse_counters(response.text)

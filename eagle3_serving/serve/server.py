@@ -1,0 +1,230 @@
+"""An engine's OpenAI server as a child process: started, waited for, and killed with all its children."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import httpx
+
+from eagle3_serving.errors import CheckError, InputError
+
+HOST = "127.0.0.1"
+_LAST_LINES = 4
+_EXCEPTION = re.compile(r"^\w[\w.]*(Error|Exception|Interrupt)\b|Killed|out of memory")
+# What vLLM and its loggers put before the message: "(EngineCore pid=12) ERROR 11-24 01:56:08 [core.py:9] ".
+_PREFIX = re.compile(r"^(\([\w ]+pid=\d+\) )?((ERROR|CRITICAL|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] )?\s*")
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """How to start a server; `{port}` inside `argv` is replaced by the port."""
+
+    name: str
+    argv: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def claim_port(port: int | None = None) -> int:
+    """A port that can be bound now. Raises InputError where the wanted one is taken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # Without it a port whose last owner just ended looks taken (TIME_WAIT).
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port or 0))
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"port {port} cannot be used ({error}): stop its owner or give another"
+            ) from None
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:
+    """The last lines of a log that say something: the exceptions where there are any, else the tail. Each once."""
+    if not log.is_file():
+        return []
+    lines = [_PREFIX.sub("", line).rstrip() for line in log.read_text(errors="replace").splitlines()]
+    lines = list(dict.fromkeys(line for line in lines if line))
+    return ([line for line in lines if _EXCEPTION.search(line)] or lines)[-count:]
+
+
+@contextmanager
+def log_directory(name: str) -> Iterator[Path]:
+    """A temporary folder for servers' logs; kept where the block fails, since the error names a log in it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"eagle3-{name}-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Server:
+    """Context manager: the server is ready inside the block, and its whole process group is gone after it.
+
+    `ready_s` seconds are given to `/health`; `log` keeps everything the server prints. Raises InputError where
+    the port is taken, CheckError where the server dies or is not ready in time.
+    """
+
+    def __init__(
+        self,
+        command: ServerCommand,
+        log: Path,
+        port: int | None = None,
+        ready_s: float = 300.0,
+        quiet: bool = False,
+    ) -> None:
+        self.command = command
+        self.log = log
+        self.wanted_port = port
+        self.ready_s = ready_s
+        self.quiet = quiet
+        self.port = 0
+        self.startup_s = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._restore: Callable[[], None] = _nothing
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The leader of the process group. Only inside the block."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self._restore = _turn_sigterm_into_exit()
+        try:
+            self.port = claim_port(self.wanted_port)
+            self._start()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Asks the group to end, then kills what is left of it. Safe to call twice."""
+        process, self._process = self._process, None
+        try:
+            if process is not None:
+                _end_group(process, grace_s)
+        finally:
+            self._restore()
+            self._restore = _nothing
+
+    def _start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        argv = [part.replace("{port}", str(self.port)) for part in self.command.argv]
+        with self.log.open("wb") as output:
+            try:
+                self._process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **self.command.environment},
+                    start_new_session=True,  # its own group, so the engine's workers end with it
+                )
+            except OSError as error:
+                raise InputError(f"cannot start {self.command.name}: {error}") from None
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        started = time.monotonic()
+        progress = _ProgressLine(self.command.name, self.quiet)
+        try:
+            while (elapsed := time.monotonic() - started) < self.ready_s:
+                if (code := self._process.poll()) is not None:
+                    raise CheckError(f"{self.command.name} ended at start (exit code {code}): {self._why()}")
+                if self._answers():
+                    self.startup_s = elapsed
+                    return
+                progress.show(elapsed)
+                time.sleep(0.25)
+        finally:
+            progress.end()
+        raise CheckError(f"{self.command.name} was not ready in {self.ready_s:.0f} s: {self._why()}")
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _why(self) -> str:
+        return " | ".join(last_lines(self.log)) + f" (log: {self.log})"
+
+
+class _ProgressLine:
+    """One line on stderr that is rewritten on a terminal, and printed once elsewhere."""
+
+    def __init__(self, name: str, quiet: bool) -> None:
+        self.name = name
+        self.terminal = sys.stderr.isatty() and not quiet
+        if not self.terminal and not quiet:
+            print(f"starting {name} ...", file=sys.stderr, flush=True)
+
+    def show(self, elapsed_s: float) -> None:
+        if self.terminal:
+            print(f"\rstarting {self.name} ... {elapsed_s:3.0f} s", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.terminal:
+            print(file=sys.stderr)
+
+
+def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    _signal_group(process.pid, signal.SIGTERM)
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # Workers can outlive their leader, and a second Ctrl-C must not save them.
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+
+
+def _nothing() -> None:
+    return None
+
+
+def _turn_sigterm_into_exit() -> Callable[[], None]:
+    """SIGTERM becomes SystemExit, so that the context managers above it run. Returns the way back."""
+    if threading.current_thread() is not threading.main_thread():
+        return _nothing
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    return restore

@@ -1,0 +1,76 @@
+"""The command line and the environment of a vLLM server, plain or with an EAGLE-3 drafter."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eagle3_serving.errors import InputError
+from eagle3_serving.serve.server import HOST, ServerCommand
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+SERVED_NAME = "target"
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step."""
+
+    target: Path
+    drafter: Path | None = None
+    k: int = 3
+    dtype: str = "fp32"
+    max_model_len: int = 2048
+    max_num_seqs: int = 16
+    compiled: bool = False
+    kv_cache_gib: int = 1
+
+
+def vllm_command(options: VllmOptions) -> ServerCommand:
+    """Raises InputError where vLLM is missing, a directory is, or an option is out of range."""
+    require_vllm()
+    _check(options)
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--model", str(options.target), "--served-model-name", SERVED_NAME]
+    argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype]]
+    argv += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)]
+    # A prefix kept from an earlier round would make the later rounds' prefill free.
+    argv += ["--no-enable-prefix-caching"]
+    if not options.compiled:
+        argv += ["--enforce-eager"]
+    name = "vLLM (plain)"
+    if options.drafter is not None:
+        speculative = {"method": "eagle3", "model": str(options.drafter), "num_speculative_tokens": options.k}
+        argv += ["--speculative-config", json.dumps(speculative)]
+        name = f"vLLM (EAGLE-3, k={options.k})"
+    return ServerCommand(name, argv, vllm_environment(options))
+
+
+def vllm_environment(options: VllmOptions) -> dict[str, str]:
+    """What the server's environment gets on top of ours; the CPU's own settings only where vLLM runs on the CPU."""
+    environment = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    if on_cpu():
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
+    return environment
+
+
+def on_cpu() -> bool:
+    return not torch.cuda.is_available()
+
+
+def require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError("vLLM is not installed: pip install 'eagle3-serving[vllm]'")
+
+
+def _check(options: VllmOptions) -> None:
+    if options.dtype not in DTYPES:
+        raise InputError(f"dtype {options.dtype!r} is unknown: one of {', '.join(DTYPES)}")
+    if options.k < 1:
+        raise InputError(f"k is {options.k}: at least one draft token a step is needed")
+    for role, directory in (("target", options.target), ("drafter", options.drafter)):
+        if directory is not None and not (directory / "config.json").is_file():
+            raise InputError(f"no config.json in the {role} directory {directory}")

@@ -1,0 +1,126 @@
+"""From prompts or answers to a saved drafter: what `eagle3 train` does, step by step."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from eagle3_serving.checkpoint.config import default_aux_layers
+from eagle3_serving.checkpoint.load import load_drafter
+from eagle3_serving.checkpoint.save import save_drafter
+from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
+from eagle3_serving.errors import InputError
+from eagle3_serving.eval.prompts import read_prompts
+from eagle3_serving.train.answers import generate_answers
+from eagle3_serving.train.data import Answer, choose_vocabulary, read_answers
+from eagle3_serving.train.features import FeatureExtractor
+from eagle3_serving.train.plot import plot_training
+from eagle3_serving.train.run import Trainer, TrainOptions
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """`prompts` are answered by the target first; `answers` are files of answers that it gave before."""
+
+    target: Path
+    out: Path
+    prompts: tuple[Path, ...] = ()
+    answers: tuple[Path, ...] = ()
+    init: Path | None = None
+    draft_vocab_size: int = 4096
+    max_length: int = 640
+    max_prompt: int = 400
+    held_out: int = 60
+    limit: int | None = None
+    options: TrainOptions = field(default_factory=TrainOptions)
+
+
+def train(job: TrainJob) -> Path:
+    """Run `job`, or go on with it where a kill left it. Returns the directory of the drafter, job.out / "drafter"."""
+    if not (job.prompts or job.answers):
+        raise InputError("nothing to train on: give --prompts, --answers or both")
+    if not (job.target / "config.json").is_file():
+        raise InputError(f"no config.json in the target directory {job.target}; eagle3 fetch-target makes one")
+    job.out.mkdir(parents=True, exist_ok=True)
+    files = list(job.answers)
+    if job.prompts:
+        files.append(generate_answers(job.target, _prompts(job), job.out / "answers.jsonl"))
+    answers = [a for a in read_answers(files, job.max_length) if len(a.prompt_ids) <= job.max_prompt]
+    # the kept-out answers are drawn from the ids alone, so that more answers later do not move them
+    random.Random(job.options.seed + 1).shuffle(answers)
+    held_out, answers = answers[: job.held_out], answers[job.held_out :]
+    if not answers:
+        raise InputError(f"only {len(held_out)} usable answers: fewer than --held-out {job.held_out} leave none to train on")
+
+    torch.manual_seed(job.options.seed)
+    torch.set_flush_denormal(True)  # softmax tails would run many times slower
+    model = load_target(job.target)
+    drafter = _drafter(job, model, answers)
+    trainer = Trainer(
+        drafter,
+        FeatureExtractor(model, drafter.config.aux_layers),
+        model.model.norm.weight.detach(),
+        model.lm_head.weight.detach(),
+        answers,
+        held_out,
+        job.out,
+        job.options,
+        closed_form=job.init is None,
+    )
+    trainer.run()
+    save_drafter(trainer.finished(), job.out / "drafter")
+    plot_training(job.out / "log.jsonl", job.out / "training.png")
+    return job.out / "drafter"
+
+
+def _prompts(job: TrainJob) -> Sequence[Any]:
+    return read_prompts(job.prompts, job.limit, family="train")
+
+
+def load_target(directory: Path) -> Any:
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise InputError("transformers is missing: pip install 'eagle3-serving[train]'") from None
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def _drafter(job: TrainJob, model: Any, answers: list[Answer]) -> Drafter:
+    """A published drafter to go on from, or a new one of the target's own shape."""
+    config = model.config
+    embedding = model.model.embed_tokens.weight
+    if job.init is not None:
+        return load_drafter(job.init, target_embedding=embedding, num_target_layers=config.num_hidden_layers)
+    target_ids, coverage = choose_vocabulary(answers, config.vocab_size, job.draft_vocab_size)
+    tokens = sum(len(answer.response_ids) for answer in answers)
+    print(f"{len(answers)} answers, {tokens} tokens; the draft vocabulary covers {coverage:.1%} of them", flush=True)
+    rope = dict(config.rope_parameters)
+    heads = config.num_attention_heads
+    drafter = Drafter(
+        DrafterConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_attention_heads=heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab_size=config.vocab_size,
+            draft_vocab_size=job.draft_vocab_size,
+            target_hidden_size=config.hidden_size,
+            aux_layers=default_aux_layers(config.num_hidden_layers),
+            rms_norm_eps=config.rms_norm_eps,
+            max_position_embeddings=config.max_position_embeddings,
+            hidden_act=config.hidden_act,
+            rope=RopeConfig(rope.pop("rope_theta"), rope.pop("rope_type"), rope),
+        ),
+        target_ids,
+    )
+    for name, parameter in drafter.named_parameters():
+        if parameter.dim() == 2:
+            # a quiet start for what writes to the residual: the closed form is not drowned
+            nn.init.normal_(parameter, std=0.002 if name.endswith(("down_proj.weight", "o_proj.weight")) else 0.02)
+    drafter.embed_tokens.weight.data.copy_(embedding)
+    return drafter

@@ -1,0 +1,64 @@
+"""One depth of the dynamic draft tree: expand the frontier by its most probable children (EAGLE-2 section 4.1).
+
+Shape letters: B requests, K frontier nodes, C candidates of this depth, V draft vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Candidates(NamedTuple):
+    """The pool of nodes a tree is selected from, parents before children.
+
+    `tokens_BC` int64 draft ids, `parents_BC` int64 pool index of the parent or -1 for a child of the root,
+    `scores_BC` fp32 cumulative log-probability (never above the parent's).
+    """
+
+    tokens_BC: Tensor
+    parents_BC: Tensor
+    scores_BC: Tensor
+
+
+class Frontier(NamedTuple):
+    """The nodes the next draft step runs on: `nodes_BK` pool index, `slots_BK` the slot of the parent in the last frontier."""
+
+    tokens_BK: Tensor
+    scores_BK: Tensor
+    nodes_BK: Tensor
+    slots_BK: Tensor
+
+
+def root_frontier(batch: int, device: torch.device | str = "cpu") -> Frontier:
+    """The frontier of one node: the root, whose log-probability is 0."""
+    zeros_B1 = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    return Frontier(zeros_B1, zeros_B1.float(), zeros_B1 - 1, zeros_B1)
+
+
+def expand(logits_BKV: Tensor, frontier: Frontier, top_k: int, pool_size: int) -> tuple[Candidates, Frontier]:
+    """The `top_k` children of every frontier node, and the `top_k` best of those as the next frontier.
+
+    `pool_size` is how many candidates the pool holds already: the first new one gets that index. A score that is not
+    a number becomes -inf, so that a broken draft costs speed and never correctness.
+    """
+    batch, width, vocab = logits_BKV.shape
+    log_probs_BKV = logits_BKV.float().log_softmax(-1).clamp(max=0)
+    best = log_probs_BKV.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(min(top_k, vocab))
+    scores_BC = (frontier.scores_BK[..., None] + best.values).flatten(1)
+    parents_BC = frontier.nodes_BK[..., None].expand_as(best.indices).flatten(1)
+    candidates = Candidates(best.indices.flatten(1), parents_BC, scores_BC)
+    chosen = scores_BC.topk(min(top_k, scores_BC.shape[1]))
+    return candidates, Frontier(
+        tokens_BK=candidates.tokens_BC.gather(1, chosen.indices),
+        scores_BK=chosen.values,
+        nodes_BK=chosen.indices + pool_size,
+        slots_BK=chosen.indices // best.indices.shape[-1],
+    )
+
+
+def pool(depths: Sequence[Candidates]) -> Candidates:
+    """All depths' candidates, in the order of the depths."""
+    tokens, parents, scores = zip(*depths, strict=True)
+    return Candidates(torch.cat(tokens, dim=1), torch.cat(parents, dim=1), torch.cat(scores, dim=1))

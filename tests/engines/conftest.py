@@ -1,0 +1,42 @@
+"""The drafter that ships, and twenty prompts of our own."""
+
+from pathlib import Path
+
+import pytest
+
+DRAFTER = Path(__file__).resolve().parents[2] / "checkpoints" / "smollm2-135m-instruct"
+
+PROMPTS = (
+    "Why is the sky blue?",
+    "Name four animals that live in the desert.",
+    "Write a Python function that reverses a string.",
+    "What is 17 + 26? Explain each step.",
+    "Give me a recipe for pancakes.",
+    "Summarize: The bridge was closed on Monday because a ship had hit one of its pillars. It opens again on Friday.",
+    "Write a short poem about winter.",
+    "Explain how a kite flies.",
+    "List three reasons to drink water.",
+    "Write a SQL query that counts the rows of a table named orders.",
+    "A box holds 8 pens. How many pens are in 9 boxes?",
+    "Tell me a story about a fox and a clock.",
+    "What should I pack for a walk in the mountains?",
+    "Translate to French: Good morning, my friend.",
+    "Write a Python loop that prints the even numbers below 20.",
+    "Who was Marie Curie?",
+    "Rewrite politely: Send me the report now.",
+    "What is the difference between a lake and a pond?",
+    "If a shirt costs 20 euros and is 25% cheaper today, what does it cost?",
+    "Give me three names for a small bakery.",
+)
+
+
+@pytest.fixture(scope="session")
+def drafter_dir() -> Path:
+    if not (DRAFTER / "config.json").is_file():
+        pytest.skip("the drafter has not been trained yet: checkpoints/smollm2-135m-instruct is missing")
+    return DRAFTER
+
+
+@pytest.fixture(scope="session")
+def prompts() -> tuple[str, ...]:
+    return PROMPTS

@@ -1,0 +1,86 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from eagle3_serving.errors import InputError
+from eagle3_serving.eval.options import EvalOptions
+from eagle3_serving.eval.report import print_report
+from eagle3_serving.eval.vllm import Round, accepted_length, run_vllm, summarise
+from eagle3_serving.serve.client import Answer, SpecCounters
+
+OPTIONS = EvalOptions("vllm", Path("target"), Path("drafter"), (Path("p.jsonl"),), k=2, repeats=3)
+
+
+def a_round(plain_s: float, spec_s: float, counters: SpecCounters, identical: bool = True) -> Round:
+    return Round(100, plain_s, 100, spec_s, identical, counters)
+
+
+ROUNDS = {
+    "chat": [a_round(s, 5.0, SpecCounters(50, 100, 50, (40, 10))) for s in (10.0, 8.0, 12.5)],
+    "code": [a_round(10.0, 2.5, SpecCounters(25, 50, 75, (25, 50)))] * 3,
+}
+
+
+def test_the_json_contract() -> None:
+    value = json.loads(json.dumps(summarise(OPTIONS, {"chat": 4, "code": 4}, ROUNDS).to_json()))
+    figures = {
+        "identical",
+        "accepted_length",
+        "speedup",
+        "tokens_per_second",
+        "plain_tokens_per_second",
+        "acceptance_by_position",
+    }
+    assert figures | {"engine", "mode", "batch", "dtype", "temperature", "families"} <= set(value)
+    assert figures <= set(value["families"]["chat"])
+    chat = value["families"]["chat"]
+    assert chat["plain_tokens_per_second"] == 10.0
+    assert chat["plain_tokens_per_second_range"] == [8.0, 12.5]
+    assert chat["speedup"] == 2.0
+    assert chat["accepted_length"] == 2.0
+    assert chat["acceptance_by_position"] == [0.8, 0.2]
+    assert value["speedup"] == pytest.approx(20.0 / 7.5, abs=1e-3)
+    assert value["accepted_length"] == pytest.approx((125 + 75) / 75, abs=1e-3)
+    assert value["prompts"] == 8
+
+
+def test_identity_is_only_claimed_where_it_can_be() -> None:
+    rounds = {"chat": [a_round(1.0, 1.0, SpecCounters(), identical=False)]}
+    assert summarise(OPTIONS, {"chat": 1}, rounds).overall.identical is False
+    for other in (replace(OPTIONS, dtype="bf16"), replace(OPTIONS, temperature=0.7)):
+        assert summarise(other, {"chat": 1}, rounds).overall.identical is None
+
+
+def test_a_round_sees_a_differing_token() -> None:
+    current = Round()
+    same, other = Answer("a", (1, 2), 0.1, 0.2, "stop"), Answer("a", (1, 3), 0.1, 0.2, "stop")
+    current.add(([same], 0.2), ([same], 0.1))
+    assert current.identical
+    current.add(([same], 0.2), ([other], 0.1))
+    assert not current.identical
+    assert (current.plain_tokens, current.tokens) == (4, 4)
+
+
+def test_nothing_drafted_is_one_token_a_pass() -> None:
+    assert accepted_length(SpecCounters()) == 1.0
+
+
+def test_the_table_shows_every_family() -> None:
+    text = io.StringIO()
+    print_report(summarise(OPTIONS, {"chat": 4, "code": 4}, ROUNDS), Console(file=text, width=120))
+    assert all(word in text.getvalue() for word in ("chat", "code", "all", "2.00x", "yes"))
+
+
+def test_a_tree_is_refused_before_anything_starts() -> None:
+    with pytest.raises(InputError, match="--mode tree is not available on vLLM yet"):
+        run_vllm(replace(OPTIONS, mode="tree"))
+
+
+@pytest.mark.parametrize("name", ["k", "batch", "max_tokens", "repeats", "limit"])
+def test_an_option_below_one_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is 0"):
+        EvalOptions("vllm", Path(), Path(), (), **{name: 0})  # type: ignore[arg-type]

@@ -1,0 +1,52 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from eagle3_serving.errors import InputError
+from eagle3_serving.serve import vllm
+from eagle3_serving.serve.vllm import VllmOptions, vllm_command
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(vllm, "require_vllm", lambda: None)
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_a_plain_server_has_no_speculative_config(model: Path) -> None:
+    argv = list(vllm_command(VllmOptions(model, dtype="bf16")).argv)
+    assert "--speculative-config" not in argv
+    assert argv[argv.index("--dtype") + 1] == "bfloat16"
+    assert "--enforce-eager" in argv
+
+
+def test_the_drafter_and_k_reach_vllm(model: Path) -> None:
+    argv = list(vllm_command(VllmOptions(model, model, k=4, compiled=True)).argv)
+    value = json.loads(argv[argv.index("--speculative-config") + 1])
+    assert value == {"method": "eagle3", "model": str(model), "num_speculative_tokens": 4}
+    assert "--enforce-eager" not in argv
+
+
+def test_cpu_settings_stay_on_the_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "on_cpu", lambda: True)
+    assert vllm.vllm_environment(VllmOptions(model))["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    monkeypatch.setattr(vllm, "on_cpu", lambda: False)
+    assert not [name for name in vllm.vllm_environment(VllmOptions(model)) if "CPU" in name]
+
+
+def test_wrong_options_are_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="k is 0"):
+        vllm_command(VllmOptions(model, model, k=0))
+    with pytest.raises(InputError, match="dtype 'int8' is unknown"):
+        vllm_command(VllmOptions(model, dtype="int8"))
+    with pytest.raises(InputError, match=r"no config\.json in the drafter directory"):
+        vllm_command(VllmOptions(model, tmp_path / "none"))
+
+
+def test_a_missing_vllm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"eagle3-serving\[vllm\]"):
+        vllm.require_vllm()
