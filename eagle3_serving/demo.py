@@ -16,7 +16,7 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
-from eagle3_serving.eval.vllm import Round, merge, summarise
+from eagle3_serving.eval.rounds import Round, merge, summarise
 from eagle3_serving.serve.client import Answer, ChatClient
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
@@ -81,7 +81,7 @@ def run_demo(options: DemoOptions, console: Console) -> EvalReport:
             before = spec.counters()
             plain_answer, spec_answer = _ask_both(prompt, plain, spec, options.max_tokens, console)
             current = Round(counters=spec.counters() - before)
-            current.add(([plain_answer], plain_answer.total_s), ([spec_answer], spec_answer.total_s))
+            current.add([plain_answer.token_ids], plain_answer.total_s, [spec_answer.token_ids], spec_answer.total_s)
             family = rounds.setdefault(prompt.family, [Round()])
             family[0] = merge([family[0], current])
     return summarise(shape, {name: len(members) for name, members in by_family(prompts).items()}, rounds)
@@ -154,4 +154,6 @@ class _Columns:
 
 
 def _note(answer: Answer) -> str:
-    return f"{len(answer.token_ids)} tokens in {answer.total_s:.1f} s, {len(answer.token_ids) / answer.total_s:.1f} tok/s"
+    return (
+        f"{len(answer.token_ids)} tokens in {answer.total_s:.1f} s, {len(answer.token_ids) / answer.total_s:.1f} tok/s"
+    )

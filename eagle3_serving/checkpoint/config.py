@@ -28,7 +28,9 @@ def default_aux_layers(num_target_layers: int) -> tuple[int, int, int]:
     return 2, num_target_layers // 2, num_target_layers - 3
 
 
-def parse_config(raw: Json, shapes: dict[str, tuple[int, ...]], num_target_layers: int | None, where: Path) -> DrafterConfig:
+def parse_config(
+    raw: Json, shapes: dict[str, tuple[int, ...]], num_target_layers: int | None, where: Path
+) -> DrafterConfig:
     """Neutral config from a raw config.json and the shapes of the canonically named tensors.
 
     Counts that the tensors tell (layers, widths, biases) come from the tensors, because configs are known to be
@@ -50,7 +52,9 @@ def parse_config(raw: Json, shapes: dict[str, tuple[int, ...]], num_target_layer
     if fc_in == 2 * hidden and "layers.0.hidden_norm.weight" not in shapes:
         raise InputError(f"{where}: fc reads {fc_in} = 2 x hidden_size and there is no hidden_norm: an EAGLE-1/2 draft")
     if fc_in % target_hidden:
-        raise InputError(f"{where}: fc.weight reads {fc_in} features, which is no multiple of target hidden size {target_hidden}")
+        raise InputError(
+            f"{where}: fc.weight reads {fc_in} features, which is no multiple of target hidden size {target_hidden}"
+        )
     pre_norm: Literal["none", "concat", "per_aux"] = "none"
     if "fusion.input_norm.weight" in shapes:
         pre_norm = "concat"
@@ -108,7 +112,7 @@ def _aux_layers(raw: Json, count: int, n: int | None, where: Path) -> tuple[int,
 
 def _rope(layer: Json, where: Path) -> RopeConfig:
     parameters = layer.get("rope_parameters") or layer.get("rope_scaling") or {}
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    kind: Any = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in ("default", "linear", "dynamic", "llama3"):
         raise InputError(f"{where}: rope type {kind!r} is not supported; known are default, linear, dynamic, llama3")
     theta = float(parameters.get("rope_theta") or layer.get("rope_theta") or 10000.0)

@@ -11,6 +11,7 @@ from eagle3_serving.checkpoint.names import canonical_name
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.errors import InputError
 
+
 def load_drafter(
     directory: Path,
     *,
@@ -31,7 +32,9 @@ def load_drafter(
     target_ids = _vocabulary_map(tensors, directory)
     if not config.own_embedding:
         if target_embedding is None:
-            raise InputError(f"{directory}: tensor embed_tokens.weight is missing and no target was given to take it from")
+            raise InputError(
+                f"{directory}: tensor embed_tokens.weight is missing and no target was given to take it from"
+            )
         tensors["embed_tokens.weight"] = target_embedding
     drafter = Drafter(config, target_ids)
     _check_tensors(tensors, {name: tuple(p.shape) for name, p in drafter.named_parameters()}, directory)
@@ -80,9 +83,15 @@ def _vocabulary_map(tensors: dict[str, Tensor], where: Path) -> Tensor | None:
 def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], where: Path) -> None:
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing:
-        raise InputError(f"{where}: tensor {missing[0]} is missing ({len(missing)} in all); the checkpoint is incomplete")
+        raise InputError(
+            f"{where}: tensor {missing[0]} is missing ({len(missing)} in all); the checkpoint is incomplete"
+        )
     if unexpected:
-        raise InputError(f"{where}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all); not a Llama EAGLE-3 drafter")
+        raise InputError(
+            f"{where}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all); not a Llama EAGLE-3 drafter"
+        )
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
-            raise InputError(f"{where}: tensor {name} has shape {tuple(tensors[name].shape)}, config.json implies {shape}")
+            raise InputError(
+                f"{where}: tensor {name} has shape {tuple(tensors[name].shape)}, config.json implies {shape}"
+            )

@@ -22,9 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--target", type=Path, help="directory of the target (default: the embedded SmolLM2-135M)"
-    )
+    parser.add_argument("--target", type=Path, help="directory of the target (default: the embedded SmolLM2-135M)")
     parser.add_argument("--drafter", type=Path, help="directory of the drafter (default: the one that ships)")
     parser.add_argument("--k", type=int, help="draft tokens a step")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens an answer (default 64)")

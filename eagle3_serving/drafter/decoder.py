@@ -1,5 +1,7 @@
 """The draft decoder layer: a Llama layer whose first instance reads [norm(embedding), norm(hidden)], 2H wide."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,7 +10,11 @@ from eagle3_serving.drafter.config import DrafterConfig
 from eagle3_serving.drafter.layers import Attend, LayerFactory
 from eagle3_serving.errors import InputError
 
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh")}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
 
 
 class DraftAttention(nn.Module):

@@ -19,7 +19,8 @@ class FeatureFusion(nn.Module):
             self.input_norm = factory.norm("input_norm", width, config.rms_norm_eps)
         elif self.kind == "per_aux":
             self.fc_norm = nn.ModuleList(
-                factory.norm(f"fc_norm.{i}", config.target_hidden_size, config.rms_norm_eps) for i in range(self.num_aux)
+                factory.norm(f"fc_norm.{i}", config.target_hidden_size, config.rms_norm_eps)
+                for i in range(self.num_aux)
             )
         self.fc = factory.linear("fc", width, config.hidden_size, config.fc_bias)
 

@@ -15,7 +15,7 @@ class Attend(Protocol):
     rotary embedding; returns [B, L, A, D]. `layer` counts the drafter's own layers from 0.
     """
 
-    def __call__(self, layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor) -> Tensor: ...
+    def __call__(self, layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, /) -> Tensor: ...
 
 
 class RMSNorm(nn.Module):
@@ -28,6 +28,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear or norm layer, whoever lent it."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 class LayerFactory:

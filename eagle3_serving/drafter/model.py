@@ -57,5 +57,12 @@ class Drafter(nn.Module):
         return logits_BLV
 
     @property
+    def first_layer(self) -> DraftLayer:
+        """The layer that reads embedding and hidden state: the only one in the paper's drafter."""
+        layer = self.layers[0]
+        assert isinstance(layer, DraftLayer)
+        return layer
+
+    @property
     def dtype(self) -> torch.dtype:
-        return self.norm.weight.dtype  # type: ignore[return-value, union-attr]
+        return next(self.norm.parameters()).dtype

@@ -36,8 +36,12 @@ class DraftVocabulary(nn.Module):
 def check_vocabulary(target_ids: Tensor, vocab_size: int, draft_vocab_size: int) -> None:
     """Raise InputError unless the map has the right length, is in range and names no token twice."""
     if target_ids.shape != (draft_vocab_size,):
-        raise InputError(f"d2t has shape {tuple(target_ids.shape)}, expected ({draft_vocab_size},) from draft_vocab_size")
+        raise InputError(
+            f"d2t has shape {tuple(target_ids.shape)}, expected ({draft_vocab_size},) from draft_vocab_size"
+        )
     if int(target_ids.min()) < 0 or int(target_ids.max()) >= vocab_size:
         raise InputError(f"d2t maps to a token outside 0..{vocab_size - 1}; is it stored as absolute ids, not offsets?")
     if len(torch.unique(target_ids)) != draft_vocab_size:
-        raise InputError("d2t maps two draft tokens to the same target token; is it stored as absolute ids, not offsets?")
+        raise InputError(
+            "d2t maps two draft tokens to the same target token; is it stored as absolute ids, not offsets?"
+        )

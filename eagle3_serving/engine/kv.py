@@ -3,7 +3,6 @@
 Shape letters: B requests, K key-value heads, S rows of the buffer, L new rows, D head size.
 """
 
-import torch
 from torch import Tensor
 
 

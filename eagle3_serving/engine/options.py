@@ -31,7 +31,9 @@ class DecodeOptions:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.temperature != 0.0:
-            raise InputError(f"temperature {self.temperature:g}: the embedded engine decodes greedily only; use temperature 0")
+            raise InputError(
+                f"temperature {self.temperature:g}: the embedded engine decodes greedily only; use temperature 0"
+            )
 
     @property
     def shape(self) -> TreeShape:

@@ -31,10 +31,14 @@ class Target:
         config: Any = self.model.config
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
-            raise InputError(f"{name}: attention of kind {', '.join(sorted(kinds))} is not supported by the embedded engine")
+            raise InputError(
+                f"{name}: attention of kind {', '.join(sorted(kinds))} is not supported by the embedded engine"
+            )
         self.body: Any = getattr(self.model, "model", None)
-        if not hasattr(self.body, "layers") or not hasattr(self.body, "norm"):
-            raise InputError(f"{name}: {type(model).__name__} is not a decoder of the Llama family; the embedded engine needs one")
+        if self.body is None or not hasattr(self.body, "layers") or not hasattr(self.body, "norm"):
+            raise InputError(
+                f"{name}: {type(model).__name__} is not a decoder of the Llama family; the embedded engine needs one"
+            )
         self.hidden_size, self.vocab_size = int(config.hidden_size), int(config.vocab_size)
         self.num_layers = int(config.num_hidden_layers)
         self.max_positions = int(config.max_position_embeddings)

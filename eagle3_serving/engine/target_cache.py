@@ -17,7 +17,9 @@ class TargetCacheLayer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: the buffer makes itself."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         return self.rows.append(key_states, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -38,6 +40,7 @@ class TargetCache(Cache):  # type: ignore[misc, unused-ignore]
     def length(self) -> int:
         return int(self.layers[0].get_seq_length())
 
+    @torch.inference_mode()  # the buffers were made in it
     def keep(self, start: int, rows: list[int]) -> None:
         """Keep only `rows` (counted from `start`, ascending) of those at `start` and after, at linear places."""
         in_place = rows == list(range(len(rows)))

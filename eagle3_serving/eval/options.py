@@ -36,9 +36,7 @@ class EvalOptions:
         """Raises InputError naming the first option out of range."""
         for name in ("k", "nodes", "depth", "top_k", "batch", "max_tokens", "repeats"):
             if getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1"
-                )
+                raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit is {self.limit}: it must be at least 1")
         if not 0.0 <= self.temperature < float("inf"):

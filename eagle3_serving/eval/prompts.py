@@ -64,9 +64,7 @@ def _read_line(line: str, where: str, family: str | None) -> Prompt:
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(value, dict):
-        raise InputError(
-            f"{where}: a prompt is an object with id, family and turns, not {type(value).__name__}"
-        )
+        raise InputError(f"{where}: a prompt is an object with id, family and turns, not {type(value).__name__}")
     if family is not None:
         value.setdefault("family", family)
     for key in ("id", "family"):

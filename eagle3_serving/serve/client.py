@@ -11,6 +11,7 @@ import httpx
 import openai
 
 from eagle3_serving.errors import CheckError
+from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.serve.vllm import SERVED_NAME
 
 _COUNTER = re.compile(r"^vllm:spec_decode_num_(\w+?)_total(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
@@ -26,37 +27,6 @@ class Answer:
     first_token_s: float
     total_s: float
     finish_reason: str
-
-
-@dataclass(frozen=True)
-class SpecCounters:
-    """vLLM's counters: target passes that verified a draft, draft tokens, those accepted, in all and by position."""
-
-    drafts: int = 0
-    draft_tokens: int = 0
-    accepted: int = 0
-    accepted_by_position: tuple[int, ...] = ()
-
-    def __sub__(self, earlier: Self) -> "SpecCounters":
-        before = earlier.accepted_by_position + (0,) * len(self.accepted_by_position)
-        by_position = tuple(now - then for now, then in zip(self.accepted_by_position, before, strict=False))
-        return SpecCounters(
-            self.drafts - earlier.drafts,
-            self.draft_tokens - earlier.draft_tokens,
-            self.accepted - earlier.accepted,
-            by_position,
-        )
-
-    def __add__(self, other: Self) -> "SpecCounters":
-        width = max(len(self.accepted_by_position), len(other.accepted_by_position))
-        mine = self.accepted_by_position + (0,) * (width - len(self.accepted_by_position))
-        theirs = other.accepted_by_position + (0,) * (width - len(other.accepted_by_position))
-        return SpecCounters(
-            self.drafts + other.drafts,
-            self.draft_tokens + other.draft_tokens,
-            self.accepted + other.accepted,
-            tuple(a + b for a, b in zip(mine, theirs, strict=True)),
-        )
 
 
 def parse_counters(metrics: str) -> SpecCounters:
@@ -128,9 +98,7 @@ class ChatClient:
                         on_text(choice.delta.content)
                 finish_reason = choice.finish_reason or finish_reason
         except (openai.OpenAIError, httpx.HTTPError) as error:
-            raise CheckError(
-                f"the server at {self.url} did not answer: {' '.join(str(error).split())}"
-            ) from None
+            raise CheckError(f"the server at {self.url} did not answer: {' '.join(str(error).split())}") from None
         if not token_ids:
             raise CheckError(f"the server at {self.url} returned no token ids: it must know return_token_ids")
         total_s = time.perf_counter() - started

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -45,9 +45,7 @@ def claim_port(port: int | None = None) -> int:
         try:
             probe.bind((HOST, port or 0))
         except (OSError, OverflowError) as error:
-            raise InputError(
-                f"port {port} cannot be used ({error}): stop its owner or give another"
-            ) from None
+            raise InputError(f"port {port} cannot be used ({error}): stop its owner or give another") from None
         number: int = probe.getsockname()[1]
         return number
 
@@ -81,7 +79,7 @@ class Server:
         command: ServerCommand,
         log: Path,
         port: int | None = None,
-        ready_s: float = 300.0,
+        ready_s: float = 600.0,
         quiet: bool = False,
     ) -> None:
         self.command = command
@@ -204,10 +202,8 @@ def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass
 
 
 def _nothing() -> None:

@@ -8,6 +8,8 @@ attention heads that look at their own position, at the rank which these heads' 
 import torch
 from torch import Tensor
 
+from eagle3_serving.drafter.decoder import DraftAttention
+from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.train.features import FeatureBatch
 
@@ -29,7 +31,8 @@ class Moments:
         """[I, O] in fp32; the ridge is relative to the mean diagonal."""
         xx = self.xx.double() / self.rows
         xx.diagonal().add_(ridge * xx.diagonal().mean())
-        return torch.linalg.solve(xx, self.xy.double() / self.rows).float()
+        solution: Tensor = torch.linalg.solve(xx, self.xy.double() / self.rows).float()
+        return solution
 
 
 def aux_scale(batches: list[FeatureBatch]) -> Tensor:
@@ -55,7 +58,7 @@ def closed_form_start(drafter: Drafter, batches: list[FeatureBatch], norm_weight
     `drafter.fuse` must read features already divided by `aux_scale`; `head_VH` is the target's head restricted to
     the draft vocabulary and `norm_weight_H` the target's final norm.
     """
-    config, layer = drafter.config, drafter.layers[0]
+    config, attention = drafter.config, drafter.first_layer.self_attn
     size, features = config.hidden_size, config.num_aux * config.target_hidden_size
     embedding_VH = torch.nn.functional.rms_norm(drafter.embed_tokens.weight, (size,), eps=config.rms_norm_eps)
     moments = Moments(features + size, size)
@@ -65,18 +68,18 @@ def closed_form_start(drafter: Drafter, batches: list[FeatureBatch], norm_weight
         state_NH = state_NH * state_NH.square().mean(-1, keepdim=True).rsqrt()
         moments.add(torch.cat([aux_NF, embedding_VH[tokens_N]], dim=-1), state_NH)
     solution = moments.solve(ridge=0.01)
-    drafter.fusion.fc.weight.copy_(solution[:features].T)  # type: ignore[union-attr, operator]
-    drafter.norm.weight.copy_(norm_weight_H)  # type: ignore[union-attr, operator]
-    drafter.lm_head.weight.copy_(head_VH)  # type: ignore[union-attr, operator]
+    weight_of(drafter.fusion.fc).copy_(solution[:features].T)
+    weight_of(drafter.norm).copy_(norm_weight_H)
+    weight_of(drafter.lm_head).copy_(head_VH)
 
     seen_VH = torch.cat([embedding_VH[_rows(batch)[1]] for batch in batches])
     groups = config.num_attention_heads // config.num_key_value_heads
     looking = max(1, config.num_key_value_heads - 1)  # one group stays free to learn to look elsewhere
-    _look_at_self(layer.self_attn, seen_VH, range(looking), groups, config.head_dim)
-    _carry(layer.self_attn, solution[features:].T, seen_VH, looking, groups, config.head_dim)
+    _look_at_self(attention, seen_VH, range(looking), groups, config.head_dim)
+    _carry(attention, solution[features:].T, seen_VH, looking, groups, config.head_dim)
 
 
-def _look_at_self(attention: torch.nn.Module, seen_NH: Tensor, kv_heads: range, groups: int, head_dim: int) -> None:
+def _look_at_self(attention: DraftAttention, seen_NH: Tensor, kv_heads: range, groups: int, head_dim: int) -> None:
     """Give the first query head of each group and its key head one constant vector, so that rotary distance decides.
 
     A direction w with w . norm(embedding) ~ 1 for every token makes it constant; the score at distance d is then
@@ -91,13 +94,13 @@ def _look_at_self(attention: torch.nn.Module, seen_NH: Tensor, kv_heads: range, 
     pattern[: pairs // 2] = 1.0  # the fast half of the pairs: sharp in position
     strength = (12.0 * head_dim**0.5 / (pairs // 2)) ** 0.5
     for kv in kv_heads:
-        for weight, head in ((attention.q_proj.weight, kv * groups), (attention.k_proj.weight, kv)):  # type: ignore[union-attr]
-            block = weight[head * head_dim : (head + 1) * head_dim]  # type: ignore[index]
+        for weight, head in ((weight_of(attention.q_proj), kv * groups), (weight_of(attention.k_proj), kv)):
+            block = weight[head * head_dim : (head + 1) * head_dim]
             block.zero_()
             block[:, :size] = strength * pattern[:, None] * w_H
 
 
-def _carry(attention: torch.nn.Module, map_HH: Tensor, seen_NH: Tensor, heads: int, groups: int, head_dim: int) -> None:
+def _carry(attention: DraftAttention, map_HH: Tensor, seen_NH: Tensor, heads: int, groups: int, head_dim: int) -> None:
     """Factor the embedding's map through the values of the self-looking heads, best in the data's own metric."""
     size = map_HH.shape[0]
     rank = heads * head_dim
@@ -108,11 +111,11 @@ def _carry(attention: torch.nn.Module, map_HH: Tensor, seen_NH: Tensor, heads: i
     u, s, vt = torch.linalg.svd(map_HH.double() @ root)
     up = (u[:, :rank] * s[:rank].sqrt()).float()
     down = (s[:rank, None].sqrt() * (vt[:rank] @ inverse)).float()
-    v_weight, o_weight = attention.v_proj.weight, attention.o_proj.weight  # type: ignore[union-attr]
+    v_weight, o_weight = weight_of(attention.v_proj), weight_of(attention.o_proj)
     for kv in range(heads):
         rows = slice(kv * head_dim, (kv + 1) * head_dim)
         query = kv * groups
-        v_weight[rows] = 0  # type: ignore[index, operator]
-        v_weight[rows, :size] = down[rows]  # type: ignore[index, operator]
-        o_weight[:, kv * groups * head_dim : (kv + 1) * groups * head_dim] *= 0.0  # type: ignore[index, operator]
-        o_weight[:, query * head_dim : (query + 1) * head_dim] = up[:, rows]  # type: ignore[index, operator]
+        v_weight[rows] = 0
+        v_weight[rows, :size] = down[rows]
+        o_weight[:, kv * groups * head_dim : (kv + 1) * groups * head_dim] *= 0.0
+        o_weight[:, query * head_dim : (query + 1) * head_dim] = up[:, rows]

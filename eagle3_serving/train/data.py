@@ -40,7 +40,9 @@ def read_answers(files: Iterable[Path], max_length: int) -> list[Answer]:
                 prompt, response = tuple(map(int, row["prompt_ids"])), tuple(map(int, row["response_ids"]))
                 answer = Answer(str(row["id"]), prompt, response[: max(0, max_length - len(prompt))])
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}:{number}: not an answer with id, prompt_ids and response_ids ({error})") from None
+                raise InputError(
+                    f"{path}:{number}: not an answer with id, prompt_ids and response_ids ({error})"
+                ) from None
             if len(answer.response_ids) >= 3:
                 answers.append(answer)
     if not answers:

@@ -46,7 +46,8 @@ class FeatureExtractor:
         kept: dict[int, Tensor] = {}
         layers: nn.ModuleList = self.body.layers  # type: ignore[assignment]
         hooks = [
-            layers[k].register_forward_pre_hook(lambda _, args, k=k: kept.__setitem__(k, args[0])) for k in self.aux_layers
+            layers[k].register_forward_pre_hook(lambda _, args, k=k: kept.__setitem__(k, args[0]))
+            for k in self.aux_layers
         ]
         try:
             # right padding under a causal mask never reaches the real rows

@@ -54,7 +54,9 @@ def train(job: TrainJob) -> Path:
     random.Random(job.options.seed + 1).shuffle(answers)
     held_out, answers = answers[: job.held_out], answers[job.held_out :]
     if not answers:
-        raise InputError(f"only {len(held_out)} usable answers: fewer than --held-out {job.held_out} leave none to train on")
+        raise InputError(
+            f"only {len(held_out)} usable answers: fewer than --held-out {job.held_out} leave none to train on"
+        )
 
     torch.manual_seed(job.options.seed)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower

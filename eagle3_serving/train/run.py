@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
@@ -143,7 +144,7 @@ class Trainer:
         if self.closed_form:
             closed_form_start(self.drafter, [self.scaled(b) for b in first], self.target_norm_H, self.head_VH)
         else:  # a drafter that reads raw features goes on reading scaled ones
-            self.drafter.fusion.fc.weight.data.mul_(self.scale_F)  # type: ignore[union-attr, operator]
+            weight_of(self.drafter.fusion.fc).data.mul_(self.scale_F)
         self.average = [p.detach().clone() for p in self.parameters]
         self.log({"options": self.options.__dict__, "batches": len(self.batches)})
 
@@ -159,7 +160,9 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
         self.optimizer.step()
         # a young average follows closely, an old one slowly
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - min(o.ema, self.step / (self.step + 10)))
+        torch._foreach_lerp_(
+            self.average, [p.detach() for p in self.parameters], 1 - min(o.ema, self.step / (self.step + 10))
+        )
         self.step += 1
         self.seen_tokens += result.rows
         if self.step % o.log_every == 0:
@@ -181,7 +184,10 @@ class Trainer:
         ]
         self._assign(saved)
         rows = torch.tensor([float(r.rows) for r in results])[:, None]
-        mean = [((torch.stack(x) * rows).sum(0) / rows.sum()).tolist() for x in zip(*[(r.losses_S, r.accuracies_S) for r in results], strict=True)]
+        mean = [
+            ((torch.stack(x) * rows).sum(0) / rows.sum()).tolist()
+            for x in zip(*[(r.losses_S, r.accuracies_S) for r in results], strict=True)
+        ]
         return {"loss": mean[0], "accuracy": mean[1]}
 
     @torch.no_grad()
@@ -224,5 +230,5 @@ class Trainer:
     def finished(self) -> Drafter:
         """The averaged drafter, reading raw features: the scale is folded into `fc`."""
         self._assign(self.average)
-        self.drafter.fusion.fc.weight.div_(self.scale_F)  # type: ignore[union-attr, operator]
+        weight_of(self.drafter.fusion.fc).div_(self.scale_F)
         return self.drafter.eval().requires_grad_(False)

@@ -39,20 +39,24 @@ class UnrolledAttention:
             self.chain.append((k_BRKD, v_BRKD))
         groups = q_BRAD.shape[2] // self.k_BKLD.shape[1]
         scale = 1 / math.sqrt(q_BRAD.shape[-1])
-        q_BKGRD = q_BRAD.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4) * scale
+        q_BKGRD = torch.unflatten(q_BRAD, 2, (-1, groups)).permute(0, 2, 3, 1, 4) * scale
         shape = q_BKGRD.shape
-        scores = (q_BKGRD.flatten(2, 3) @ self.k_BKLD.transpose(-1, -2)).unflatten(2, (groups, shape[3]))
+        scores = torch.unflatten(q_BKGRD.flatten(2, 3) @ self.k_BKLD.transpose(-1, -2), 2, (groups, shape[3]))
         visible_BRL = self.columns_L <= (self.positions_BR - self.step)[..., None]
         columns = [scores.masked_fill(~visible_BRL[:, None, None], -torch.inf)]
-        shifted = [(_shift(k, len(self.chain) - 1 - s), _shift(v, len(self.chain) - 1 - s)) for s, (k, v) in enumerate(self.chain)]
+        shifted = [
+            (_shift(k, len(self.chain) - 1 - s), _shift(v, len(self.chain) - 1 - s))
+            for s, (k, v) in enumerate(self.chain)
+        ]
         columns += [(q_BKGRD * k.transpose(1, 2)[:, :, None]).sum(-1, keepdim=True) for k, _ in shifted]
         weights = torch.cat(columns, dim=-1).softmax(dim=-1)
         true_L = len(self.columns_L)
-        out = (weights[..., :true_L].flatten(2, 3) @ self.v_BKLD).unflatten(2, (groups, shape[3]))
+        out = torch.unflatten(weights[..., :true_L].flatten(2, 3) @ self.v_BKLD, 2, (groups, shape[3]))
         for s, (_, v) in enumerate(shifted):
             out = out + weights[..., true_L + s, None] * v.transpose(1, 2)[:, :, None]
         self.step += 1
-        return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
+        mixed: Tensor = out.permute(0, 3, 1, 2, 4).flatten(2, 3)
+        return mixed
 
 
 def _shift(x_BR: Tensor, by: int) -> Tensor:
@@ -101,7 +105,7 @@ def ttt_loss(
 
 def _true_keys(drafter: Drafter, fused_BLH: Tensor, next_BL: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of step 0 at every row, prompt included: all that a prompt row is needed for."""
-    layer = drafter.layers[0]
+    layer = drafter.first_layer
     inputs = torch.cat([layer.input_layernorm(drafter.embed_tokens(next_BL)), layer.hidden_norm(fused_BLH)], dim=-1)
     attention = layer.self_attn
     k_BLKD = attention.k_proj(inputs).unflatten(-1, (-1, attention.head_dim))

@@ -43,9 +43,8 @@ def expand(logits_BKV: Tensor, frontier: Frontier, top_k: int, pool_size: int) -
     `pool_size` is how many candidates the pool holds already: the first new one gets that index. A score that is not
     a number becomes -inf, so that a broken draft costs speed and never correctness.
     """
-    batch, width, vocab = logits_BKV.shape
     log_probs_BKV = logits_BKV.float().log_softmax(-1).clamp(max=0)
-    best = log_probs_BKV.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(min(top_k, vocab))
+    best = log_probs_BKV.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(min(top_k, logits_BKV.shape[-1]))
     scores_BC = (frontier.scores_BK[..., None] + best.values).flatten(1)
     parents_BC = frontier.nodes_BK[..., None].expand_as(best.indices).flatten(1)
     candidates = Candidates(best.indices.flatten(1), parents_BC, scores_BC)

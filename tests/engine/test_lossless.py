@@ -25,7 +25,9 @@ def test_tokens_equal_plain_decoding(seed: int, options: DecodeOptions) -> None:
     speculative = engine.generate(prompt, options)
     assert speculative.token_ids == plain.token_ids
     assert len(plain.token_ids) == plain.passes == 60
-    assert len(speculative.token_ids) - 1 == sum(speculative.accepted) + speculative.steps - _last_bonus_cut(speculative.accepted, 60)
+    assert len(speculative.token_ids) - 1 == sum(speculative.accepted) + speculative.steps - _last_bonus_cut(
+        speculative.accepted, 60
+    )
 
 
 def _last_bonus_cut(accepted: tuple[int, ...], limit: int) -> int:
@@ -53,7 +55,9 @@ def test_siblings_are_accepted_and_their_kv_is_moved(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(TargetCache, "keep", spy)
     engine = tiny_engine(1)
-    speculative = engine.generate([1, 2, 3], DecodeOptions(max_new_tokens=80, mode="tree", nodes=150, depth=2, top_k=12))
+    speculative = engine.generate(
+        [1, 2, 3], DecodeOptions(max_new_tokens=80, mode="tree", nodes=150, depth=2, top_k=12)
+    )
     assert any(rows != list(range(len(rows))) for rows in moved)
     assert min(speculative.accepted[:-1]) >= 1  # every child of the root is in the tree
     assert max(speculative.accepted) == 2

@@ -1,10 +1,6 @@
-"""The drafter that ships, and twenty prompts of our own."""
-
-from pathlib import Path
+"""Twenty prompts of our own."""
 
 import pytest
-
-DRAFTER = Path(__file__).resolve().parents[2] / "checkpoints" / "smollm2-135m-instruct"
 
 PROMPTS = (
     "Why is the sky blue?",
@@ -28,13 +24,6 @@ PROMPTS = (
     "If a shirt costs 20 euros and is 25% cheaper today, what does it cost?",
     "Give me three names for a small bakery.",
 )
-
-
-@pytest.fixture(scope="session")
-def drafter_dir() -> Path:
-    if not (DRAFTER / "config.json").is_file():
-        pytest.skip("the drafter has not been trained yet: checkpoints/smollm2-135m-instruct is missing")
-    return DRAFTER
 
 
 @pytest.fixture(scope="session")

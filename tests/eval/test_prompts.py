@@ -9,9 +9,7 @@ from eagle3_serving.eval.prompts import by_family, read_prompts
 
 
 def line(number: int, family: str) -> str:
-    return json.dumps(
-        {"id": f"{family}-{number}", "family": family, "turns": [f"question {number}"], "source": "x"}
-    )
+    return json.dumps({"id": f"{family}-{number}", "family": family, "turns": [f"question {number}"], "source": "x"})
 
 
 def write(path: Path, *lines: str) -> Path:

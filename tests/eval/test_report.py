@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.report import print_report
-from eagle3_serving.eval.vllm import Round, accepted_length, run_vllm, summarise
-from eagle3_serving.serve.client import Answer, SpecCounters
+from eagle3_serving.eval.rounds import Round, summarise
+from eagle3_serving.eval.vllm import run_vllm
 
 OPTIONS = EvalOptions("vllm", Path("target"), Path("drafter"), (Path("p.jsonl"),), k=2, repeats=3)
 
@@ -57,16 +58,15 @@ def test_identity_is_only_claimed_where_it_can_be() -> None:
 
 def test_a_round_sees_a_differing_token() -> None:
     current = Round()
-    same, other = Answer("a", (1, 2), 0.1, 0.2, "stop"), Answer("a", (1, 3), 0.1, 0.2, "stop")
-    current.add(([same], 0.2), ([same], 0.1))
+    current.add([(1, 2)], 0.2, [(1, 2)], 0.1)
     assert current.identical
-    current.add(([same], 0.2), ([other], 0.1))
+    current.add([(1, 2)], 0.2, [(1, 3)], 0.1)
     assert not current.identical
     assert (current.plain_tokens, current.tokens) == (4, 4)
 
 
 def test_nothing_drafted_is_one_token_a_pass() -> None:
-    assert accepted_length(SpecCounters()) == 1.0
+    assert SpecCounters().accepted_length == 1.0
 
 
 def test_the_table_shows_every_family() -> None:

@@ -1,7 +1,8 @@
 import pytest
 
 from eagle3_serving.errors import CheckError
-from eagle3_serving.serve.client import ChatClient, SpecCounters, parse_counters
+from eagle3_serving.eval.counters import SpecCounters
+from eagle3_serving.serve.client import ChatClient, parse_counters
 from eagle3_serving.serve.server import HOST, claim_port
 
 METRICS = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.

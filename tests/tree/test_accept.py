@@ -1,9 +1,9 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tree_strategies import parents_batches, path_to
 
 from eagle3_serving.tree import PADDING, accept_greedy, tree_layout, with_root
-from tree_strategies import parents_batches, path_to
 
 
 def longest_path(tokens: list[int], parents: list[int], argmax: list[int]) -> list[int]:

@@ -2,7 +2,7 @@ import itertools
 import math
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle3_serving.tree import NO_PARENT, DraftTree, expand, pool, root_frontier, select
@@ -19,8 +19,11 @@ def grow(model_VV: torch.Tensor, batch: int, depth: int, top_k: int, nodes: int)
     return select(pool(depths), nodes)
 
 
-@given(st.integers(1, 3), st.integers(2, 5), st.integers(1, 4), st.integers(1, 30), st.integers(0, 1000))
-def test_tree_equals_brute_force_where_nothing_is_cut(batch: int, vocab: int, depth: int, nodes: int, seed: int) -> None:
+@settings(max_examples=40)
+@given(st.integers(1, 2), st.integers(2, 4), st.integers(1, 4), st.integers(1, 30), st.integers(0, 1000))
+def test_tree_equals_brute_force_where_nothing_is_cut(
+    batch: int, vocab: int, depth: int, nodes: int, seed: int
+) -> None:
     model = torch.randn(batch, vocab, vocab, generator=torch.Generator().manual_seed(seed))
     tree = grow(model, batch, depth, top_k=vocab**depth, nodes=nodes)
     log_probs = model.log_softmax(-1)

@@ -1,8 +1,8 @@
 import torch
 from hypothesis import given
+from tree_strategies import parents_batches, path_to
 
 from eagle3_serving.tree import PADDING, chain_parents, paths_of, positions, tree_layout, with_root
-from tree_strategies import parents_batches, path_to
 
 
 @given(parents_batches())

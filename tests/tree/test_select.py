@@ -1,9 +1,9 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tree_strategies import pools
 
 from eagle3_serving.tree import NO_PARENT, PADDING, Candidates, select
-from tree_strategies import pools
 
 
 @given(pools(), st.integers(1, 24))

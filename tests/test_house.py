@@ -1,0 +1,66 @@
+"""The rules that make the project a house."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eagle3_serving import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(
+    path
+    for folder in ("eagle3_serving", "plugins", "benchmarks", "tests", "scripts")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_outgrows_its_concept(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_the_core_imports_no_engine() -> None:
+    core = [path for path in SOURCES if path.is_relative_to(ROOT / "eagle3_serving")]
+    assert core
+    for path in core:
+        assert not {name.split(".")[0] for name in imports(path)} & {"vllm", "sglang"}, path
+
+
+def test_the_tree_knows_tensors_not_models() -> None:
+    for path in (ROOT / "eagle3_serving" / "tree").glob("*.py"):
+        ours = {name for name in imports(path) if name.startswith("eagle3_serving")}
+        assert all(name.startswith("eagle3_serving.tree") for name in ours), path
+
+
+def test_the_dockerfile_passes_its_linter() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_help_has_examples() -> None:
+    for command in ("demo", "fetch-target", "eval", "train"):
+        done = subprocess.run(
+            [sys.executable, "-m", "eagle3_serving.cli.main", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "examples:" in done.stdout
