@@ -58,8 +58,8 @@ def main() -> int:
     steps = (
         lambda: run(str(PYTHON), "-m", "pip", "install", "--quiet", "uv"),
         install_torch,
-        # the override keeps the CPU torch that is there: no index is asked for another
-        lambda: uv("install", *pins, TORCH, *packages),
+        # the pin keeps the CPU torch that is there; bytecode now, or every server start compiles the engine again
+        lambda: uv("install", "--compile-bytecode", *pins, TORCH, *packages),
     )
     for step in steps:
         if not step():
