@@ -1,0 +1,118 @@
+"""A run that was stopped goes on to the very weights that an undisturbed run reaches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eagle3_serving.drafter import Drafter, DrafterConfig
+from eagle3_serving.train.data import Answer
+from eagle3_serving.train.features import FeatureExtractor
+from eagle3_serving.train.plot import plot_training
+from eagle3_serving.train.run import Trainer, TrainOptions
+
+VOCAB, HIDDEN = 24, 16
+
+
+@pytest.fixture(scope="module")
+def target() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def answers(target: Any) -> list[Answer]:
+    """The target's own greedy answers to random prompts."""
+    prompts = torch.randint(0, VOCAB, (24, 5), generator=torch.Generator().manual_seed(1))
+    said = target.generate(prompts, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return [Answer(str(n), tuple(row[:5]), tuple(row[5:])) for n, row in enumerate(said.tolist())]
+
+
+def make_trainer(
+    target: Any, answers: list[Answer], directory: Path, tokens: int = 1200, rate: float = 4e-4
+) -> Trainer:
+    directory.mkdir(exist_ok=True)
+    torch.manual_seed(2)
+    config = DrafterConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        vocab_size=VOCAB,
+        draft_vocab_size=VOCAB,
+        target_hidden_size=HIDDEN,
+        aux_layers=(1, 2, 3),
+        rms_norm_eps=1e-6,
+    )
+    drafter = Drafter(config)
+    drafter.embed_tokens.weight.data.copy_(target.model.embed_tokens.weight)
+    options = TrainOptions(
+        tokens=tokens,
+        learning_rate=rate,
+        tokens_per_batch=60,
+        ttt_steps=2,
+        warmup=2,
+        closed_form_batches=3,
+        save_every=4,
+        log_every=1,
+    )
+    norm, head = target.model.norm.weight.detach(), target.lm_head.weight.detach()
+    extractor = FeatureExtractor(target, config.aux_layers)
+    return Trainer(drafter, extractor, norm, head, answers[4:], answers[:4], directory, options)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(
+    target: Any, answers: list[Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_trainer(target, answers, tmp_path / "whole")
+    whole.run()
+    assert whole.step > 10
+    stopped = make_trainer(target, answers, tmp_path / "stopped")
+    step = stopped.train_step
+
+    def stop_after_six(*args: Any) -> int:
+        stopped.stopping = stopped.step == 5
+        return step(*args)
+
+    monkeypatch.setattr(stopped, "train_step", stop_after_six)
+    stopped.run()
+    assert stopped.step == 6
+    resumed = make_trainer(target, answers, tmp_path / "stopped")
+    resumed.run()
+    assert resumed.step == whole.step
+    for ours, theirs in zip(resumed.parameters, whole.parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_training_teaches(target: Any, answers: list[Answer], tmp_path: Path) -> None:
+    trainer = make_trainer(target, answers, tmp_path / "run", tokens=6000, rate=5e-3)
+    trainer.run()
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    # the first quarter sees every batch at least once, and so does the last
+    right = [sum(record["accuracy"]) for record in records if "loss" in record]
+    quarter = len(right) // 4
+    assert sum(right[-quarter:]) > 1.5 * sum(right[:quarter])
+    plot = plot_training(tmp_path / "run" / "log.jsonl", tmp_path / "training.png")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_scale_is_folded_into_the_fusion(target: Any, answers: list[Answer], tmp_path: Path) -> None:
+    trainer = make_trainer(target, answers, tmp_path / "run", tokens=100)
+    trainer.run()
+    raw = trainer.extractor(trainer.batches[0]).aux_BLF
+    average = trainer.average[0].clone()
+    expected = (raw / trainer.scale_F) @ average.T
+    torch.testing.assert_close(trainer.finished().fuse(raw), expected, atol=1e-4, rtol=1e-4)
