@@ -65,7 +65,11 @@ def main() -> int:
         return 0
     STAMP.unlink(missing_ok=True)  # an install that is interrupted from here on must not look whole
     if not (PYTHON.exists() and has_pip()):
-        venv.create(VENV, clear=VENV.exists(), with_pip=True)
+        try:
+            venv.create(VENV, clear=VENV.exists(), with_pip=True)
+        except subprocess.CalledProcessError:
+            print("setup: this Python cannot make an environment with pip (on Debian: python3-venv)", file=sys.stderr)
+            return 2
     packages = ("-e", ".[demo,train,dev]", VLLM)
     pins = ("--override", "requirements/overrides.txt", *PINS, "--build-constraint", "requirements/cpu.txt")
     steps = (
@@ -83,4 +87,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,6 +1,8 @@
 """The rules that make the project a house."""
 
 import ast
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,36 @@ def test_the_dockerfile_passes_its_linter() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def tracked() -> list[Path]:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: what is tracked is not known")
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_machine() -> None:
+    # written in pieces, or this file would name them itself
+    folders, hosts = "|".join(("work", "opt", "tmp", "root")), "|".join(("pypi", "pythonhosted", "pytorch"))
+    machine = re.compile(rf"(?<![\w.~/}}-])/(?:{folders})/|\.\./shar(?:ed)|(?:{hosts})\.org")
+    found = []
+    for path in tracked():
+        # prompts may speak of any path
+        if path.suffix in {".jsonl", ".safetensors", ".png"}:
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            if match := machine.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
+    assert not found
+
+
+def test_the_image_runs_as_nobody_special() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users and users[-1] not in {"root", "0"}
+    images = [line.split()[1] for line in lines if line.startswith("FROM ") and "$" not in line]
+    assert images and all(":" in image and not image.endswith(":latest") for image in images)
 
 
 def test_the_changelog_knows_this_version() -> None:
