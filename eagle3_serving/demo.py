@@ -1,7 +1,6 @@
 """The demonstration: the same questions to a plain server and to one with the drafter, side by side."""
 
 import importlib.resources
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import Round, merge, summarise
 from eagle3_serving.serve.client import Answer, ChatClient
-from eagle3_serving.serve.server import Server, log_directory
-from eagle3_serving.serve.vllm import VllmOptions, vllm_command
+from eagle3_serving.serve.side_by_side import side_by_side
+from eagle3_serving.serve.vllm import VllmOptions
 
 DEFAULT_K = 2
 DEFAULT_DRAFTER = Path("checkpoints") / "smollm2-135m-instruct"
@@ -65,18 +64,9 @@ def run_demo(options: DemoOptions, console: Console) -> EvalReport:
         dtype=options.dtype,
         max_tokens=options.max_tokens,
     )
-    base = VllmOptions(options.target, k=options.k, dtype=options.dtype)
-    plain_command = vllm_command(base)
-    spec_command = vllm_command(VllmOptions(options.target, options.drafter, options.k, options.dtype))
     rounds: dict[str, list[Round]] = {}
-    with ExitStack() as stack:
-        logs = stack.enter_context(log_directory("demo"))
-        plain_server = stack.enter_context(Server(plain_command, logs / "plain.log"))
-        spec_server = stack.enter_context(Server(spec_command, logs / "spec.log"))
-        plain = stack.enter_context(ChatClient(plain_server.url))
-        spec = stack.enter_context(ChatClient(spec_server.url))
-        for client in (plain, spec):
-            client.ask("Name three colours.", max_tokens=16)
+    server = VllmOptions(options.target, options.drafter, options.k, options.dtype)
+    with side_by_side(server, "demo") as (plain, spec):
         for prompt in prompts:
             before = spec.counters()
             plain_answer, spec_answer = _ask_both(prompt, plain, spec, options.max_tokens, console)

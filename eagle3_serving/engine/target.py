@@ -109,6 +109,19 @@ class Target:
             use_cache=True,
             logits_to_keep=1 if last_only else 0,
         )
-        aux = torch.cat([self._aux[k] for k in self._aux_layers], dim=-1) if self._aux_layers else None
+        return TargetOutput(output.logits, self._take_aux())
+
+    @torch.inference_mode()
+    def hidden_states(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """A causal pass without cache or head: watched boundaries [B, L, F] and the state after the final norm [B, L, H]."""
+        final_BLH: Tensor = self.body(input_ids=tokens_BL, use_cache=False).last_hidden_state
+        aux_BLF = self._take_aux()
+        assert aux_BLF is not None, "watch boundaries first"
+        return aux_BLF, final_BLH
+
+    def _take_aux(self) -> Tensor | None:
+        if not self._aux_layers:
+            return None
+        aux_BLF = torch.cat([self._aux[k] for k in self._aux_layers], dim=-1)
         self._aux.clear()
-        return TargetOutput(output.logits, aux)
+        return aux_BLF

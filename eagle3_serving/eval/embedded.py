@@ -12,6 +12,7 @@ from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import Round, summarise
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,12 +26,12 @@ def run_embedded(options: EvalOptions) -> EvalReport:
     mode = _supported(options)
     families = by_family(read_prompts(options.prompts, options.limit))
     engine = EmbeddedEngine.load(options.target, options.drafter, DTYPES[options.dtype])
-    tokenizer = _tokenizer(options)
+    tokenizer = load_tokenizer(options.target)
     speculative = DecodeOptions(
         options.max_tokens, mode, k=options.k, nodes=options.nodes, depth=options.depth, top_k=options.top_k
     )
     plain = DecodeOptions(options.max_tokens, "plain")
-    engine.generate(_ids(tokenizer, "Name three colours."), DecodeOptions(8, mode))  # warm-up
+    engine.generate(chat_ids(tokenizer, "Name three colours."), DecodeOptions(8, mode))  # warm-up
     rounds: dict[str, list[Round]] = {name: [] for name in families}
     total = options.repeats * sum(map(len, families.values()))
     with tqdm(total=total, desc=f"{options.mode} against plain", unit="prompt") as bar:
@@ -60,7 +61,7 @@ def _round(
 ) -> Round:
     result = Round()
     for number, prompt in enumerate(prompts):
-        ids = _ids(tokenizer, prompt.turns[0])
+        ids = chat_ids(tokenizer, prompt.turns[0])
         order = (plain, speculative) if number % 2 == 0 else (speculative, plain)
         said = {options.mode: engine.generate(ids, options) for options in order}
         alone, drafted = said["plain"], said[speculative.mode]
@@ -75,15 +76,3 @@ def _counters(generation: Generation) -> SpecCounters:
     # every pass yields its bonus token, so what is above one a pass was drafted; the prefill's own token is not counted
     accepted = len(generation.token_ids) - 1 - generation.steps
     return SpecCounters(generation.steps, 0, accepted, generation.accepted_by_position)
-
-
-def _tokenizer(options: EvalOptions) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(options.target)
-
-
-def _ids(tokenizer: Any, prompt: str) -> list[int]:
-    message = [{"role": "user", "content": prompt}]
-    ids: list[int] = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return ids

@@ -1,8 +1,6 @@
 """Plain and speculative vLLM side by side: two servers at once, each batch of prompts sent to one after the other."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import Progress
@@ -13,10 +11,8 @@ from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import Round, summarise
 from eagle3_serving.serve.client import Answer, ChatClient
-from eagle3_serving.serve.server import Server, log_directory
-from eagle3_serving.serve.vllm import VllmOptions, vllm_command
-
-_WARM_UP = "Name three colours."
+from eagle3_serving.serve.side_by_side import side_by_side
+from eagle3_serving.serve.vllm import VllmOptions
 
 
 def run_vllm(options: EvalOptions) -> EvalReport:
@@ -29,16 +25,9 @@ def run_vllm(options: EvalOptions) -> EvalReport:
     if options.mode != "chain":
         raise InputError(f"--mode {options.mode} is not available on vLLM yet: use --mode chain")
     families = by_family(read_prompts(options.prompts, options.limit))
-    base = VllmOptions(options.target, k=options.k, dtype=options.dtype, max_num_seqs=max(16, options.batch))
-    plain = vllm_command(base)
-    spec = vllm_command(replace(base, drafter=options.drafter))
-    with ExitStack() as stack:
-        logs = stack.enter_context(log_directory("eval"))
-        plain_server = stack.enter_context(Server(plain, logs / "plain.log"))
-        spec_server = stack.enter_context(Server(spec, logs / "spec.log"))
-        plain_client = stack.enter_context(ChatClient(plain_server.url))
-        spec_client = stack.enter_context(ChatClient(spec_server.url))
-        rounds = measure(options, families, plain_client, spec_client)
+    server = VllmOptions(options.target, options.drafter, options.k, options.dtype, max_num_seqs=max(16, options.batch))
+    with side_by_side(server, "eval") as (plain, spec):
+        rounds = measure(options, families, plain, spec)
     return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds)
 
 
@@ -46,8 +35,6 @@ def measure(
     options: EvalOptions, families: dict[str, list[Prompt]], plain: ChatClient, spec: ChatClient
 ) -> dict[str, list[Round]]:
     """Family -> its rounds, in order."""
-    for client in (plain, spec):
-        client.ask(_WARM_UP, max_tokens=16)
     rounds: dict[str, list[Round]] = {name: [] for name in families}
     total = options.repeats * sum(len(prompts) for prompts in families.values())
     with Progress(console=Console(stderr=True)) as progress:

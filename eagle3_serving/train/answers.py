@@ -13,6 +13,7 @@ from eagle3_serving.eval.prompts import Prompt
 from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 
 def generate_answers(
@@ -34,9 +35,7 @@ def generate_answers(
     todo = [(number, prompt) for number, prompt in enumerate(prompts) if prompt.id not in done]
     if not todo:
         return out
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(target)
+    tokenizer = load_tokenizer(target)
     options = VllmOptions(target, dtype=dtype, max_num_seqs=concurrency, kv_cache_gib=2)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -51,8 +50,7 @@ def generate_answers(
         def answer(number: int, prompt: Prompt) -> dict[str, Any]:
             heat = temperature if number % 2 else 0.0
             said = client.ask(prompt.turns[0], max_tokens, heat)
-            message = [{"role": "user", "content": prompt.turns[0]}]
-            ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+            ids = chat_ids(tokenizer, prompt.turns[0])
             return {"id": prompt.id, "temperature": heat, "prompt_ids": ids, "response_ids": list(said.token_ids)}
 
         jobs = [pool.submit(answer, number, prompt) for number, prompt in todo]

@@ -62,33 +62,37 @@ def closed_form_start(drafter: Drafter, batches: list[FeatureBatch], norm_weight
     size, features = config.hidden_size, config.num_aux * config.target_hidden_size
     embedding_VH = torch.nn.functional.rms_norm(drafter.embed_tokens.weight, (size,), eps=config.rms_norm_eps)
     moments = Moments(features + size, size)
+    seen = []
     for batch in batches:
         aux_NF, tokens_N, final_NH = _rows(batch)
         state_NH = final_NH / norm_weight_H
         state_NH = state_NH * state_NH.square().mean(-1, keepdim=True).rsqrt()
-        moments.add(torch.cat([aux_NF, embedding_VH[tokens_N]], dim=-1), state_NH)
+        seen.append(embedding_VH[tokens_N])
+        moments.add(torch.cat([aux_NF, seen[-1]], dim=-1), state_NH)
     solution = moments.solve(ridge=0.01)
     weight_of(drafter.fusion.fc).copy_(solution[:features].T)
     weight_of(drafter.norm).copy_(norm_weight_H)
     weight_of(drafter.lm_head).copy_(head_VH)
 
-    seen_VH = torch.cat([embedding_VH[_rows(batch)[1]] for batch in batches])
+    seen_NH = torch.cat(seen)
+    gram_HH = seen_NH.T @ seen_NH / len(seen_NH)
     groups = config.num_attention_heads // config.num_key_value_heads
     looking = max(1, config.num_key_value_heads - 1)  # one group stays free to learn to look elsewhere
-    _look_at_self(attention, seen_VH, range(looking), groups, config.head_dim)
-    _carry(attention, solution[features:].T, seen_VH, looking, groups, config.head_dim)
+    _look_at_self(attention, gram_HH, seen_NH.mean(0), range(looking), groups, config.head_dim)
+    _carry(attention, solution[features:].T, gram_HH, looking, groups, config.head_dim)
 
 
-def _look_at_self(attention: DraftAttention, seen_NH: Tensor, kv_heads: range, groups: int, head_dim: int) -> None:
+def _look_at_self(
+    attention: DraftAttention, gram_HH: Tensor, mean_H: Tensor, kv_heads: range, groups: int, head_dim: int
+) -> None:
     """Give the first query head of each group and its key head one constant vector, so that rotary distance decides.
 
     A direction w with w . norm(embedding) ~ 1 for every token makes it constant; the score at distance d is then
     proportional to the sum over pairs of cos(theta_j d), which is largest at d = 0.
     """
-    size = seen_NH.shape[1]
-    gram = seen_NH.T @ seen_NH / len(seen_NH)
-    gram.diagonal().add_(1e-3 * gram.diagonal().mean())
-    w_H = torch.linalg.solve(gram, seen_NH.mean(0))
+    size = len(mean_H)
+    ridge = 1e-3 * gram_HH.diagonal().mean()
+    w_H = torch.linalg.solve(gram_HH + ridge * torch.eye(size), mean_H)
     pairs = head_dim // 2
     pattern = torch.zeros(head_dim)
     pattern[: pairs // 2] = 1.0  # the fast half of the pairs: sharp in position
@@ -100,12 +104,11 @@ def _look_at_self(attention: DraftAttention, seen_NH: Tensor, kv_heads: range, g
             block[:, :size] = strength * pattern[:, None] * w_H
 
 
-def _carry(attention: DraftAttention, map_HH: Tensor, seen_NH: Tensor, heads: int, groups: int, head_dim: int) -> None:
+def _carry(attention: DraftAttention, map_HH: Tensor, gram_HH: Tensor, heads: int, groups: int, head_dim: int) -> None:
     """Factor the embedding's map through the values of the self-looking heads, best in the data's own metric."""
     size = map_HH.shape[0]
     rank = heads * head_dim
-    gram = seen_NH.T @ seen_NH / len(seen_NH)
-    values, vectors = torch.linalg.eigh(gram.double() + 1e-6 * torch.eye(size, dtype=torch.double))
+    values, vectors = torch.linalg.eigh(gram_HH.double() + 1e-6 * torch.eye(size, dtype=torch.double))
     root = (vectors * values.clamp(min=1e-9).sqrt()) @ vectors.T
     inverse = (vectors / values.clamp(min=1e-9).sqrt()) @ vectors.T
     u, s, vt = torch.linalg.svd(map_HH.double() @ root)
@@ -117,5 +120,5 @@ def _carry(attention: DraftAttention, map_HH: Tensor, seen_NH: Tensor, heads: in
         query = kv * groups
         v_weight[rows] = 0
         v_weight[rows, :size] = down[rows]
-        o_weight[:, kv * groups * head_dim : (kv + 1) * groups * head_dim] *= 0.0
+        o_weight[:, kv * groups * head_dim : (kv + 1) * groups * head_dim] = 0
         o_weight[:, query * head_dim : (query + 1) * head_dim] = up[:, rows]

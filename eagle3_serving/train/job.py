@@ -1,23 +1,21 @@
 """From prompts or answers to a saved drafter: what `eagle3 train` does, step by step."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from eagle3_serving.checkpoint.config import default_aux_layers
-from eagle3_serving.checkpoint.load import load_drafter
 from eagle3_serving.checkpoint.save import save_drafter
 from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
+from eagle3_serving.engine.pair import load_for
+from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import read_prompts
 from eagle3_serving.train.answers import generate_answers
 from eagle3_serving.train.data import Answer, choose_vocabulary, read_answers
-from eagle3_serving.train.features import FeatureExtractor
 from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.run import Trainer, TrainOptions
 
@@ -48,9 +46,13 @@ def train(job: TrainJob) -> Path:
     job.out.mkdir(parents=True, exist_ok=True)
     files = list(job.answers)
     if job.prompts:
-        files.append(generate_answers(job.target, _prompts(job), job.out / "answers.jsonl"))
+        files.append(
+            generate_answers(
+                job.target, read_prompts(job.prompts, job.limit, family="train"), job.out / "answers.jsonl"
+            )
+        )
     answers = [a for a in read_answers(files, job.max_length) if len(a.prompt_ids) <= job.max_prompt]
-    # the kept-out answers are drawn from the ids alone, so that more answers later do not move them
+    # by chance, not from the end: the files are ordered by source
     random.Random(job.options.seed + 1).shuffle(answers)
     held_out, answers = answers[: job.held_out], answers[job.held_out :]
     if not answers:
@@ -60,43 +62,18 @@ def train(job: TrainJob) -> Path:
 
     torch.manual_seed(job.options.seed)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
-    model = load_target(job.target)
-    drafter = _drafter(job, model, answers)
-    trainer = Trainer(
-        drafter,
-        FeatureExtractor(model, drafter.config.aux_layers),
-        model.model.norm.weight.detach(),
-        model.lm_head.weight.detach(),
-        answers,
-        held_out,
-        job.out,
-        job.options,
-        closed_form=job.init is None,
-    )
+    target = Target.load(job.target)
+    drafter = load_for(target, job.init) if job.init is not None else _new_drafter(job, target, answers)
+    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, closed_form=job.init is None)
     trainer.run()
     save_drafter(trainer.finished(), job.out / "drafter")
     plot_training(job.out / "log.jsonl", job.out / "training.png")
     return job.out / "drafter"
 
 
-def _prompts(job: TrainJob) -> Sequence[Any]:
-    return read_prompts(job.prompts, job.limit, family="train")
-
-
-def load_target(directory: Path) -> Any:
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise InputError("transformers is missing: pip install 'eagle3-serving[train]'") from None
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval().requires_grad_(False)
-
-
-def _drafter(job: TrainJob, model: Any, answers: list[Answer]) -> Drafter:
-    """A published drafter to go on from, or a new one of the target's own shape."""
-    config = model.config
-    embedding = model.model.embed_tokens.weight
-    if job.init is not None:
-        return load_drafter(job.init, target_embedding=embedding, num_target_layers=config.num_hidden_layers)
+def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafter:
+    """One layer of the target's own shape, over the answers' most frequent tokens."""
+    config = target.model.config
     target_ids, coverage = choose_vocabulary(answers, config.vocab_size, job.draft_vocab_size)
     tokens = sum(len(answer.response_ids) for answer in answers)
     print(f"{len(answers)} answers, {tokens} tokens; the draft vocabulary covers {coverage:.1%} of them", flush=True)
@@ -124,5 +101,5 @@ def _drafter(job: TrainJob, model: Any, answers: list[Answer]) -> Drafter:
         if parameter.dim() == 2:
             # a quiet start for what writes to the residual: the closed form is not drowned
             nn.init.normal_(parameter, std=0.002 if name.endswith(("down_proj.weight", "o_proj.weight")) else 0.02)
-    drafter.embed_tokens.weight.data.copy_(embedding)
+    drafter.embed_tokens.weight.data.copy_(target.embedding)
     return drafter

@@ -6,7 +6,8 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from tqdm import tqdm
 
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
+from eagle3_serving.engine.target import Target
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
-from eagle3_serving.train.features import FeatureBatch, FeatureCache, FeatureExtractor
+from eagle3_serving.train.features import FeatureBatch, FeatureCache, extract_features
 from eagle3_serving.train.ttt import ttt_loss
 
 
@@ -49,19 +51,19 @@ class Trainer:
     def __init__(
         self,
         drafter: Drafter,
-        extractor: FeatureExtractor,
-        target_norm_H: Tensor,
-        target_head_VH: Tensor,
+        target: Target,
         answers: list[Answer],
         held_out: list[Answer],
         directory: Path,
         options: TrainOptions,
         closed_form: bool = True,
     ) -> None:
-        self.drafter, self.extractor, self.options, self.directory = drafter, extractor, options, directory
+        self.drafter, self.options, self.directory = drafter, options, directory
+        target.watch(drafter.config.aux_layers)
+        self.extract = partial(extract_features, target)
         self.closed_form = closed_form
-        self.target_norm_H = target_norm_H
-        self.head_VH = target_head_VH[drafter.vocabulary.target_ids].clone()
+        self.target_norm_H = weight_of(target.body.norm).detach()
+        self.head_VH = weight_of(target.model.lm_head).detach()[drafter.vocabulary.target_ids]
         self.to_draft_V = drafter.vocabulary.to_draft()
         self.batches = make_batches(answers, options.tokens_per_batch, options.seed)
         self.held_out_answers = held_out
@@ -85,15 +87,11 @@ class Trainer:
     # ---- data
 
     def features(self, index: int) -> FeatureBatch:
-        """Batch `index` with its auxiliary features divided by their scale."""
-        key = f"{index:06d}"
-        batch = self.cache.load(key)
-        if batch is None:
-            batch = self.extractor(self.batches[index])
-            self.cache.save(key, batch)
-        return self.scaled(batch)
+        """Batch `index`, its auxiliary features as the target gives them."""
+        return self.cache.get(self.batches[index], self.extract)
 
     def scaled(self, batch: FeatureBatch) -> FeatureBatch:
+        """The same batch, its auxiliary features divided by their scale in place."""
         batch.aux_BLF = batch.aux_BLF / self.scale_F
         return batch
 
@@ -116,14 +114,14 @@ class Trainer:
         """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
         if not self.resume():
             self.start()
-        self.held_out = [self.scaled(self.extractor(b)) for b in make_batches(self.held_out_answers, 2048, 0)]
+        self.held_out = [self.scaled(self.extract(b)) for b in make_batches(self.held_out_answers, 2048, 0)]
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=self.options.tokens, initial=self.seen_tokens, unit="tok", unit_scale=True, desc="train")
         try:
             for index in self.order(self.step):
                 if self.seen_tokens >= self.options.tokens or self.stopping:
                     break
-                rows = self.train_step(self.features(index), bar)
+                rows = self.train_step(self.scaled(self.features(index)), bar)
                 bar.update(rows)
                 if self.step % self.options.save_every == 0:
                     self.save()
@@ -139,14 +137,14 @@ class Trainer:
         self.stopping = True
 
     def start(self) -> None:
-        first = [self.extractor(b) for b in self.batches[: self.options.closed_form_batches]]
+        first = [self.features(n) for n in range(min(self.options.closed_form_batches, len(self.batches)))]
         self.scale_F = aux_scale(first)
         if self.closed_form:
             closed_form_start(self.drafter, [self.scaled(b) for b in first], self.target_norm_H, self.head_VH)
         else:  # a drafter that reads raw features goes on reading scaled ones
             weight_of(self.drafter.fusion.fc).data.mul_(self.scale_F)
         self.average = [p.detach().clone() for p in self.parameters]
-        self.log({"options": self.options.__dict__, "batches": len(self.batches)})
+        self.log({"options": asdict(self.options), "batches": len(self.batches)})
 
     def train_step(self, batch: FeatureBatch, bar: "tqdm[Any]") -> int:
         o = self.options

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle3_serving.drafter import Drafter, DrafterConfig
+from eagle3_serving.engine.target import Target
 from eagle3_serving.train.data import Answer
-from eagle3_serving.train.features import FeatureExtractor
 from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.run import Trainer, TrainOptions
 
@@ -69,9 +69,7 @@ def make_trainer(
         save_every=4,
         log_every=1,
     )
-    norm, head = target.model.norm.weight.detach(), target.lm_head.weight.detach()
-    extractor = FeatureExtractor(target, config.aux_layers)
-    return Trainer(drafter, extractor, norm, head, answers[4:], answers[:4], directory, options)
+    return Trainer(drafter, Target(target), answers[4:], answers[:4], directory, options)
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
@@ -112,7 +110,7 @@ def test_training_teaches(target: Any, answers: list[Answer], tmp_path: Path) ->
 def test_the_scale_is_folded_into_the_fusion(target: Any, answers: list[Answer], tmp_path: Path) -> None:
     trainer = make_trainer(target, answers, tmp_path / "run", tokens=100)
     trainer.run()
-    raw = trainer.extractor(trainer.batches[0]).aux_BLF
+    raw = trainer.features(0).aux_BLF
     average = trainer.average[0].clone()
     expected = (raw / trainer.scale_F) @ average.T
     torch.testing.assert_close(trainer.finished().fuse(raw), expected, atol=1e-4, rtol=1e-4)

@@ -1,5 +1,6 @@
 """Training-time test must compute what drafting computes: step n of the unrolled loss = the n-th chained draft step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -120,11 +121,19 @@ def test_a_damaged_answers_file_names_its_line(tmp_path: Path) -> None:
 
 def test_the_feature_cache_gives_back_what_it_got(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features")
-    assert cache.load("1") is None
     _, batch = make_batch()
-    cache.save("1", batch)
-    loaded = cache.load("1")
-    assert loaded is not None
-    assert torch.equal(loaded.tokens_BL, batch.tokens_BL)
-    torch.testing.assert_close(loaded.aux_BLF, batch.aux_BLF, atol=0.02, rtol=0.01)
-    assert [path.name for path in (tmp_path / "features").iterdir()] == ["1.safetensors"]
+    asked = []
+
+    def extract(answers: Sequence[Answer]) -> FeatureBatch:
+        asked.append(answers)
+        return batch
+
+    answers = [Answer("a", (1,), (2, 3, 4))]
+    first, second = cache.get(answers, extract), cache.get(answers, extract)
+    assert asked == [answers]
+    assert torch.equal(first.tokens_BL, batch.tokens_BL)
+    torch.testing.assert_close(first.aux_BLF, batch.aux_BLF, atol=0.02, rtol=0.01)
+    assert torch.equal(first.aux_BLF, second.aux_BLF)
+    assert [path.suffix for path in (tmp_path / "features").iterdir()] == [".safetensors"]
+    cache.get([Answer("a", (1,), (2, 3, 5))], extract)  # the same id with other tokens is another entry
+    assert len(asked) == 2
