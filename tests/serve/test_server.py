@@ -35,8 +35,9 @@ sys.exit(3)
 """
 SILENT = "import time; print('still loading', flush=True); time.sleep(600)"
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from eagle3_serving.serve.server import Server, ServerCommand
 command = ServerCommand("stand-in", [sys.executable, "-c", sys.argv[1], "{port}"])
 with Server(command, Path(sys.argv[2]), quiet=True) as server:
@@ -98,7 +99,10 @@ def test_nothing_is_left_after_a_signal(number: signal.Signals, tmp_path: Path) 
         pid = int(parent.stdout.readline())
         child = child_of(log)
         parent.send_signal(number)
-        parent.wait(30)
+        try:
+            parent.wait(30)
+        finally:
+            parent.kill()  # or the with block waits for it without end
     assert ends(pid) and ends(child)
 
 
