@@ -44,7 +44,7 @@ def extract_features(target: Target, answers: Sequence[Answer]) -> FeatureBatch:
     rows_B = torch.tensor([len(answer.response_ids) for answer in answers])
     next_BR = (start_B[:, None] + 1 + torch.arange(int(rows_B.max()))).clamp(max=length - 1)
     final_BRH = final_BLH.gather(1, next_BR[..., None].expand(-1, -1, final_BLH.shape[-1]))
-    return FeatureBatch(tokens_BL, aux_BLF, final_BRH, start_B, rows_B)
+    return FeatureBatch(tokens_BL, aux_BLF, final_BRH, start_B, rows_B).float()
 
 
 class FeatureCache:

@@ -5,11 +5,11 @@ import math
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,16 @@ from tqdm import tqdm
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.engine.target import Target
+from eagle3_serving.errors import InputError
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureCache, extract_features
-from eagle3_serving.train.ttt import ttt_loss
+from eagle3_serving.train.ttt import TTTLoss, ttt_loss
+
+_MAY_CHANGE = ("tokens", "save_every", "log_every")  # how long and how often, not what
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,11 @@ class TrainOptions:
     clip: float = 0.5
     warmup: int = 30
     ema: float = 0.99
-    closed_form_batches: int = 12
+    closed_form_batches: int = 32
     save_every: int = 100
     log_every: int = 10
     replay: bool = True  # each fresh batch is followed by one already seen: its features cost nothing
+    bf16: bool = True  # matrix products in bfloat16, twice as fast where the processor has them; weights stay fp32
     seed: int = 0
 
 
@@ -60,7 +67,7 @@ class Trainer:
     ) -> None:
         self.drafter, self.options, self.directory = drafter, options, directory
         target.watch(drafter.config.aux_layers)
-        self.extract = partial(extract_features, target)
+        self.extract = self.in_precision(partial(extract_features, target))
         self.closed_form = closed_form
         self.target_norm_H = weight_of(target.body.norm).detach()
         self.head_VH = weight_of(target.model.lm_head).detach()[drafter.vocabulary.target_ids]
@@ -83,6 +90,17 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=options.weight_decay)
         self.average = [p.detach().clone() for p in self.parameters]
         self.stopping = False
+
+    def in_precision(self, compute: Callable[P, T]) -> Callable[P, T]:
+        """`compute` with its matrix products in the run's precision."""
+
+        def computed(*args: P.args, **kwargs: P.kwargs) -> T:
+            device = self.target_norm_H.device.type
+            # without a cache of casts: a cast made for the target in inference mode cannot be trained through
+            with torch.autocast(device, torch.bfloat16, enabled=self.options.bf16, cache_enabled=False):
+                return compute(*args, **kwargs)
+
+        return computed
 
     # ---- data
 
@@ -146,13 +164,19 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters]
         self.log({"options": asdict(self.options), "batches": len(self.batches)})
 
+    def loss(self, batch: FeatureBatch) -> TTTLoss:
+        o = self.options
+        return self.in_precision(ttt_loss)(
+            self.drafter, batch, self.head_VH, self.to_draft_V, o.ttt_steps, o.step_decay
+        )
+
     def train_step(self, batch: FeatureBatch, bar: "tqdm[Any]") -> int:
         o = self.options
         progress = min(1.0, self.seen_tokens / o.tokens)
         rate = min(1.0, (self.step + 1) / o.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        result = ttt_loss(self.drafter, batch, self.head_VH, self.to_draft_V, o.ttt_steps, o.step_decay)
+        result = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         result.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
@@ -176,10 +200,7 @@ class Trainer:
             return {}
         saved = [p.detach().clone() for p in self.parameters]
         self._assign(self.average)
-        results = [
-            ttt_loss(self.drafter, b, self.head_VH, self.to_draft_V, self.options.ttt_steps, self.options.step_decay)
-            for b in self.held_out
-        ]
+        results = [self.loss(batch) for batch in self.held_out]
         self._assign(saved)
         rows = torch.tensor([float(r.rows) for r in results])[:, None]
         mean = [
@@ -208,6 +229,7 @@ class Trainer:
             "scale": self.scale_F,
             "step": self.step,
             "seen_tokens": self.seen_tokens,
+            "recipe": self.recipe(),
         }
         beside = self.directory / ".state.partial"
         torch.save(state, beside)
@@ -218,11 +240,27 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True)
+        self._check_recipe(state["recipe"])
         self.drafter.load_state_dict(state["drafter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.scale_F = state["average"], state["scale"]
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
         return True
+
+    def recipe(self) -> dict[str, Any]:
+        """What a run must go on with as it began, or it would become another run in silence."""
+        options = {name: value for name, value in asdict(self.options).items() if name not in _MAY_CHANGE}
+        config = self.drafter.config
+        return {**options, "draft_vocab_size": config.draft_vocab_size, "batches": len(self.batches)}
+
+    def _check_recipe(self, before: dict[str, Any]) -> None:
+        now = self.recipe()
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise InputError(
+                    f"{self.directory} holds a run with {name} {before.get(name)}, not {now.get(name)}: "
+                    "go on with the same options and answers, or give another --out"
+                )
 
     @torch.no_grad()
     def finished(self) -> Drafter:

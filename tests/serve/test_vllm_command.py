@@ -37,6 +37,18 @@ def test_cpu_settings_stay_on_the_cpu(model: Path, monkeypatch: pytest.MonkeyPat
     assert not [name for name in vllm.vllm_environment(VllmOptions(model)) if "CPU" in name]
 
 
+def test_few_cpus_are_all_used_unless_the_user_says_otherwise(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "on_cpu", lambda: True)
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 1}, raising=False)
+    assert vllm.vllm_environment(VllmOptions(model))["VLLM_CPU_OMP_THREADS_BIND"] == "1,3"
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in vllm.vllm_environment(VllmOptions(model))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in vllm.vllm_environment(VllmOptions(model))
+
+
 def test_wrong_options_are_named(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="k is 0"):
         vllm_command(VllmOptions(model, model, k=0))

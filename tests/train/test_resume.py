@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle3_serving.drafter import Drafter, DrafterConfig
 from eagle3_serving.engine.target import Target
+from eagle3_serving.errors import InputError
 from eagle3_serving.train.data import Answer
 from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.run import Trainer, TrainOptions
@@ -93,6 +94,14 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert resumed.step == whole.step
     for ours, theirs in zip(resumed.parameters, whole.parameters, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_another_recipe_in_the_same_directory_is_refused(target: Any, answers: list[Answer], tmp_path: Path) -> None:
+    make_trainer(target, answers, tmp_path / "run", tokens=60).run()
+    with pytest.raises(InputError, match=r"learning_rate 0\.0004, not 0\.001"):
+        make_trainer(target, answers, tmp_path / "run", tokens=60, rate=1e-3).run()
+    with pytest.raises(InputError, match=r"holds a run with batches"):
+        make_trainer(target, answers[:12], tmp_path / "run", tokens=60).run()
 
 
 def test_training_teaches(target: Any, answers: list[Answer], tmp_path: Path) -> None:
