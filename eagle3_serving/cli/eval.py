@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   eagle3 eval --engine vllm --target DIR --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl --k 3
   eagle3 eval --engine embedded --target DIR --drafter DIR --prompts a.jsonl b.jsonl --limit 10 --json
+  eagle3 eval --engine embedded --mode auto --batch 8 --lookup --target DIR --drafter DIR --prompts prompts.jsonl
 
 A prompt is a JSON line {"id": ..., "family": ..., "turns": [...]}; a directory stands for its *.jsonl files.
 """
@@ -42,6 +44,22 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--batch", type=int, default=1, help="requests in flight (default 1)")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of a sampled answer (default 1: off)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="least share of the best token (default 0: off)")
+    parser.add_argument(
+        "--proposals",
+        choices=("top", "drawn"),
+        default="top",
+        help="most probable draft tokens, or draws (default top)",
+    )
+    parser.add_argument("--lookup", action="store_true", help="continuations from the text itself join the tree")
+    parser.add_argument(
+        "--calibrated",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="rank by the measured chance of acceptance, where the drafter has a calibration",
+    )
+    parser.add_argument("--profile", type=Path, help="measured costs for --mode auto (default: measured, then kept)")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (default 128)")
     parser.add_argument("--limit", type=int, help="only the first N prompts of each family")
     parser.add_argument("--repeats", type=int, default=1, help="timed rounds; the median is reported (default 1)")
@@ -50,23 +68,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    options = EvalOptions(
-        engine=args.engine,
-        target=args.target,
-        drafter=args.drafter,
-        prompts=tuple(args.prompts),
-        mode=args.mode,
-        k=args.k,
-        nodes=args.nodes,
-        depth=args.depth,
-        top_k=args.top_k,
-        batch=args.batch,
-        dtype=args.dtype,
-        temperature=args.temperature,
-        max_tokens=args.max_tokens,
-        limit=args.limit,
-        repeats=args.repeats,
-    )
+    values = {option.name: getattr(args, option.name) for option in fields(EvalOptions)}
+    options = EvalOptions(**{**values, "prompts": tuple(args.prompts)})
     report = _runner(options.engine)(options)
     if args.json:
         print(json.dumps(report.to_json()), flush=True)

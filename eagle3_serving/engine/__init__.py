@@ -2,7 +2,17 @@
 
 from eagle3_serving.engine.draft import DraftSession, TreeShape
 from eagle3_serving.engine.embedded import EmbeddedEngine
-from eagle3_serving.engine.options import DecodeOptions, Generation, Mode, Step
+from eagle3_serving.engine.options import DecodeOptions, Generation, Mode, Sampling, Step
 from eagle3_serving.engine.target import Target
 
-__all__ = ["DecodeOptions", "DraftSession", "EmbeddedEngine", "Generation", "Mode", "Step", "Target", "TreeShape"]
+__all__ = [
+    "DecodeOptions",
+    "DraftSession",
+    "EmbeddedEngine",
+    "Generation",
+    "Mode",
+    "Sampling",
+    "Step",
+    "Target",
+    "TreeShape",
+]

@@ -1,16 +1,24 @@
-"""Drafting: absorb what the target has verified, then grow a tree (a chain is a tree one child wide).
+"""Drafting for a batch: absorb what the target has verified, then grow a pool of candidates (a chain is one child wide).
 
-Shape letters: B requests, L rows, K frontier nodes, T draft rows so far, S rows in use, F concatenated features.
+Shape letters: B requests, L rows, K frontier nodes, Q drafted-from nodes, T draft rows so far (in a mask) or packed rows
+(in data), F concatenated features, V draft vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from eagle3_serving.drafter import Drafter
-from eagle3_serving.engine.cache import DraftCache
-from eagle3_serving.tree import Candidates, DraftTree, expand, pool, root_frontier, select
+from eagle3_serving.drafter import Attend, Drafter
+from eagle3_serving.engine.rows import KVPool, RowPlan, plan_rows
+from eagle3_serving.tree import Candidates, Children, Frontier, expand, pool, root_frontier
+
+# children of the frontier [B, K, V] at a depth (1, 2, ...), with their log chances
+Grow = Callable[[Tensor, int], Children]
+# how many frontier nodes the next draft step runs on, told depth, pool so far and frontier; 0 ends the draft
+Keep = Callable[[int, "list[Candidates]", Frontier], int]
 
 
 @dataclass(frozen=True)
@@ -31,58 +39,131 @@ class TreeShape:
         return (self.depth - 1) * self.top_k
 
 
+class Draft(NamedTuple):
+    """`candidates` in target ids; `logits_BQV` of every node drafted from (root first), `source_BC`: the Q index of the
+    node that each candidate became, -1 where it was not drafted from. `depth` of the deepest candidate."""
+
+    candidates: Candidates
+    logits_BQV: Tensor
+    source_BC: Tensor
+    depth: int
+
+
 class DraftSession:
-    """The drafter's side of one generation. Row i: features of position i, token i + 1, rotary position i."""
+    """The drafter's side of the requests in slots 0, 1, ... Row i: features of position i, token i + 1, rotary position i."""
 
-    def __init__(self, drafter: Drafter, capacity: int) -> None:
+    max_pending = (
+        1024  # rows; older ones are forgotten while nothing is drafted: that costs acceptance, never exactness
+    )
+
+    def __init__(self, drafter: Drafter, slots: int, capacity: int) -> None:
         self.drafter = drafter
-        self.cache = DraftCache(drafter.config.num_layers, capacity)
-        self.logits_B1V = self.feedback_B1H = torch.empty(0)
+        self.device = drafter.vocabulary.target_ids.device
+        self.pool = KVPool(drafter.config.num_layers, slots, capacity)
+        self.committed, self.position = [0] * slots, [0] * slots
+        self.pending: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(slots)]
+        config = drafter.config
+        self.logits_BV = torch.zeros(slots, config.draft_vocab_size, dtype=drafter.dtype, device=self.device)
+        self.feedback_BH = torch.zeros(slots, config.hidden_size, dtype=drafter.dtype, device=self.device)
+
+    def start(self, slot: int) -> None:
+        """A new request in `slot`."""
+        self.committed[slot] = self.position[slot] = 0
+        self.pending[slot] = []
 
     @torch.inference_mode()
-    def absorb(self, aux_BLF: Tensor, next_tokens_BL: Tensor) -> None:
-        """Commit rows of true features [B, L, F] and the tokens [B, L] after them; the last row predicts the tree's first depth."""
-        self.cache.drop_draft()
-        start, rows = self.cache.committed, next_tokens_BL.shape[1]
-        places_S = torch.arange(start + rows, device=aux_BLF.device)
-        mask_BLS = (places_S <= places_S[start:, None])[None] if rows > 1 else None
-        hidden_BLH = self.drafter.fuse(aux_BLF)
-        step = self.drafter.step(next_tokens_BL, hidden_BLH, places_S[None, start:], self.cache.attend(mask_BLS))
-        self.cache.committed = start + rows
-        self.logits_B1V = self.drafter.logits(step.hidden_BLH[:, -1:])
-        self.feedback_B1H = step.feedback_BLH[:, -1:]
+    def move_slot(self, source: int, destination: int) -> None:
+        """The request in `source` goes on in `destination`."""
+        self.pool.copy_slot(source, destination, self.committed[source])
+        for numbers in (self.committed, self.position):
+            numbers[destination] = numbers[source]
+        for states in (self.logits_BV, self.feedback_BH):
+            states[destination] = states[source]
+        self.pending[destination] = self.pending[source]
+        self.pending[source] = []
+
+    def note(self, slot: int, aux_LF: Tensor, next_tokens_L: Tensor) -> None:
+        """Keep rows of true features [L, F] and the tokens [L] after them until the next draft."""
+        waiting = self.pending[slot]
+        waiting.append((aux_LF, next_tokens_L))
+        while len(waiting) > 1 and sum(len(tokens) for _, tokens in waiting) > self.max_pending:
+            self.position[slot] += len(waiting.pop(0)[1])
 
     @torch.inference_mode()
-    def propose(self, shape: TreeShape) -> DraftTree:
-        """The dynamic draft tree (EAGLE-3 section 3.1, EAGLE-2 section 4), in target token ids."""
-        batch, device = self.logits_B1V.shape[0], self.logits_B1V.device
-        logits_BKV, feedback_BKH = self.logits_B1V, self.feedback_B1H
+    def absorb(self, batch: int) -> int:
+        """Commit what was noted for slots 0 .. batch - 1; each one's last row predicts its first depth. Returns the rows."""
+        counts = [sum(len(tokens) for _, tokens in waiting) for waiting in self.pending[:batch]]
+        if not any(counts):
+            return 0
+        aux_TF = torch.cat([aux for waiting in self.pending[:batch] for aux, _ in waiting])
+        tokens_T = torch.cat([tokens for waiting in self.pending[:batch] for _, tokens in waiting])
+        plan = plan_rows(0, self.committed[:batch], counts, self.device)
+        skipped = [position - rows for position, rows in zip(self.position, self.committed, strict=True)]
+        positions_T = plan.place_T + torch.tensor(skipped, device=self.device)[plan.slot_T]
+        hidden_BTH = self.drafter.fuse(aux_TF[None])
+        step = self.drafter.step(tokens_T[None], hidden_BTH, positions_T[None], self._attend(plan))
+        ended = [slot for slot, count in enumerate(counts) if count]
+        last = torch.tensor([sum(counts[: slot + 1]) - 1 for slot in ended], device=self.device)
+        slots = torch.tensor(ended, device=self.device)
+        self.logits_BV[slots] = self.drafter.logits(step.hidden_BLH[:, last])[0]
+        self.feedback_BH[slots] = step.feedback_BLH[0, last]
+        for slot, count in enumerate(counts):
+            self.committed[slot] += count
+            self.position[slot] += count
+            self.pending[slot] = []
+        return sum(counts)
+
+    @torch.inference_mode()
+    def propose(self, batch: int, top_k: int, depth: int, grow: Grow, keep: Keep) -> Draft:
+        """A pool of candidates for each of slots 0 .. batch - 1 (EAGLE-3 section 3.1, EAGLE-2 section 4), in target ids."""
+        logits_BKV, feedback_BKH = self.logits_BV[:batch, None], self.feedback_BH[:batch, None]
         depths: list[Candidates] = []
-        frontier, size = root_frontier(batch, device), 0
-        mask_BKT = torch.empty(batch, 1, 0, dtype=torch.bool, device=device)
-        for depth in range(1, shape.depth + 1):
-            candidates, frontier = expand(logits_BKV, frontier, shape.top_k, size)
+        laws, sources = [logits_BKV], []
+        frontier = root_frontier(batch, self.device)
+        mask_BKT = torch.empty(batch, 1, 0, dtype=torch.bool, device=self.device)
+        reached = size = 0
+        for reached in range(1, depth + 1):
+            candidates, frontier = expand(grow(logits_BKV, reached), frontier, top_k, size)
             depths.append(candidates)
+            width = keep(reached, depths, frontier) if reached < depth else 0
+            frontier = frontier.first(width)
+            sources.append(self._sources(candidates, frontier, size, mask_BKT.shape[2]))
             size += candidates.scores_BC.shape[1]
-            if depth == shape.depth:
+            if width == 0:
                 break
             slots_BK1 = frontier.slots_BK[..., None]
-            width = slots_BK1.shape[1]
             # a draft row sees what its parent's row sees, and itself
-            own_BKK = torch.eye(width, dtype=torch.bool, device=device).expand(batch, -1, -1)
+            own_BKK = torch.eye(width, dtype=torch.bool, device=self.device).expand(batch, -1, -1)
             seen_BKT = mask_BKT.gather(1, slots_BK1.expand(-1, -1, mask_BKT.shape[2]))
             mask_BKT = torch.cat([seen_BKT, own_BKK], dim=2)
             hidden_BKH = feedback_BKH.gather(1, slots_BK1.expand(-1, -1, feedback_BKH.shape[2]))
-            logits_BKV, feedback_BKH = self._step(frontier.tokens_BK, hidden_BKH, depth, mask_BKT)
-        self.cache.drop_draft()
-        tree = select(pool(depths), shape.nodes)
-        return tree._replace(tokens_BN=self.drafter.vocabulary.to_target(tree.tokens_BN))
+            logits_BKV, feedback_BKH = self._step(frontier.tokens_BK, hidden_BKH, reached, mask_BKT)
+            laws.append(logits_BKV)
+        candidates = pool(depths)
+        candidates = candidates._replace(tokens_BC=self.drafter.vocabulary.to_target(candidates.tokens_BC))
+        return Draft(candidates, torch.cat(laws, dim=1), torch.cat(sources, dim=1), reached)
+
+    def _sources(self, candidates: Candidates, frontier: Frontier, size: int, rows: int) -> Tensor:
+        """Which of this depth's candidates are drafted from, and as which: [B, C] int64, the root being 0."""
+        source_BC = torch.full_like(candidates.tokens_BC, -1)
+        index_K = torch.arange(frontier.nodes_BK.shape[1], device=self.device) + 1 + rows
+        return source_BC.scatter(1, frontier.nodes_BK - size, index_K.expand_as(frontier.nodes_BK))
 
     def _step(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
-        committed = self.cache.committed
-        seen_BKS = torch.ones(*mask_BKT.shape[:2], committed, dtype=torch.bool, device=mask_BKT.device)
-        attend = self.cache.attend(torch.cat([seen_BKS, mask_BKT], dim=2))
-        positions_BK = torch.full_like(draft_ids_BK, committed - 1 + depth)
+        batch, width = draft_ids_BK.shape
+        committed = self.committed[:batch]
+        before = mask_BKT.shape[2] - width
+        plan = plan_rows(0, [rows + before for rows in committed], [width] * batch, self.device, mask_BKT, committed)
+        position_B = torch.tensor(self.position[:batch], device=self.device) + depth - 1
         tokens_BK = self.drafter.vocabulary.to_target(draft_ids_BK)
-        step = self.drafter.step(tokens_BK, hidden_BKH, positions_BK, attend)
-        return self.drafter.logits(step.hidden_BLH), step.feedback_BLH
+        step = self.drafter.step(
+            tokens_BK.flatten()[None], hidden_BKH.flatten(0, 1)[None], position_B[plan.slot_T][None], self._attend(plan)
+        )
+        logits_BKV = self.drafter.logits(step.hidden_BLH)[0].unflatten(0, (batch, width))
+        return logits_BKV, step.feedback_BLH[0].unflatten(0, (batch, width))
+
+    def _attend(self, plan: RowPlan) -> Attend:
+        def attend(layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor) -> Tensor:
+            return self.pool.attend(layer, q_BLAD[0], k_BLKD[0], v_BLKD[0], plan)[None]
+
+        return attend

@@ -1,31 +1,51 @@
-"""The embedded engine: plain or speculative greedy decoding of one request on transformers. The adapters' oracle.
+"""The embedded engine: plain or speculative decoding on transformers, in continuous batches. The adapters' oracle.
 
-Shape letters: B requests (1), L rows, R rows of a verify pass (root first), S rows in the cache after them.
+Shape letters: B requests in flight, N draft nodes, R rows of a verify pass (root first), T packed rows, D depths.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from eagle3_serving.drafter import Drafter
-from eagle3_serving.engine.draft import DraftSession
+from eagle3_serving.engine.batch import Batch
 from eagle3_serving.engine.options import DecodeOptions, Generation, Step
 from eagle3_serving.engine.pair import check_pair, load_for
+from eagle3_serving.engine.policy import Experience
+from eagle3_serving.engine.speculate import Speculator
 from eagle3_serving.engine.target import Target
-from eagle3_serving.engine.target_cache import TargetCache
 from eagle3_serving.errors import InputError
-from eagle3_serving.tree import DraftTree, accept_greedy, positions, tree_layout, with_root
+from eagle3_serving.tree.budget import CostModel
+from eagle3_serving.tree.calibrate import Calibration
+
+
+class Event(NamedTuple):
+    """One target pass's yield for one request; `prompt` counts the prompts from 0."""
+
+    prompt: int
+    step: Step
 
 
 class EmbeddedEngine:
-    """Speculative decoding with an EAGLE-3 drafter (paper, sections 2.1 and 3.1); greedy output equals plain decoding's."""
+    """Speculative decoding with an EAGLE-3 drafter (paper, sections 2.1 and 3.1).
 
-    def __init__(self, target: Target, drafter: Drafter | None = None) -> None:
+    Greedy output equals plain decoding's token for token; sampled output follows plain sampling's law. `calibration`
+    ranks trees by measured acceptance, `costs` is what mode auto decides by.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None = None,
+        calibration: Calibration | None = None,
+        costs: CostModel | None = None,
+    ) -> None:
         """Raises InputError where the drafter is for another target. Without a drafter only plain decoding works."""
-        self.target, self.drafter = target, drafter
+        self.target, self.drafter, self.calibration, self.costs = target, drafter, calibration, costs
+        self.experience: dict[tuple[float, bool, bool], Experience] = {}  # what auto has seen, by what shapes it
         if drafter is not None:
             check_pair(drafter, target)
             target.watch(drafter.config.aux_layers)
@@ -34,33 +54,51 @@ class EmbeddedEngine:
     def load(
         cls, target: Path, drafter: Path | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> "EmbeddedEngine":
-        """From two directories. Raises InputError where one cannot be read or they do not belong together."""
+        """From two directories; a calibration beside the drafter is read too.
+
+        Raises InputError where one cannot be read or they do not belong together.
+        """
         loaded = Target.load(target, dtype, device)
-        return cls(loaded, None if drafter is None else load_for(loaded, drafter))
+        if drafter is None:
+            return cls(loaded)
+        return cls(loaded, load_for(loaded, drafter), Calibration.beside(drafter))
 
     def generate(self, prompt_ids: Sequence[int], options: DecodeOptions | None = None) -> Generation:
-        """Tokens after the prompt, up to and with the end token. Raises InputError as `stream` does."""
-        start = time.perf_counter()
-        steps = list(self.stream(prompt_ids, options))
-        seconds = time.perf_counter() - start
-        return Generation(
-            token_ids=tuple(token for step in steps for token in step.token_ids),
-            accepted=tuple(step.accepted for step in steps if step.accepted is not None),
-            passes=len(steps),
-            seconds=seconds,
-        )
+        """Tokens after the prompt, up to and with the end token. Raises InputError as `serve` does."""
+        return self.generate_many([prompt_ids], options)[0]
+
+    def generate_many(
+        self, prompts: Sequence[Sequence[int]], options: DecodeOptions | None = None, batch: int = 1
+    ) -> list[Generation]:
+        """The same for several prompts, `batch` of them in flight at once."""
+        steps: list[list[Step]] = [[] for _ in prompts]
+        for index, step in self.serve(prompts, options, batch):
+            steps[index].append(step)
+        return [collect(of_one) for of_one in steps]
 
     def stream(self, prompt_ids: Sequence[int], options: DecodeOptions | None = None) -> Iterator[Step]:
-        """The same, a target pass at a time. Raises InputError on a prompt that is empty, too long or out of range."""
+        """One prompt, a target pass at a time."""
+        return (event.step for event in self.serve([prompt_ids], options))
+
+    def serve(
+        self, prompts: Sequence[Sequence[int]], options: DecodeOptions | None = None, batch: int = 1
+    ) -> Iterator[Event]:
+        """All prompts, a target pass at a time: as one ends, the next takes its place.
+
+        Raises InputError on a prompt that is empty, too long or out of range, and on a mode that cannot be served.
+        """
         options = options or DecodeOptions()
-        self._check(prompt_ids, options)
-        steps = self._plain(prompt_ids, options) if options.mode == "plain" else self._speculate(prompt_ids, options)
-        eos_ids = self.target.eos_ids if options.eos_ids is None else frozenset(options.eos_ids)
-        return _until_end(steps, options.max_new_tokens, eos_ids)
+        for prompt in prompts:
+            self._check(prompt, options)
+        if batch < 1:
+            raise InputError(f"batch is {batch}: it must be at least 1")
+        return self._serve(prompts, options, min(batch, len(prompts)))
 
     def _check(self, prompt_ids: Sequence[int], options: DecodeOptions) -> None:
         if options.mode != "plain" and self.drafter is None:
             raise InputError(f"mode {options.mode} needs a drafter; none was loaded")
+        if options.mode == "auto" and self.costs is None:
+            raise InputError("mode auto needs the machine's costs: measure them with engine.profile.measure_costs")
         if not prompt_ids:
             raise InputError("the prompt holds no token")
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.target.vocab_size:
@@ -70,62 +108,57 @@ class EmbeddedEngine:
                 f"prompt of {len(prompt_ids)} and {options.max_new_tokens} new tokens exceed the target's {self.target.max_positions}"
             )
 
-    def _plain(self, prompt_ids: Sequence[int], options: DecodeOptions) -> Iterator[Step]:
-        cache = self.target.new_cache(len(prompt_ids) + options.max_new_tokens)
-        tokens_BL = torch.tensor([list(prompt_ids)], device=self.target.device)
-        while True:
-            places_BL = torch.arange(cache.length, cache.length + tokens_BL.shape[1], device=self.target.device)[None]
-            output = self.target.forward(tokens_BL, places_BL, cache, last_only=True)
-            tokens_BL = output.logits_BLV.argmax(-1)
-            yield Step((int(tokens_BL),))
-
-    def _speculate(self, prompt_ids: Sequence[int], options: DecodeOptions) -> Iterator[Step]:
-        assert self.drafter is not None
-        shape = options.shape
-        length = len(prompt_ids) + options.max_new_tokens
-        cache = self.target.new_cache(length + shape.nodes + 1)
-        draft = DraftSession(self.drafter, length + shape.depth + shape.rows + 1)
-        prompt_BL = torch.tensor([list(prompt_ids)], device=self.target.device)
-        places_BL = torch.arange(len(prompt_ids), device=self.target.device)[None]
-        output = self.target.forward(prompt_BL, places_BL, cache, last_only=True)
-        root_B1 = output.logits_BLV.argmax(-1)
-        yield Step((int(root_B1),))
-        assert output.aux_BLF is not None
-        draft.absorb(output.aux_BLF, torch.cat([prompt_BL[:, 1:], root_B1], dim=1))
-        while True:
-            tokens_BL, aux_BLF = self._verify(root_B1, draft.propose(shape), cache, shape.depth)
-            new = tokens_BL[0].tolist()
-            yield Step(tuple(new), accepted=len(new) - 1)
-            root_B1 = tokens_BL[:, -1:]
-            draft.absorb(aux_BLF, tokens_BL)
-
-    def _verify(self, root_B1: Tensor, tree: DraftTree, cache: TargetCache, depth: int) -> tuple[Tensor, Tensor]:
-        """One target pass over root and tree; the new tokens [B, L], bonus last, and the features [B, L, F] before each."""
-        layout = tree_layout(with_root(tree.parents_BN), depth)
-        tokens_BR = torch.cat([root_B1, tree.tokens_BN], dim=1)
-        start, rows = cache.length, tokens_BR.shape[1]
-        committed_BRS = torch.ones(1, rows, start, dtype=torch.bool, device=tokens_BR.device)
-        mask_BRS = torch.cat([committed_BRS, layout.ancestors_BNN], dim=2)
-        root_position_B = torch.full((1,), start, device=tokens_BR.device)
-        output = self.target.forward(tokens_BR, positions(layout, root_position_B), cache, mask_BRS)
-        accepted = accept_greedy(tokens_BR, layout, output.logits_BLV.argmax(-1), depth)
-        # the step's only wait for the device: how many were accepted decides the shapes of the next pass
-        kept = [0, *(row for row in accepted.rows_BD[0].tolist() if row >= 0)]
-        cache.keep(start, kept)
-        assert output.aux_BLF is not None
-        kept_L = torch.tensor(kept, device=tokens_BR.device)
-        tokens_BL = torch.cat([tokens_BR[:, kept_L[1:]], accepted.bonus_B[:, None]], dim=1)
-        return tokens_BL, output.aux_BLF[:, kept_L]
-
-
-def _until_end(steps: Iterator[Step], max_new_tokens: int, eos_ids: frozenset[int]) -> Iterator[Step]:
-    """Cut the steps exactly after the first end token or the last token asked for."""
-    left = max_new_tokens
-    for step in steps:
-        tokens = step.token_ids[:left]
-        ends = [place for place, token in enumerate(tokens, 1) if token in eos_ids]
-        tokens = tokens[: ends[0]] if ends else tokens
-        yield Step(tokens, None if step.accepted is None else min(step.accepted, len(tokens)))
-        left -= len(tokens)
-        if ends or left == 0:
+    def _serve(self, prompts: Sequence[Sequence[int]], options: DecodeOptions, slots: int) -> Iterator[Event]:
+        if not prompts:
             return
+        begun = time.perf_counter()
+        longest = max(map(len, prompts)) + options.max_new_tokens
+        batch = Batch(self.target, options, slots, longest + options.shape.nodes + 1)
+        speculator = None
+        if options.mode != "plain":
+            assert self.drafter is not None
+            kind = (options.sampling.temperature, options.lookup, options.calibrated)
+            experience = self.experience.setdefault(kind, Experience())
+            speculator = Speculator(self.drafter, batch, options, self.calibration, self.costs, experience)
+        waiting = list(enumerate(prompts))[::-1]
+        ends = self.target.eos_ids if options.eos_ids is None else frozenset(options.eos_ids)
+        left = [options.max_new_tokens] * len(prompts)
+
+        def cut(index: int, step: Step) -> Step:
+            """Exactly after the first end token or the last token asked for."""
+            tokens = step.token_ids[: left[index]]
+            stops = [place for place, token in enumerate(tokens, 1) if token in ends]
+            tokens = tokens[: stops[0]] if stops else tokens
+            left[index] -= len(tokens)
+            accepted = None if step.accepted is None else min(step.accepted, len(tokens))
+            seconds = time.perf_counter() - begun
+            return Step(tokens, accepted, step.nodes, seconds, last=bool(stops) or left[index] == 0)
+
+        while waiting or batch.size:
+            slot: int | None
+            while waiting and batch.size < slots:
+                index, prompt = waiting.pop()
+                slot, first = batch.admit(index, prompt, speculator)
+                step = cut(index, first)
+                yield Event(index, step)
+                if step.last:
+                    batch.release(slot, speculator)
+            if not batch.size:
+                continue
+            steps = batch.plain() if speculator is None else speculator.step()
+            events = [Event(index, cut(index, step)) for index, step in zip(batch.indices, steps, strict=True)]
+            for slot in reversed(range(len(events))):
+                if events[slot].step.last:
+                    batch.release(slot, speculator)
+            yield from events
+
+
+def collect(steps: Sequence[Step]) -> Generation:
+    """One request's steps as a whole."""
+    return Generation(
+        token_ids=tuple(token for step in steps for token in step.token_ids),
+        accepted=tuple(step.accepted for step in steps if step.accepted is not None),
+        passes=len(steps),
+        seconds=steps[-1].seconds,
+        nodes=sum(step.nodes for step in steps),
+    )

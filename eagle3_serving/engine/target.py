@@ -1,6 +1,6 @@
 """A transformers causal LM as a target: explicit positions and mask, logits and auxiliary hidden states out.
 
-Shape letters: B requests, L new rows, S rows in the cache after them, V vocabulary, F = A * H concatenated features.
+Shape letters: B sequences, L rows of a sequence, T packed rows of a pass, V vocabulary, F = A * H concatenated features.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eagle3_serving.engine.target_cache import TargetCache
+from eagle3_serving.engine.attention import use_row_attention
+from eagle3_serving.engine.rows import KVPool, RowPlan
 from eagle3_serving.errors import InputError
 
 
 class TargetOutput(NamedTuple):
-    """`logits_BLV` fp32 or the model's dtype; `aux_BLF` the hidden states at the watched boundaries, None without any."""
+    """`logits_TV` fp32 or the model's dtype; `aux_TF` the hidden states at the watched boundaries, None without any."""
 
-    logits_BLV: Tensor
-    aux_BLF: Tensor | None
+    logits_TV: Tensor
+    aux_TF: Tensor | None
 
 
 class Target:
@@ -44,6 +45,9 @@ class Target:
         self.max_positions = int(config.max_position_embeddings)
         self.embedding: Tensor = self.body.embed_tokens.weight
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
+        use_row_attention(self.model)
+        # a mask that is there already, of four dimensions, is taken as it is: no other one is made
+        self._no_mask = torch.empty(1, 1, 1, 1, device=self.device)
         self._aux: dict[int, Tensor] = {}
         self._aux_layers: tuple[int, ...] = ()
 
@@ -79,37 +83,33 @@ class Target:
     def _keep(self, k: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._aux[k] = args[0] if args else kwargs["hidden_states"]
 
-    def new_cache(self, capacity: int) -> TargetCache:
-        """An empty cache of `capacity` rows."""
-        return TargetCache(self.num_layers, capacity)
+    def new_pool(self, slots: int, capacity: int) -> KVPool:
+        """An empty KV pool for `slots` requests of at most `capacity` rows each."""
+        return KVPool(self.num_layers, slots, capacity)
 
     @torch.inference_mode()
     def forward(
         self,
-        tokens_BL: Tensor,
-        positions_BL: Tensor,
-        cache: TargetCache,
-        mask_BLS: Tensor | None = None,
-        last_only: bool = False,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        pool: KVPool,
+        plan: RowPlan,
+        logits_rows: Tensor | None = None,
     ) -> TargetOutput:
-        """Append L rows to `cache`. `mask_BLS` bool, True where a row sees a row; None: causal (a first pass, or L = 1).
+        """One pass over packed rows, their keys and values written to `pool`.
 
-        `last_only` computes the logits of the last row alone.
+        `logits_rows` int64: the rows whose logits are wanted, all unless told.
         """
-        assert mask_BLS is not None or tokens_BL.shape[1] == 1 or cache.length == 0
-        bias = None
-        if mask_BLS is not None:
-            bias = torch.zeros(mask_BLS.shape, dtype=self.dtype, device=self.device)
-            bias = bias.masked_fill_(~mask_BLS, torch.finfo(self.dtype).min)[:, None]
         output = self.model(
-            input_ids=tokens_BL,
-            attention_mask=bias,
-            position_ids=positions_BL,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1 if last_only else 0,
+            input_ids=tokens_T[None],
+            position_ids=positions_T[None],
+            attention_mask=self._no_mask,
+            use_cache=False,
+            logits_to_keep=0 if logits_rows is None else logits_rows,
+            rows=(pool, plan),
         )
-        return TargetOutput(output.logits, self._take_aux())
+        aux_BLF = self._take_aux()
+        return TargetOutput(output.logits[0], None if aux_BLF is None else aux_BLF[0])
 
     @torch.inference_mode()
     def hidden_states(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,19 @@
-"""The embedded engine with and without the drafter, prompt by prompt in one run."""
+"""The embedded engine with and without the drafter, family by family in one run."""
 
-from typing import Any, Literal
+import itertools
+import time
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling
+from eagle3_serving.engine.profile import costs_for
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.options import EvalOptions
-from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
+from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import Round, summarise
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
@@ -18,61 +22,92 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run_embedded(options: EvalOptions) -> EvalReport:
-    """The first turn of every prompt, greedy, batch 1. Tokens a second include the prefill.
+    """The first turn of every prompt. Tokens a second include the prefill.
 
-    The order alternates (plain, speculative | speculative, plain | ...). Raises InputError for what the embedded
-    engine cannot do yet, and for a target, drafter or prompt file that cannot be used.
+    The order alternates (plain, speculative | speculative, plain | ...), a batch of prompts at a time: a family's
+    prompts are cut into groups of `batch`, so that both sides meet the same minutes. Raises InputError for a target,
+    drafter or prompt file that cannot be used.
     """
-    mode = _supported(options)
+    if options.batch > 1 and options.limit is not None and options.limit < options.batch:
+        raise InputError(f"--limit {options.limit} leaves fewer prompts of a family than --batch {options.batch}")
     families = by_family(read_prompts(options.prompts, options.limit))
     engine = EmbeddedEngine.load(options.target, options.drafter, DTYPES[options.dtype])
+    if options.mode == "auto":
+        engine.costs = costs_for(engine, options.target, options.batch, options.profile)
     tokenizer = load_tokenizer(options.target)
-    speculative = DecodeOptions(
-        options.max_tokens, mode, k=options.k, nodes=options.nodes, depth=options.depth, top_k=options.top_k
-    )
-    plain = DecodeOptions(options.max_tokens, "plain")
-    engine.generate(chat_ids(tokenizer, "Name three colours."), DecodeOptions(8, mode))  # warm-up
+    plain, drafting = decode_options(options, "plain"), decode_options(options, options.mode)
+    warm_up = chat_ids(tokenizer, "Name three colours.")
+    for side in (plain, drafting):
+        engine.generate_many([warm_up] * options.batch, side, options.batch)
+    prompts = {name: [chat_ids(tokenizer, p.turns[0]) for p in family] for name, family in families.items()}
     rounds: dict[str, list[Round]] = {name: [] for name in families}
     total = options.repeats * sum(map(len, families.values()))
+    turn = itertools.count()
     with tqdm(total=total, desc=f"{options.mode} against plain", unit="prompt") as bar:
         for _ in range(options.repeats):
-            for name, prompts in families.items():
-                rounds[name].append(_round(engine, tokenizer, prompts, plain, speculative, bar))
-    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds)
+            for name, ids in prompts.items():
+                rounds[name].append(
+                    _round(engine, groups(ids, options.batch), options.batch, plain, drafting, turn, bar)
+                )
+    return summarise(options, {name: len(family) for name, family in families.items()}, rounds)
 
 
-def _supported(options: EvalOptions) -> Literal["chain", "tree"]:
-    if options.mode not in ("chain", "tree"):
-        raise InputError(f"--mode {options.mode} is not available on the embedded engine yet: use chain or tree")
-    if options.batch != 1:
-        raise InputError(f"--batch {options.batch}: the embedded engine serves one request at a time; use --batch 1")
-    if options.temperature != 0.0:
-        raise InputError(f"--temperature {options.temperature:g}: the embedded engine decodes greedily; use 0")
-    return "tree" if options.mode == "tree" else "chain"
+def decode_options(options: EvalOptions, mode: str) -> DecodeOptions:
+    """What the engine is told; plain decoding samples as the other side does."""
+    if options.proposals not in ("top", "drawn"):
+        raise InputError(f"--proposals {options.proposals} is not known: use top or drawn")
+    return DecodeOptions(
+        options.max_tokens,
+        mode,  # type: ignore[arg-type]
+        k=options.k,
+        nodes=options.nodes,
+        depth=options.depth,
+        top_k=options.top_k,
+        sampling=Sampling(options.temperature, top_p=options.top_p, min_p=options.min_p, seed=None),
+        proposals="top" if mode == "plain" else options.proposals,  # type: ignore[arg-type]
+        lookup=options.lookup and mode not in ("plain", "chain"),
+        calibrated=options.calibrated,
+    )
+
+
+def groups(prompts: list[list[int]], batch: int) -> list[list[list[int]]]:
+    """Cut into pieces that keep `batch` in flight: at batch 1 single prompts, else the whole family at once."""
+    return [[prompt] for prompt in prompts] if batch == 1 else [prompts]
 
 
 def _round(
     engine: EmbeddedEngine,
-    tokenizer: Any,
-    prompts: list[Prompt],
+    pieces: Iterable[list[list[int]]],
+    batch: int,
     plain: DecodeOptions,
-    speculative: DecodeOptions,
+    drafting: DecodeOptions,
+    turn: "itertools.count[int]",
     bar: "tqdm[Any]",
 ) -> Round:
     result = Round()
-    for number, prompt in enumerate(prompts):
-        ids = chat_ids(tokenizer, prompt.turns[0])
-        order = (plain, speculative) if number % 2 == 0 else (speculative, plain)
-        said = {options.mode: engine.generate(ids, options) for options in order}
-        alone, drafted = said["plain"], said[speculative.mode]
-        result.add([alone.token_ids], alone.seconds, [drafted.token_ids], drafted.seconds)
-        result.counters += _counters(drafted)
-        bar.update()
+    for piece in pieces:
+        order = (plain, drafting) if next(turn) % 2 == 0 else (drafting, plain)
+        said = {id(side): _timed(engine, piece, side, batch) for side in order}
+        (alone, alone_s), (drafted, drafted_s) = said[id(plain)], said[id(drafting)]
+        result.add([a.token_ids for a in alone], alone_s, [d.token_ids for d in drafted], drafted_s)
+        for generation in drafted:
+            result.counters += counters(generation)
+        bar.update(len(piece))
         bar.set_postfix(accepted_length=f"{result.counters.accepted_length:.2f}")
     return result
 
 
-def _counters(generation: Generation) -> SpecCounters:
-    # every pass yields its bonus token, so what is above one a pass was drafted; the prefill's own token is not counted
-    accepted = len(generation.token_ids) - 1 - generation.steps
-    return SpecCounters(generation.steps, 0, accepted, generation.accepted_by_position)
+def _timed(
+    engine: EmbeddedEngine, prompts: list[list[int]], options: DecodeOptions, batch: int
+) -> tuple[list[Generation], float]:
+    begun = time.perf_counter()
+    said = engine.generate_many(prompts, options, batch)
+    return said, time.perf_counter() - begun
+
+
+def counters(generation: Generation) -> SpecCounters:
+    """A pass that verified nothing counts as a draft of no tokens; the prefill's own token is not counted."""
+    passes = generation.passes - 1
+    return SpecCounters(
+        passes, generation.nodes, len(generation.token_ids) - 1 - passes, generation.accepted_by_position
+    )

@@ -6,14 +6,14 @@ from pathlib import Path
 from eagle3_serving.errors import InputError
 
 ENGINES = ("embedded", "vllm", "sglang")
-MODES = ("chain", "tree", "auto")
+MODES = ("plain", "chain", "tree", "auto")
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """`k` shapes a chain; `nodes`, `depth` and `top_k` a tree. `limit` keeps that many prompts of each family.
-
-    `batch` requests are in flight at once, `repeats` rounds are timed.
+    """`k` shapes a chain; `nodes`, `depth` and `top_k` a tree, and bound mode auto. `limit` keeps that many prompts of
+    each family. `batch` requests are in flight at once, `repeats` rounds are timed. `profile`: a file of measured costs
+    for mode auto. `proposals`, `lookup` and `calibrated` as in `engine.DecodeOptions`.
     """
 
     engine: str
@@ -31,6 +31,12 @@ class EvalOptions:
     max_tokens: int = 128
     limit: int | None = None
     repeats: int = 1
+    top_p: float = 1.0
+    min_p: float = 0.0
+    proposals: str = "top"
+    lookup: bool = False
+    calibrated: bool = True
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError naming the first option out of range."""

@@ -178,7 +178,7 @@ class Trainer:
             group["lr"] = group["peak"] * rate
         result = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()  # type: ignore[no-untyped-call]
+        result.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
         self.optimizer.step()
         # a young average follows closely, an old one slowly

@@ -1,6 +1,7 @@
-"""One depth of the dynamic draft tree: expand the frontier by its most probable children (EAGLE-2 section 4.1).
+"""One depth of the dynamic draft tree: children of the frontier, and the next frontier (EAGLE-2 section 4.1).
 
-Shape letters: B requests, K frontier nodes, C candidates of this depth, V draft vocabulary.
+Shape letters: B requests, K frontier nodes, C candidates (of one node in `Children`, of a depth elsewhere), V draft
+vocabulary.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Children(NamedTuple):
+    """`tokens_BKC` int64 draft ids, different in one node; `log_chance_BKC` fp32 <= 0, descending: how likely each is
+    the next token, as far as the ranking goes."""
+
+    tokens_BKC: Tensor
+    log_chance_BKC: Tensor
 
 
 class Candidates(NamedTuple):
@@ -30,6 +39,10 @@ class Frontier(NamedTuple):
     nodes_BK: Tensor
     slots_BK: Tensor
 
+    def first(self, width: int) -> "Frontier":
+        """Its `width` best nodes."""
+        return Frontier(*(x_BK[:, :width] for x_BK in self))
+
 
 def root_frontier(batch: int, device: torch.device | str = "cpu") -> Frontier:
     """The frontier of one node: the root, whose log-probability is 0."""
@@ -37,23 +50,31 @@ def root_frontier(batch: int, device: torch.device | str = "cpu") -> Frontier:
     return Frontier(zeros_B1, zeros_B1.float(), zeros_B1 - 1, zeros_B1)
 
 
-def expand(logits_BKV: Tensor, frontier: Frontier, top_k: int, pool_size: int) -> tuple[Candidates, Frontier]:
-    """The `top_k` children of every frontier node, and the `top_k` best of those as the next frontier.
+def top_children(logits_BKV: Tensor, top_k: int) -> Children:
+    """The drafter's `top_k` most probable tokens and their log-probabilities.
 
-    `pool_size` is how many candidates the pool holds already: the first new one gets that index. A score that is not
-    a number becomes -inf, so that a broken draft costs speed and never correctness.
+    A score that is not a number becomes -inf, so that a broken draft costs speed and never correctness.
     """
     log_probs_BKV = logits_BKV.float().log_softmax(-1).clamp(max=0)
     best = log_probs_BKV.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(min(top_k, logits_BKV.shape[-1]))
-    scores_BC = (frontier.scores_BK[..., None] + best.values).flatten(1)
-    parents_BC = frontier.nodes_BK[..., None].expand_as(best.indices).flatten(1)
-    candidates = Candidates(best.indices.flatten(1), parents_BC, scores_BC)
-    chosen = scores_BC.topk(min(top_k, scores_BC.shape[1]))
+    return Children(best.indices, best.values)
+
+
+def expand(children: Children, frontier: Frontier, width: int, pool_size: int) -> tuple[Candidates, Frontier]:
+    """The children of every frontier node as candidates, and the `width` best of those as the next frontier, best first.
+
+    `pool_size` is how many candidates the pool holds already: the first new one gets that index.
+    """
+    tokens_BKC, log_chance_BKC = children
+    scores_BC = (frontier.scores_BK[..., None] + log_chance_BKC).flatten(1)
+    parents_BC = frontier.nodes_BK[..., None].expand_as(tokens_BKC).flatten(1)
+    candidates = Candidates(tokens_BKC.flatten(1), parents_BC, scores_BC)
+    chosen = scores_BC.topk(min(width, scores_BC.shape[1]))
     return candidates, Frontier(
         tokens_BK=candidates.tokens_BC.gather(1, chosen.indices),
         scores_BK=chosen.values,
         nodes_BK=chosen.indices + pool_size,
-        slots_BK=chosen.indices // best.indices.shape[-1],
+        slots_BK=chosen.indices // tokens_BKC.shape[-1],
     )
 
 

@@ -13,11 +13,17 @@ from eagle3_serving.tree.layout import NO_PARENT, PADDING
 
 
 class DraftTree(NamedTuple):
-    """`tokens_BN` int64, `parents_BN` int64 (a node's index, NO_PARENT under the root, PADDING), `scores_BN` fp32."""
+    """`tokens_BN` int64, `parents_BN` int64 (a node's index, NO_PARENT under the root, PADDING), `scores_BN` fp32,
+    `pool_BN` int64: which candidate of the pool each node was (of no meaning where PADDING)."""
 
     tokens_BN: Tensor
     parents_BN: Tensor
     scores_BN: Tensor
+    pool_BN: Tensor
+
+    def first(self, nodes: int) -> "DraftTree":
+        """The first `nodes` slots of every request, which hold all nodes where no request has more."""
+        return DraftTree(*(x_BN[:, :nodes] for x_BN in self))
 
 
 def select(candidates: Candidates, nodes: int, budget_B: Tensor | None = None) -> DraftTree:
@@ -48,4 +54,5 @@ def select(candidates: Candidates, nodes: int, budget_B: Tensor | None = None) -
         tokens_BN=tokens_BC.gather(1, chosen_BN).masked_fill(empty_BN, 0),
         parents_BN=parents_BN.masked_fill(empty_BN, PADDING),
         scores_BN=scores_BC.gather(1, chosen_BN).masked_fill(empty_BN, -torch.inf),
+        pool_BN=chosen_BN,
     )

@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3_serving.drafter import Drafter
-from eagle3_serving.engine import DraftSession, TreeShape
-from eagle3_serving.tree import tree_layout
+from eagle3_serving.engine import DraftSession
+from eagle3_serving.engine.rows import plan_rows
+from eagle3_serving.tree import Candidates, select, top_children, tree_layout
 
 
 def causal(layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor) -> Tensor:
@@ -28,34 +29,63 @@ def path_log_prob(drafter: Drafter, aux_BLF: Tensor, next_BL: Tensor, path: list
     return total
 
 
-def test_tree_scores_equal_path_by_path_recomputation() -> None:
+def draft_of(session: DraftSession, batch: int, depth: int, top_k: int) -> Candidates:
+    return session.propose(
+        batch, top_k, depth, lambda x, _: top_children(x, top_k), lambda _, __, frontier: frontier.nodes_BK.shape[1]
+    ).candidates
+
+
+def test_tree_scores_equal_path_by_path_recomputation_in_a_ragged_batch() -> None:
     drafter = tiny_drafter(0)
     draws = torch.Generator().manual_seed(0)
-    aux_BLF = torch.randn(1, 11, 48, generator=draws)
-    next_BL = torch.randint(VOCAB, (1, 11), generator=draws)
-    session = DraftSession(drafter, 64)
+    lengths = (11, 4, 7)
+    aux = [torch.randn(n, 48, generator=draws) for n in lengths]
+    after = [torch.randint(VOCAB, (n,), generator=draws) for n in lengths]
+    session = DraftSession(drafter, 3, 64)
     # in two parts, and with a draft in between that must leave nothing behind
-    session.absorb(aux_BLF[:, :6], next_BL[:, :6])
-    session.propose(TreeShape(nodes=10, depth=4, top_k=3))
-    session.absorb(aux_BLF[:, 6:], next_BL[:, 6:])
-    tree = session.propose(TreeShape(nodes=30, depth=4, top_k=3))
+    for slot, rows in enumerate((6, 4, 1)):
+        session.note(slot, aux[slot][:rows], after[slot][:rows])
+    session.absorb(3)
+    draft_of(session, 3, depth=4, top_k=3)
+    session.note(0, aux[0][6:], after[0][6:])
+    session.note(2, aux[2][1:5], after[2][1:5])
+    session.note(2, aux[2][5:], after[2][5:])
+    session.absorb(3)
+    tree = select(draft_of(session, 3, depth=4, top_k=3), 30)
     layout = tree_layout(tree.parents_BN)
     assert int(layout.depth_BN.max()) == 3
-    for node in range(tree.tokens_BN.shape[1]):
-        path = layout.ancestors_BNN[0, node].nonzero().flatten()
-        tokens = tree.tokens_BN[0, path].tolist()
-        want = path_log_prob(drafter, aux_BLF, next_BL, tokens)
-        assert abs(float(tree.scores_BN[0, node]) - want) < 1e-4
+    for slot in range(3):
+        for node in range(tree.tokens_BN.shape[1]):
+            path = layout.ancestors_BNN[slot, node].nonzero().flatten()
+            want = path_log_prob(drafter, aux[slot][None], after[slot][None], tree.tokens_BN[slot, path].tolist())
+            assert abs(float(tree.scores_BN[slot, node]) - want) < 1e-4
+
+
+def test_a_moved_request_drafts_as_before() -> None:
+    drafter = tiny_drafter(0)
+    draws = torch.Generator().manual_seed(1)
+    session = DraftSession(drafter, 3, 64)
+    for slot in range(3):
+        session.note(
+            slot, torch.randn(5 + slot, 48, generator=draws), torch.randint(VOCAB, (5 + slot,), generator=draws)
+        )
+    session.absorb(3)
+    before = draft_of(session, 3, depth=3, top_k=2)
+    session.move_slot(2, 0)
+    after = draft_of(session, 2, depth=3, top_k=2)
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old[1], new[1])
+        assert torch.allclose(old[2].double(), new[0].double(), atol=1e-5)
 
 
 def test_aux_features_are_the_hidden_states_transformers_names() -> None:
     target = tiny_target(0)
     target.watch((0, 2, 3))
     tokens = torch.randint(VOCAB, (1, 7), generator=torch.Generator().manual_seed(1))
-    output = target.forward(tokens, torch.arange(7)[None], target.new_cache(7))
+    output = target.forward(tokens[0], torch.arange(7), target.new_pool(1, 7), plan_rows(0, [0], [7], tokens.device))
     with torch.no_grad():
         states = target.model(tokens, output_hidden_states=True).hidden_states
-    assert output.aux_BLF is not None
+    assert output.aux_TF is not None
     # transformers' last state is after the final norm, boundary 3 before it
-    assert torch.allclose(output.aux_BLF[..., :32], torch.cat([states[0], states[2]], dim=-1), atol=1e-6)
-    assert torch.allclose(target.body.norm(output.aux_BLF[..., 32:]), states[3], atol=1e-6)
+    assert torch.allclose(output.aux_TF[None, :, :32], torch.cat([states[0], states[2]], dim=-1), atol=1e-6)
+    assert torch.allclose(target.body.norm(output.aux_TF[None, :, 32:]), states[3], atol=1e-6)

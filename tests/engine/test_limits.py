@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_drafter, tiny_engine, tiny_target
 
-from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Sampling
 from eagle3_serving.errors import InputError
 
 TREE = {"mode": "tree", "nodes": 150, "depth": 2, "top_k": 12}
@@ -85,8 +85,28 @@ def test_speculation_needs_a_drafter() -> None:
 
 @pytest.mark.parametrize(
     "wrong, said",
-    [({"temperature": 0.7}, "greedily only"), ({"mode": "auto"}, "plain, chain, tree"), ({"nodes": 0}, "nodes is 0")],
+    [
+        ({"mode": "trees"}, "plain, chain, tree, auto"),
+        ({"nodes": 0}, "nodes is 0"),
+        ({"mode": "auto", "proposals": "drawn"}, "proposals top"),
+        ({"mode": "chain", "lookup": True}, "mode tree or auto"),
+    ],
 )
 def test_options_that_cannot_be_served(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         DecodeOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+    ],
+)
+def test_sampling_out_of_range(wrong: dict[str, float], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Sampling(**wrong)  # type: ignore[arg-type]

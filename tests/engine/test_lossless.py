@@ -5,6 +5,7 @@ import torch
 from tiny import VOCAB, tiny_engine, tiny_target
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
+from eagle3_serving.engine.rows import KVPool
 
 SHAPES = [
     DecodeOptions(max_new_tokens=60, mode="chain", k=1),
@@ -44,21 +45,19 @@ def test_plain_decoding_equals_transformers_generate() -> None:
 
 
 def test_siblings_are_accepted_and_their_kv_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    from eagle3_serving.engine.target_cache import TargetCache
+    moved: list[torch.Tensor] = []
+    move = KVPool.move
 
-    moved: list[list[int]] = []
-    keep = TargetCache.keep
+    def spy(pool: KVPool, source_BD: torch.Tensor, destination_BD: torch.Tensor) -> None:
+        moved.append(source_BD - destination_BD)
+        move(pool, source_BD, destination_BD)
 
-    def spy(cache: TargetCache, start: int, rows: list[int]) -> None:
-        moved.append(rows)
-        keep(cache, start, rows)
-
-    monkeypatch.setattr(TargetCache, "keep", spy)
+    monkeypatch.setattr(KVPool, "move", spy)
     engine = tiny_engine(1)
     speculative = engine.generate(
         [1, 2, 3], DecodeOptions(max_new_tokens=80, mode="tree", nodes=150, depth=2, top_k=12)
     )
-    assert any(rows != list(range(len(rows))) for rows in moved)
+    assert any(bool((step > 0).any()) for step in moved)
     assert min(speculative.accepted[:-1]) >= 1  # every child of the root is in the tree
     assert max(speculative.accepted) == 2
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle3_serving.tree import NO_PARENT, DraftTree, expand, pool, root_frontier, select
+from eagle3_serving.tree import NO_PARENT, DraftTree, expand, pool, root_frontier, select, top_children
 
 
 def grow(model_VV: torch.Tensor, batch: int, depth: int, top_k: int, nodes: int) -> DraftTree:
@@ -13,7 +13,7 @@ def grow(model_VV: torch.Tensor, batch: int, depth: int, top_k: int, nodes: int)
     depths, frontier, size = [], root_frontier(batch), 0
     for _ in range(depth):
         logits = model_VV.gather(1, frontier.tokens_BK[..., None].expand(-1, -1, model_VV.shape[2]))
-        candidates, frontier = expand(logits, frontier, top_k, size)
+        candidates, frontier = expand(top_children(logits, top_k), frontier, top_k, size)
         depths.append(candidates)
         size += candidates.scores_BC.shape[1]
     return select(pool(depths), nodes)
@@ -52,9 +52,9 @@ def test_one_child_a_node_is_the_greedy_chain(depth: int, seed: int) -> None:
 
 def test_frontier_names_its_pool_index_and_parent_slot() -> None:
     model = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
-    first, frontier = expand(model[:, :1], root_frontier(2), 3, 0)
+    first, frontier = expand(top_children(model[:, :1], 3), root_frontier(2), 3, 0)
     assert first.parents_BC.tolist() == [[NO_PARENT] * 3] * 2
-    second, deeper = expand(model[:, :3], frontier, 3, 3)
+    second, deeper = expand(top_children(model[:, :3], 3), frontier, 3, 3)
     both = pool([first, second])
     assert torch.equal(both.tokens_BC.gather(1, deeper.nodes_BK), deeper.tokens_BK)
     parents = frontier.nodes_BK.gather(1, deeper.slots_BK)
@@ -64,6 +64,6 @@ def test_frontier_names_its_pool_index_and_parent_slot() -> None:
 def test_scores_that_are_no_numbers_are_never_drafted() -> None:
     logits = torch.zeros(1, 1, 5)
     logits[0, 0, 2] = float("nan")
-    tree = select(expand(logits, root_frontier(1), 5, 0)[0], 5)
+    tree = select(expand(top_children(logits, 5), root_frontier(1), 5, 0)[0], 5)
     assert bool((tree.scores_BN == -torch.inf).all())
     assert tree.parents_BN.unique().tolist() == [-2]

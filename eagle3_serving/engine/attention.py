@@ -1,0 +1,41 @@
+"""Packed rows inside a transformers model: an attention of our own behind its attention interface."""
+
+from typing import Any
+
+from torch import Tensor
+
+from eagle3_serving.engine.rows import KVPool, RowPlan
+
+NAME = "eagle3_rows"
+
+
+def use_row_attention(model: Any) -> None:
+    """From now on `model(..., rows=(pool, plan))` attends over the pool; without `rows` it is transformers' own SDPA."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.config._attn_implementation = NAME
+
+
+def _attend(
+    module: Any,
+    q_BALD: Tensor,
+    k_BKLD: Tensor,
+    v_BKLD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    rows: tuple[KVPool, RowPlan] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    if rows is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        out: tuple[Tensor, None] = sdpa_attention_forward(
+            module, q_BALD, k_BKLD, v_BKLD, attention_mask, scaling=scaling, **kwargs
+        )
+        return out
+    pool, plan = rows
+    q_TAD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (q_BALD, k_BKLD, v_BKLD))
+    return pool.attend(module.layer_idx, q_TAD, k_TKD, v_TKD, plan, scaling)[None], None

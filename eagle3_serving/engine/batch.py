@@ -1,0 +1,108 @@
+"""The requests in flight: their slots in the KV pool, their last tokens, and plain decoding steps.
+
+Shape letters: B requests, T packed rows, S places of the text.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from eagle3_serving.engine.options import DecodeOptions, Step
+from eagle3_serving.engine.rows import plan_rows
+from eagle3_serving.engine.target import Target, TargetOutput
+from eagle3_serving.tree import SamplingParams, sample
+
+if TYPE_CHECKING:
+    from eagle3_serving.engine.speculate import Speculator
+
+
+class Batch:
+    """Requests in slots 0 .. size - 1. A request's last token (the root of the next tree) is not in the pool yet."""
+
+    def __init__(self, target: Target, options: DecodeOptions, slots: int, capacity: int) -> None:
+        self.target, self.options, self.device = target, options, target.device
+        self.pool = target.new_pool(slots, capacity)
+        self.slots, self.capacity, self.size = slots, capacity, 0
+        self.indices: list[int] = []
+        self.lengths: list[int] = []  # rows in the pool
+        self.roots_B = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.text_BS = torch.zeros(slots, capacity, dtype=torch.long, device=self.device) if options.lookup else None
+        self.generator: torch.Generator | None = None
+        if options.sampling.temperature > 0:
+            self.generator = torch.Generator(device=self.device)
+            if options.sampling.seed is not None:
+                self.generator.manual_seed(options.sampling.seed)
+
+    @property
+    def greedy(self) -> bool:
+        return self.generator is None
+
+    def sampling(self, batch: int) -> SamplingParams:
+        s = self.options.sampling
+        return SamplingParams.uniform(batch, s.temperature, s.top_k, s.top_p, s.min_p, self.device)
+
+    def choose(self, logits_BV: Tensor) -> Tensor:
+        """One token a request [B]: the argmax, or a draw from the request's law."""
+        if self.greedy:
+            return logits_BV.argmax(-1)
+        return sample(logits_BV, self.sampling(len(logits_BV)), self.generator)
+
+    def admit(self, index: int, prompt_ids: Sequence[int], speculator: "Speculator | None") -> tuple[int, Step]:
+        """Prefill a prompt into the next free slot; its slot and its first token."""
+        slot, rows = self.size, len(prompt_ids)
+        tokens_T = torch.tensor(list(prompt_ids), device=self.device)
+        plan = plan_rows(slot, [0], [rows], self.device)
+        last = torch.tensor([rows - 1], device=self.device)
+        output = self.target.forward(tokens_T, plan.place_T, self.pool, plan, logits_rows=last)
+        root_B = self.choose(output.logits_TV)
+        self.indices.append(index)
+        self.lengths.append(rows)
+        self.roots_B[slot] = root_B[0]
+        self.size += 1
+        if self.text_BS is not None:
+            self.text_BS[slot, :rows] = tokens_T
+            self.text_BS[slot, rows] = root_B[0]
+        if speculator is not None:
+            assert output.aux_TF is not None
+            speculator.draft.start(slot)
+            speculator.draft.note(slot, output.aux_TF, torch.cat([tokens_T[1:], root_B]))
+        return slot, Step((int(root_B),))
+
+    def release(self, slot: int, speculator: "Speculator | None") -> None:
+        """End the request in `slot`; the last slot's request takes its place."""
+        last = self.size - 1
+        if slot != last:
+            self.pool.copy_slot(last, slot, self.lengths[last])
+            self.indices[slot], self.lengths[slot] = self.indices[last], self.lengths[last]
+            self.roots_B[slot] = self.roots_B[last]
+            if self.text_BS is not None:
+                self.text_BS[slot] = self.text_BS[last]
+            if speculator is not None:
+                speculator.draft.move_slot(last, slot)
+        self.indices.pop()
+        self.lengths.pop()
+        self.size = last
+
+    def plain(self) -> list[Step]:
+        """One token for every request."""
+        return self.plain_pass()[0]
+
+    def plain_pass(self) -> tuple[list[Step], TargetOutput]:
+        """The same, and what the target's pass gave."""
+        plan = plan_rows(0, self.lengths, [1] * self.size, self.device)
+        output = self.target.forward(self.roots_B[: self.size].clone(), plan.place_T, self.pool, plan)
+        tokens_B = self.choose(output.logits_TV)
+        return [Step((token,)) for token in self.commit([1] * self.size, tokens_B, tokens_B)], output
+
+    def commit(self, rows: Sequence[int], tokens_T: Tensor, roots_B: Tensor) -> list[int]:
+        """Count `rows[b]` more rows in the pool, whose next tokens are packed in `tokens_T`; the last become the roots."""
+        if self.text_BS is not None:
+            # a row's next token stands one place after it
+            plan = plan_rows(0, [length + 1 for length in self.lengths], rows, self.device)
+            self.text_BS[plan.slot_T, plan.place_T] = tokens_T
+        self.lengths = [length + count for length, count in zip(self.lengths, rows, strict=True)]
+        self.roots_B[: self.size] = roots_B
+        tokens: list[int] = tokens_T.tolist()
+        return tokens

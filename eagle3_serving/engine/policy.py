@@ -1,0 +1,189 @@
+"""How much to draft and to verify each step: a fixed shape, or what the costs and the acceptance say.
+
+Shape letters: B requests, C candidates, K frontier nodes, M nodes of several requests together.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from eagle3_serving.engine.draft import TreeShape
+from eagle3_serving.engine.options import Step
+from eagle3_serving.tree import Candidates, DraftTree, Frontier, select, select_over_batch
+from eagle3_serving.tree.budget import CostModel, Forecast, best_nodes, forecast
+
+
+class Policy(Protocol):
+    def drafts(self, batch: int) -> bool:
+        """Whether this step drafts at all."""
+
+    def keep(self, depth: int, depths: Sequence[Candidates], frontier: Frontier) -> int:
+        """How many frontier nodes the next draft step runs on; 0 ends the draft."""
+
+    def select(self, candidates: Candidates) -> DraftTree:
+        """The nodes to verify, in target ids."""
+
+    def observe(self, absorbed: int, draft_s: float, verify_s: float, tree: DraftTree, steps: Sequence[Step]) -> None:
+        """What came of it."""
+
+
+class FixedPolicy:
+    """The same shape every step."""
+
+    def __init__(self, shape: TreeShape) -> None:
+        self.shape = shape
+
+    def drafts(self, batch: int) -> bool:
+        return True
+
+    def keep(self, depth: int, depths: Sequence[Candidates], frontier: Frontier) -> int:
+        return frontier.nodes_BK.shape[1]
+
+    def select(self, candidates: Candidates) -> DraftTree:
+        return select(candidates, self.shape.nodes)
+
+    def observe(self, absorbed: int, draft_s: float, verify_s: float, tree: DraftTree, steps: Sequence[Step]) -> None:
+        """Nothing to learn."""
+
+
+class Experience:
+    """What lately happened, kept across runs: survivals of drafted nodes, and how true they and the costs were."""
+
+    def __init__(self, requests: int = 96, nodes: int = 48, max_depth: int = 16, max_children: int = 64) -> None:
+        self.survival: deque[Tensor] = deque(maxlen=requests)  # one [nodes] a request
+        self.nodes = nodes
+        self.accepted = self.expected = 8.0  # decaying sums; their start is a belief in the calibration
+        self.target_scale = self.draft_scale = 1.0
+        self.steps_per_draft, self.rows_per_step = 2.0, 2.0
+        self.child_chance = [torch.tensor([0.5, 0.1, 0.05]) for _ in range(max_depth)]
+
+    @property
+    def truth(self) -> float:
+        """Accepted over expected nodes."""
+        return self.accepted / self.expected
+
+    def add_survival(self, scores_BC: Tensor) -> None:
+        width = min(self.nodes, scores_BC.shape[1])
+        self.survival.extend(scores_BC.topk(width, dim=1).values.exp().unbind(0))
+
+
+class AutoPolicy:
+    """Depth, width and number of nodes by price: a node is verified, and drafted from, only where it pays.
+
+    `shape` bounds all three. Works a step at a time, and reads scores on the host once a depth.
+    """
+
+    probe_every = 200  # steps without drafting after which one drafts again, to see whether the text has changed
+    least_requests = 8  # drafts seen before a forecast is trusted
+    refresh_every = 8
+
+    def __init__(self, shape: TreeShape, costs: CostModel, experience: Experience) -> None:
+        self.shape, self.costs, self.known = shape, costs, experience
+        self.batch = 0
+        self.outlook = Forecast(0.0, 0.0, 0.0)
+        self.idle = self.age = 0
+        self.step_rows: list[int] = []
+        self.parents_BK: Tensor | None = None
+        self.threshold = 0.0
+
+    # ---- whether
+
+    def drafts(self, batch: int) -> bool:
+        if batch != self.batch or self.age >= self.refresh_every:
+            self.batch, self.age = batch, 0
+            self.outlook = self._forecast(batch)
+        self.age += 1
+        self.step_rows, self.parents_BK = [], None
+        nodes = max(1.0, self.outlook.nodes)
+        slope = self._target(batch + nodes + batch) - self._target(batch + nodes)
+        self.threshold = self.outlook.price * max(slope, 0.0) / batch / max(self.known.truth, 1e-3)
+        worth = self.outlook.drafting > self.outlook.plain or len(self.known.survival) < self.least_requests
+        self.idle = 0 if worth else self.idle + 1
+        if self.idle >= self.probe_every:
+            self.idle = 0
+            return True
+        return worth
+
+    def _forecast(self, batch: int) -> Forecast:
+        known = self.known
+        plain = batch / self._target(batch)
+        if len(known.survival) < self.least_requests:
+            return Forecast(plain, plain, batch)
+        rows = batch * known.rows_per_step
+        # what is accepted is taken in by the next draft
+        taken_in = self.costs.absorb.at(batch, 2 * batch)
+        seconds = taken_in + known.steps_per_draft * self.costs.step.at(batch, rows)
+        survival_M = torch.cat(list(known.survival)) * known.truth
+        scale = known.target_scale
+        found = forecast(self.costs, batch, survival_M, len(known.survival), seconds * known.draft_scale / scale)
+        return Forecast(found.plain / scale, found.drafting / scale, found.nodes)
+
+    def _target(self, rows: float) -> float:
+        return self.costs.target.at(self.batch, rows) * self.known.target_scale
+
+    # ---- how much
+
+    def keep(self, depth: int, depths: Sequence[Candidates], frontier: Frontier) -> int:
+        self._learn_children(depth, depths[-1].scores_BC)
+        score_BK = frontier.scores_BK.exp()
+        width = int((score_BK > self.threshold).sum(1).max())
+        if width == 0:
+            return 0
+        width = min(width, self.shape.top_k)
+        chance_C = self.known.child_chance[min(depth, len(self.known.child_chance) - 1)]
+        hope = score_BK[:, :width, None] * chance_C.to(score_BK.device) - self.threshold
+        gain = float(hope.clamp(min=0).sum()) * self.known.truth
+        cost = self.costs.step.at(self.batch, self.batch * width) * self.known.draft_scale
+        if gain <= self.outlook.price * cost:
+            return 0
+        self.step_rows.append(width)
+        self.parents_BK = frontier.scores_BK[:, :width]
+        return width
+
+    def _learn_children(self, depth: int, scores_BC: Tensor) -> None:
+        """The mean chance of a frontier node's first three children at this depth."""
+        scores_BKC = (
+            scores_BC[:, None] if self.parents_BK is None else scores_BC.unflatten(1, (self.parents_BK.shape[1], -1))
+        )
+        parents_BK = scores_BC.new_zeros(scores_BC.shape[0], 1) if self.parents_BK is None else self.parents_BK
+        chance_BKC = (scores_BKC[..., :3] - parents_BK[..., None]).exp().nan_to_num(0.0)
+        place = min(depth, len(self.known.child_chance)) - 1
+        old, new = self.known.child_chance[place], chance_BKC.mean((0, 1)).cpu()
+        self.known.child_chance[place] = new if old.shape != new.shape else old.lerp(new, 0.05)
+
+    def select(self, candidates: Candidates) -> DraftTree:
+        known = self.known
+        known.add_survival(candidates.scores_BC)
+        limit = self.batch * self.shape.nodes
+        survival_M = candidates.scores_BC.flatten().exp() * known.truth
+        survival_M = survival_M.topk(min(limit, 4 * int(self.batch + self.outlook.nodes) + 64, len(survival_M))).values
+        price = self.outlook.price * known.target_scale
+        nodes = best_nodes(survival_M, self.costs.target, self.batch, price, limit)
+        return select_over_batch(candidates, nodes, min(nodes, self.shape.nodes))
+
+    # ---- what came of it
+
+    def observe(self, absorbed: int, draft_s: float, verify_s: float, tree: DraftTree, steps: Sequence[Step]) -> None:
+        known, batch = self.known, self.batch
+        live = tree.scores_BN > -torch.inf
+        nodes = int(live.sum())
+        if nodes:
+            known.accepted = known.accepted * 0.99 + sum(step.accepted or 0 for step in steps)
+            known.expected = known.expected * 0.99 + float(tree.scores_BN.exp().sum())
+        verify = self.costs.target.at(batch, batch + nodes)
+        draft = self.costs.absorb.at(batch, absorbed) + sum(
+            self.costs.step.at(batch, batch * w) for w in self.step_rows
+        )
+        known.target_scale = _follow(known.target_scale, verify_s / verify)
+        known.draft_scale = _follow(known.draft_scale, draft_s / draft)
+        known.steps_per_draft += 0.05 * (len(self.step_rows) - known.steps_per_draft)
+        if self.step_rows:
+            known.rows_per_step += 0.05 * (sum(self.step_rows) / len(self.step_rows) - known.rows_per_step)
+
+
+def _follow(scale: float, seen: float) -> float:
+    """Slowly, and never far: one stalled step must not switch drafting off."""
+    return min(2.0, max(0.5, scale + 0.02 * (min(seen, 4.0) - scale)))
