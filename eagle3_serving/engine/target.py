@@ -74,6 +74,8 @@ class Target:
 
     def watch(self, aux_layers: Sequence[int]) -> None:
         """From now on return the hidden states at these boundaries: k is the input of layer k, and of the final norm at k = n."""
+        if self._aux_layers == tuple(aux_layers):
+            return
         assert not self._aux_layers, "boundaries are chosen once"
         self._aux_layers = tuple(aux_layers)
         for k in self._aux_layers:

@@ -26,6 +26,17 @@ class FeatureBatch:
     start_B: Tensor  # int64, the first response row: the last prompt position
     rows_B: Tensor  # int64, how many response rows
 
+    @property
+    def next_BR(self) -> Tensor:
+        """The answer's own token that a row's draft is held against: the one at position i + 2."""
+        offsets_R = torch.arange(self.final_BRH.shape[1])
+        return self.tokens_BL.gather(1, (self.start_B[:, None] + offsets_R + 2).clamp(max=self.tokens_BL.shape[1] - 1))
+
+    @property
+    def taught_BR(self) -> Tensor:
+        """bool: rows with such a token; the last one has none."""
+        return torch.arange(self.final_BRH.shape[1]) < self.rows_B[:, None] - 1
+
     def float(self) -> "FeatureBatch":
         return FeatureBatch(self.tokens_BL, self.aux_BLF.float(), self.final_BRH.float(), self.start_B, self.rows_B)
 

@@ -1,6 +1,7 @@
 """Training-time test (paper, section 3.2): the drafter is unrolled on its own output, as it will be when it drafts."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -64,43 +65,56 @@ def _shift(x_BR: Tensor, by: int) -> Tensor:
     return x_BR if by == 0 else F.pad(x_BR, (0, 0) * (x_BR.dim() - 2) + (by, 0))[:, :-by]
 
 
-def ttt_loss(
-    drafter: Drafter, batch: FeatureBatch, target_head_VH: Tensor, to_draft_V: Tensor, steps: int, decay: float
-) -> TTTLoss:
-    """Soft cross-entropy of `steps` chained draft steps, weighted decay**step, mean over valid rows only.
+class UnrolledStep(NamedTuple):
+    """`hidden_NH` of the rows that count at this step (a mask [B, R]); `mask_BR` says which those are."""
 
-    Labels are the target's distribution renormalised over the draft vocabulary, `target_head_VH` being the target's
-    head restricted to it; a row counts where the answer's own next token lies in the draft vocabulary.
+    hidden_NH: Tensor
+    mask_BR: Tensor
+
+
+def unroll(drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int) -> Iterator[UnrolledStep]:
+    """`steps` chained draft steps at every row of every answer, each fed the one before.
+
+    Of the rows in `counted_BR` those from row `step` on count, where a chain of so many steps can have begun.
     """
     assert drafter.config.num_layers == 1, "training is written for the paper's one layer"
     length, rows = batch.tokens_BL.shape[1], batch.final_BRH.shape[1]
     offsets_R = torch.arange(rows)
     positions_BR = (batch.start_B[:, None] + offsets_R).clamp(max=length - 2)
-    valid_BR = offsets_R < batch.rows_B[:, None] - 1  # the last row has no next token to be held against
-    answer_BR = batch.tokens_BL.gather(1, (positions_BR + 2).clamp(max=length - 1))
-    valid_BR = valid_BR & (to_draft_V[answer_BR] >= 0)
-
     fused_BLH = drafter.fuse(batch.aux_BLF)[:, : length - 1]
     next_BL = batch.tokens_BL[:, 1:]
     k_BLKD, v_BLKD = _true_keys(drafter, fused_BLH, next_BL)
     tokens_BR = next_BL.gather(1, positions_BR)
     hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
     attend = UnrolledAttention(k_BLKD, v_BLKD, positions_BR)
-    with torch.no_grad():
-        labels_BRV = (batch.final_BRH @ target_head_VH.T).softmax(dim=-1)
-
-    total = fused_BLH.new_zeros(())
-    losses, accuracies = [], []
     for step in range(steps):
         out = drafter.step(tokens_BR, hidden_BRH, positions_BR, attend)
-        mask_BR = valid_BR & (offsets_R >= step)
-        logits_NV, labels_NV = drafter.logits(out.hidden_BLH[mask_BR]), labels_BRV[mask_BR]
+        mask_BR = counted_BR & (offsets_R >= step)
+        yield UnrolledStep(out.hidden_BLH[mask_BR], mask_BR)
+        hidden_BRH = _shift(out.feedback_BLH, 1)
+
+
+def ttt_loss(
+    drafter: Drafter, batch: FeatureBatch, target_head_VH: Tensor, to_draft_V: Tensor, steps: int, decay: float
+) -> TTTLoss:
+    """Soft cross-entropy of `steps` chained draft steps, weighted decay**step, mean over the rows that count.
+
+    Labels are the target's distribution renormalised over the draft vocabulary, `target_head_VH` being the target's
+    head restricted to it; a row counts where the answer's own next token lies in the draft vocabulary.
+    """
+    counted_BR = batch.taught_BR & (to_draft_V[batch.next_BR] >= 0)
+    with torch.no_grad():
+        labels_BRV = (batch.final_BRH @ target_head_VH.T).softmax(dim=-1)
+    total = batch.aux_BLF.new_zeros(())
+    losses, accuracies, rows = [], [], 0
+    for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, counted_BR, steps)):
+        logits_NV, labels_NV = drafter.logits(hidden_NH), labels_BRV[mask_BR]
         loss = F.cross_entropy(logits_NV, labels_NV)
         total = total + decay**step * loss
         losses.append(loss.detach())
         accuracies.append((logits_NV.argmax(-1) == labels_NV.argmax(-1)).float().mean())
-        hidden_BRH = _shift(out.feedback_BLH, 1)
-    return TTTLoss(total, torch.stack(losses), torch.stack(accuracies), int(valid_BR.sum()))
+        rows = rows or len(hidden_NH)
+    return TTTLoss(total, torch.stack(losses), torch.stack(accuracies), rows)
 
 
 def _true_keys(drafter: Drafter, fused_BLH: Tensor, next_BL: Tensor) -> tuple[Tensor, Tensor]:

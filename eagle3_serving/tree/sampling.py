@@ -177,7 +177,8 @@ def accept_sampled(
         law_BV = target_law(logits_BRV[index_B, row_B], params)
         # PADDING and the root have no parent that could be here
         children_BR = here_BR.gather(1, layout.parents_BN.clamp(min=0)) & (layout.parents_BN >= 0)
-        if proposals is None:
+        # the deepest node has no children to reject
+        if proposals is None or depth == max_depth:
             token_B = _draw(law_BV, uniform_BDS[:, depth, -1])
             entered_BR = children_BR & (tokens_BR == token_B[:, None])
         else:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from eagle3_serving.tree import Candidates, Frontier, accept_greedy, expand, root_frontier, select, top_children, tree_layout, with_root
+from eagle3_serving.tree import (
+    Candidates,
+    Frontier,
+    accept_greedy,
+    expand,
+    root_frontier,
+    select,
+    top_children,
+    tree_layout,
+    with_root,
+)
 from eagle3_serving.tree.lookup import graft, prompt_lookup
 from eagle3_serving.tree.mask import dense_mask, pack_mask
 from eagle3_serving.tree.moves import committed_after, kv_moves

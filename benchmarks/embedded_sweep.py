@@ -1,0 +1,170 @@
+"""Speed by batch size on the embedded engine: plain, chains, trees and auto, interleaved in one run.
+
+    python -m benchmarks.embedded_sweep --drafter checkpoints/smollm2-135m-instruct --prompts EVAL \\
+        --out benchmarks/results/embedded-sweep.json
+
+Every request is decoded to the same length (end tokens are passed over), so that the batch stays full; only decoding is
+timed, from the moment when all prompts are in. The ratio is to plain decoding of the same round; the median of the
+rounds is reported with their spread. All tokens are held against plain decoding's (fp32). The same command goes on
+where it was stopped, and writes a plot beside OUT.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
+from eagle3_serving.engine.profile import costs_for
+from eagle3_serving.eval.prompts import by_family, read_prompts
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+from eagle3_serving.targets.smollm2 import fetch_target
+
+SETTINGS = ("plain", "chain-3", "chain-5", "tree-16", "tree-60", "auto")
+
+
+def options_of(name: str, tokens: int, lookup: bool) -> DecodeOptions:
+    mode, _, size = name.partition("-")
+    if mode == "chain":
+        return DecodeOptions(tokens, "chain", k=int(size), eos_ids=())
+    if mode == "tree":
+        return DecodeOptions(tokens, "tree", nodes=int(size), depth=8, top_k=10, eos_ids=())
+    return DecodeOptions(tokens, mode, nodes=60, depth=8, top_k=10, eos_ids=(), lookup=lookup and mode == "auto")  # type: ignore[arg-type]
+
+
+def decode(engine: EmbeddedEngine, prompts: list[list[int]], options: DecodeOptions) -> dict[str, Any]:
+    """Decoding seconds and tokens, the prefill's own left out."""
+    tokens: list[list[int]] = [[] for _ in prompts]
+    begun = end = 0.0
+    passes = nodes = 0
+    for place, step in engine.serve(prompts, options, len(prompts)):
+        if not tokens[place]:
+            begun = step.seconds  # the last prompt's comes last
+        else:
+            passes += 1
+            nodes += step.nodes
+        tokens[place].extend(step.token_ids)
+        end = step.seconds
+    decoded = sum(len(said) - 1 for said in tokens)
+    return {
+        "tokens_per_second": decoded / (end - begun),
+        "accepted_length": decoded / passes,
+        "nodes_per_pass": nodes / passes,
+        "tokens": tokens,
+    }
+
+
+def plot(rows: list[dict[str, Any]], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    batches = sorted({row["batch"] for row in rows})
+    for number, name in enumerate(dict.fromkeys(row["setting"] for row in rows)):
+        mine = sorted((row for row in rows if row["setting"] == name), key=lambda row: row["batch"])
+        x = [batches.index(row["batch"]) for row in mine]
+        width = 2.6 if name.startswith("auto") else 1.4
+        axis.plot(x, [row["ratio"] for row in mine], marker="o", linewidth=width, color=f"C{number}", label=name)
+        low, high = ([row["ratio_range"][side] for row in mine] for side in (0, 1))
+        axis.fill_between(x, low, high, color=f"C{number}", alpha=0.12)
+    axis.axhline(1.0, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
+    axis.set(xlabel="requests in flight", ylabel="speed over plain decoding", title="Embedded engine, fp32, T = 0, CPU")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    beside = out.with_name(f".{out.name}")
+    figure.savefig(beside, dpi=130)
+    plt.close(figure)
+    beside.replace(out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--drafter", type=Path, required=True)
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--settings", type=lambda text: text.split(","), default=list(SETTINGS))
+    parser.add_argument("--tokens", type=int, default=48, help="tokens a request (default 48)")
+    parser.add_argument("--least", type=int, default=8, help="requests a round at small batches (default 8)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--lookup", action="store_true", help="auto uses prompt lookup too")
+    parser.add_argument("--out", type=Path, required=True, help="JSON of all rows; FILE.png beside it")
+    args = parser.parse_args(arguments)
+    directory = args.target or fetch_target()
+    engine = EmbeddedEngine.load(directory, args.drafter)
+    engine.costs = costs_for(engine, directory, max(args.batches))
+    tokenizer = load_tokenizer(directory)
+    families = list(by_family(read_prompts(args.prompts)).values())
+    mixed = [family[n] for n in range(max(map(len, families))) for family in families if n < len(family)]
+    rows: list[dict[str, Any]] = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    done = {(row["batch"], row["setting"]) for row in rows}
+    bar = tqdm(total=len(args.batches) * len(args.settings) * args.repeats, unit="run")
+    for batch in args.batches:
+        if all((batch, name) in done for name in args.settings):
+            bar.update(len(args.settings) * args.repeats)
+            continue
+        count = max(batch, args.least)
+        prompts = [chat_ids(tokenizer, p.turns[0]) for p in mixed[: count - count % batch]]
+        pieces = [prompts[at : at + batch] for at in range(0, len(prompts), batch)]
+        seen: dict[str, list[dict[str, Any]]] = {name: [] for name in args.settings}
+        wanted: list[list[int]] = []
+        for turn in range(args.repeats):
+            ordered = args.settings[turn % len(args.settings) :] + args.settings[: turn % len(args.settings)]
+            totals: dict[str, list[dict[str, Any]]] = {name: [] for name in ordered}
+            for piece in pieces:  # every setting on the same prompts, one after the other
+                for name in ordered:
+                    totals[name].append(decode(engine, piece, options_of(name, args.tokens, args.lookup)))
+            for name in ordered:
+                parts = totals[name]
+                said = [tokens for part in parts for tokens in part.pop("tokens")]
+                wanted = wanted or said
+                seconds = sum(1 / part["tokens_per_second"] for part in parts)
+                seen[name].append(
+                    {
+                        "tokens_per_second": len(parts) / seconds,
+                        "accepted_length": len(parts) / sum(1 / part["accepted_length"] for part in parts),
+                        "nodes_per_pass": statistics.mean(part["nodes_per_pass"] for part in parts),
+                        "identical": said == wanted,
+                    }
+                )
+                bar.update()
+                bar.set_postfix_str(f"batch {batch} {name}")
+        plain = [one["tokens_per_second"] for one in seen["plain"]]
+        for name, runs in seen.items():
+            ratios = [one["tokens_per_second"] / base for one, base in zip(runs, plain, strict=True)]
+            rows.append(
+                {
+                    "batch": batch,
+                    "setting": name,
+                    "ratio": statistics.median(ratios),
+                    "ratio_range": [min(ratios), max(ratios)],
+                    "tokens_per_second": statistics.median(one["tokens_per_second"] for one in runs),
+                    "accepted_length": statistics.mean(one["accepted_length"] for one in runs),
+                    "nodes_per_pass": statistics.mean(one["nodes_per_pass"] for one in runs),
+                    "identical": all(one["identical"] for one in runs),
+                }
+            )
+            print(
+                f"batch {batch:2d} {name:8s} {rows[-1]['ratio']:.2f}x {rows[-1]['ratio_range']} "
+                f"accepted {rows[-1]['accepted_length']:.2f} identical {rows[-1]['identical']}",
+                flush=True,
+            )
+        about = {"tokens": args.tokens, "repeats": args.repeats, "threads": torch.get_num_threads(), "dtype": "fp32"}
+        beside = args.out.with_name(f".{args.out.name}.partial")
+        beside.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        beside.replace(args.out)
+        plot(rows, args.out.with_suffix(".png"))
+    bar.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

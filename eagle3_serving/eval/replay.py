@@ -1,0 +1,90 @@
+"""A target played back from a recording: acceptance of any setting at the price of drafting alone.
+
+At temperature 0 the output is the same whatever is drafted, and so are the features: one recording serves them all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from eagle3_serving.engine.rows import KVPool, RowPlan
+from eagle3_serving.engine.target import Target, TargetOutput
+from eagle3_serving.train.data import Answer
+from eagle3_serving.train.features import extract_features
+
+
+class _Chosen:
+    """Logits of which only the argmax is known."""
+
+    def __init__(self, tokens_T: Tensor) -> None:
+        self.tokens_T = tokens_T
+
+    def argmax(self, dim: int) -> Tensor:
+        return self.tokens_T
+
+
+@dataclass
+class _Record:
+    tokens_L: Tensor
+    aux_LF: Tensor
+
+
+class _Places(KVPool):
+    """No keys and values, only whose text stands in which slot."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(0, slots, 1)
+        self.records: list[_Record | None] = [None] * slots
+
+    def move(self, source_BD: Tensor, destination_BD: Tensor) -> None:
+        """Nothing to move."""
+
+    def copy_slot(self, source: int, destination: int, length: int) -> None:
+        self.records[destination] = self.records[source]
+
+
+class RecordedTarget(Target):
+    """Plays `answers` back; a prompt that was not recorded is a KeyError. Greedy decoding only."""
+
+    def __init__(self, target: Target, aux_layers: Sequence[int], answers: Sequence[Answer]) -> None:
+        self.__dict__.update(target.__dict__)
+        target.watch(aux_layers)
+        self.recorded: dict[tuple[int, ...], _Record] = {}
+        for answer in answers:
+            features = extract_features(target, [answer])
+            self.recorded[answer.prompt_ids] = _Record(features.tokens_BL[0], features.aux_BLF[0])
+
+    def watch(self, aux_layers: Sequence[int]) -> None:
+        """Watched since the recording."""
+
+    def new_pool(self, slots: int, capacity: int) -> KVPool:
+        return _Places(slots)
+
+    def forward(
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        pool: KVPool,
+        plan: RowPlan,
+        logits_rows: Tensor | None = None,
+    ) -> TargetOutput:
+        """What the target said at these positions of the recorded texts; rows off the text get some token.
+
+        Nothing off the text is ever accepted: its own token, or one above it, is not what the target said.
+        """
+        assert isinstance(pool, _Places)
+        if logits_rows is not None:  # a prefill
+            pool.records[plan.slots.start] = self.recorded[tuple(tokens_T.tolist())]
+        said_T, aux = torch.zeros_like(tokens_T), []
+        for slot in plan.slot_T.unique_consecutive().tolist():
+            record = pool.records[slot]
+            assert record is not None
+            mine_T = plan.slot_T == slot
+            position_T = positions_T[mine_T].clamp(max=len(record.tokens_L) - 1)
+            said_T[mine_T] = record.tokens_L[(position_T + 1).clamp(max=len(record.tokens_L) - 1)]
+            aux.append(record.aux_LF[position_T])
+        said_T = said_T if logits_rows is None else said_T[logits_rows]
+        return TargetOutput(cast(Any, _Chosen(said_T)), torch.cat(aux))
