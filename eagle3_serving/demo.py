@@ -20,7 +20,7 @@ from eagle3_serving.serve.client import Answer, ChatClient
 from eagle3_serving.serve.side_by_side import side_by_side
 from eagle3_serving.serve.vllm import VllmOptions
 
-DEFAULT_K = 2
+DEFAULT_K = 3
 DEFAULT_DRAFTER = Path("checkpoints") / "smollm2-135m-instruct"
 _TAIL_LINES = 12
 

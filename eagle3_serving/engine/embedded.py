@@ -61,7 +61,11 @@ class EmbeddedEngine:
         loaded = Target.load(target, dtype, device)
         if drafter is None:
             return cls(loaded)
-        return cls(loaded, load_for(loaded, drafter), Calibration.beside(drafter))
+        try:
+            calibration = Calibration.beside(drafter)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        return cls(loaded, load_for(loaded, drafter), calibration)
 
     def generate(self, prompt_ids: Sequence[int], options: DecodeOptions | None = None) -> Generation:
         """Tokens after the prompt, up to and with the end token. Raises InputError as `serve` does."""

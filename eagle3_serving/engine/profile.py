@@ -44,6 +44,7 @@ def measure_costs(
     progress: bool = True,
 ) -> CostModel:
     """Medians of `repeats` timings at every batch size and number of rows, each request holding `context` rows."""
+    target.watch(drafter.config.aux_layers)
     verify: dict[int, list[tuple[float, float]]] = {}
     step: dict[int, list[tuple[float, float]]] = {}
     absorb: dict[int, list[tuple[float, float]]] = {}
