@@ -58,9 +58,14 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    ["{", "[]", "{}", json.dumps({"bias": [], "slope": [], "rank": [0], "lookup_chance": [], "rows": 1})]
-    + [json.dumps({"bias": [0], "slope": [-1], "rank": [0], "lookup_chance": [], "rows": 1})]
-    + ['{"bias": [NaN], "slope": [1], "rank": [0], "lookup_chance": [], "rows": 1}'],
+    [
+        "{",
+        "[]",
+        "{}",
+        json.dumps({"bias": [], "slope": [], "rank": [0], "lookup_chance": [], "rows": 1}),
+        json.dumps({"bias": [0], "slope": [-1], "rank": [0], "lookup_chance": [], "rows": 1}),
+        '{"bias": [NaN], "slope": [1], "rank": [0], "lookup_chance": [], "rows": 1}',
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "calibration.json"
