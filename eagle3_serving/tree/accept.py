@@ -31,6 +31,8 @@ def accept_greedy(tokens_BR: Tensor, layout: TreeLayout, argmax_BR: Tensor, max_
     agrees_BR = (tokens_BR == wanted_BR) & (parents_BR != PADDING)
     agrees_BR = torch.cat([torch.ones_like(agrees_BR[:, :1]), agrees_BR[:, 1:]], dim=1)
     whole_path_BR = (agrees_BR[:, None] | ~layout.ancestors_BNN).all(-1)
-    count_B, best_B = torch.where(whole_path_BR, layout.depth_BN, -1).max(dim=1)
+    reached_BR = torch.where(whole_path_BR, layout.depth_BN, -1)
+    best_B = reached_BR.argmax(dim=1)  # the first of equals, which max does not promise
+    count_B = reached_BR.gather(1, best_B[:, None])[:, 0]
     rows_BD = paths_of(layout, best_B[:, None], max_depth)[:, 0, 1:]
     return Acceptance(rows_BD, count_B, argmax_BR.gather(1, best_B[:, None])[:, 0])

@@ -17,7 +17,7 @@ K, MAX_TOKENS, PROMPTS = 4, 40, 6
 
 @pytest.fixture(scope="module")
 def knowing(target_dir: Path, prompts: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return overfit(target_dir, prompts[:PROMPTS], tmp_path_factory.mktemp("overfit"), MAX_TOKENS)
+    return overfit(target_dir, prompts[:PROMPTS], tmp_path_factory.mktemp("overfit"), MAX_TOKENS, rounds=100)
 
 
 @pytest.fixture(scope="module")
