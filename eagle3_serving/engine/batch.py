@@ -49,26 +49,31 @@ class Batch:
             return logits_BV.argmax(-1)
         return sample(logits_BV, self.sampling(len(logits_BV)), self.generator)
 
-    def admit(self, index: int, prompt_ids: Sequence[int], speculator: "Speculator | None") -> tuple[int, Step]:
-        """Prefill a prompt into the next free slot; its slot and its first token."""
-        slot, rows = self.size, len(prompt_ids)
-        tokens_T = torch.tensor(list(prompt_ids), device=self.device)
-        plan = plan_rows(slot, [0], [rows], self.device)
-        last = torch.tensor([rows - 1], device=self.device)
-        output = self.target.forward(tokens_T, plan.place_T, self.pool, plan, logits_rows=last)
-        root_B = self.choose(output.logits_TV)
-        self.indices.append(index)
-        self.lengths.append(rows)
-        self.roots_B[slot] = root_B[0]
-        self.size += 1
+    def admit(
+        self, prompts: Sequence[tuple[int, Sequence[int]]], speculator: "Speculator | None"
+    ) -> list[tuple[int, Step]]:
+        """Prefill prompts, each with its index, into the next free slots in one pass; their slots and first tokens."""
+        first, counts = self.size, [len(prompt_ids) for _, prompt_ids in prompts]
+        tokens_T = torch.tensor([token for _, prompt_ids in prompts for token in prompt_ids], device=self.device)
+        plan = plan_rows(first, [0] * len(counts), counts, self.device)
+        last_B = torch.tensor(counts, device=self.device).cumsum(0) - 1
+        output = self.target.forward(tokens_T, plan.place_T, self.pool, plan, logits_rows=last_B)
+        roots_B = self.choose(output.logits_TV)
+        self.indices += [index for index, _ in prompts]
+        self.lengths += counts
+        self.size += len(prompts)
+        self.roots_B[first : self.size] = roots_B
+        next_T = torch.cat([tokens_T[1:], roots_B[-1:]])
+        next_T[last_B] = roots_B
         if self.text_BS is not None:
-            self.text_BS[slot, :rows] = tokens_T
-            self.text_BS[slot, rows] = root_B[0]
+            self.text_BS[plan.slot_T, plan.place_T] = tokens_T
+            self.text_BS[plan.slot_T, plan.place_T + 1] = next_T
         if speculator is not None:
             assert output.aux_TF is not None
-            speculator.draft.start(slot)
-            speculator.draft.note(slot, output.aux_TF, torch.cat([tokens_T[1:], root_B]))
-        return slot, Step((int(root_B),))
+            for slot, parts in enumerate(zip(output.aux_TF.split(counts), next_T.split(counts), strict=True), first):
+                speculator.draft.start(slot)
+                speculator.draft.note(slot, *parts)
+        return [(slot, Step((token,))) for slot, token in enumerate(roots_B.tolist(), first)]
 
     def release(self, slot: int, speculator: "Speculator | None") -> None:
         """End the request in `slot`; the last slot's request takes its place."""

@@ -21,6 +21,8 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.tree.budget import CostModel
 from eagle3_serving.tree.calibrate import Calibration
 
+PREFILL_ROWS = 1024  # of one pass, padding counted: what a pass holds in memory, and how long the others wait
+
 
 class Event(NamedTuple):
     """One target pass's yield for one request; `prompt` counts the prompts from 0."""
@@ -139,15 +141,14 @@ class EmbeddedEngine:
             return Step(tokens, accepted, step.nodes, seconds, last=bool(stops) or left[index] == 0)
 
         while waiting or batch.size:
-            slot: int | None
-            while waiting and batch.size < slots:
-                index, prompt = waiting.pop()
-                slot, first = batch.admit(index, prompt, speculator)
-                step = cut(index, first)
-                yield Event(index, step)
-                if step.last:
-                    batch.release(slot, speculator)
-            if not batch.size:
+            group = _next_group(waiting, slots - batch.size)
+            if group:
+                admitted = [(slot, cut(batch.indices[slot], step)) for slot, step in batch.admit(group, speculator)]
+                events = [Event(batch.indices[slot], step) for slot, step in admitted]
+                for slot, step in reversed(admitted):
+                    if step.last:
+                        batch.release(slot, speculator)
+                yield from events
                 continue
             steps = batch.plain() if speculator is None else speculator.step()
             events = [Event(index, cut(index, step)) for index, step in zip(batch.indices, steps, strict=True)]
@@ -155,6 +156,18 @@ class EmbeddedEngine:
                 if events[slot].step.last:
                     batch.release(slot, speculator)
             yield from events
+
+
+def _next_group(waiting: list[tuple[int, Sequence[int]]], free: int) -> list[tuple[int, Sequence[int]]]:
+    """The next prompts, taken off the end of `waiting`, that are prefilled in one pass."""
+    group: list[tuple[int, Sequence[int]]] = []
+    longest = 0
+    while waiting and len(group) < free:
+        longest = max(longest, len(waiting[-1][1]))
+        if group and longest * (len(group) + 1) > PREFILL_ROWS:
+            break
+        group.append(waiting.pop())
+    return group
 
 
 def collect(steps: Sequence[Step]) -> Generation:

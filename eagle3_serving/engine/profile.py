@@ -87,8 +87,7 @@ class _Bench:
         self.draft = self.speculator.draft
         generator = torch.Generator().manual_seed(0)
         prompt = torch.randint(0, target.vocab_size, (8,), generator=generator).tolist()
-        for index in range(batch):
-            self.batch.admit(index, prompt, self.speculator)
+        self.batch.admit([(index, prompt) for index in range(batch)], self.speculator)
         self.draft.absorb(batch)
         self.reset()
 

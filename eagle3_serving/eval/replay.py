@@ -77,7 +77,8 @@ class RecordedTarget(Target):
         """
         assert isinstance(pool, _Places)
         if logits_rows is not None:  # a prefill
-            pool.records[plan.slots.start] = self.recorded[tuple(tokens_T.tolist())]
+            for slot in range(plan.slots.start, plan.slots.stop):
+                pool.records[slot] = self.recorded[tuple(tokens_T[plan.slot_T == slot].tolist())]
         said_T, aux = torch.zeros_like(tokens_T), []
         for slot in plan.slot_T.unique_consecutive().tolist():
             record = pool.records[slot]

@@ -7,7 +7,7 @@ import torch
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling
 
-DRAWS, BATCH = 500, 50
+DRAWS, BATCH = 240, 40
 PROMPT = "The best thing about"
 
 
@@ -44,7 +44,7 @@ def p_value(one: list[Generation], other: list[Generation], place: int) -> float
     return float(torch.special.gammaincc(freedom, statistic / 2)) if len(cells) > 1 else 1.0
 
 
-@pytest.mark.parametrize("law", [Sampling(0.7, top_p=0.95, seed=1), Sampling(1.0, min_p=0.05, seed=1)], ids=str)
+@pytest.mark.parametrize("law", [Sampling(0.7, top_p=0.95, seed=1), Sampling(1.0, min_p=0.02, seed=1)], ids=str)
 def test_the_first_two_tokens_follow_plain_samplings_law(
     engine: EmbeddedEngine, prompt_ids: list[int], law: Sampling
 ) -> None:
@@ -57,6 +57,6 @@ def test_the_first_two_tokens_follow_plain_samplings_law(
         # the first token comes from the prefill; the second is the first that a draft can touch
         for place in (0, 1, 2):
             assert p_value(plain, drafted, place) > 1e-3, (proposals, place)
-    colder = Sampling(law.temperature * 0.6, top_p=law.top_p, min_p=law.min_p, seed=3)
+    colder = Sampling(law.temperature * 0.4, top_p=law.top_p, min_p=law.min_p, seed=3)
     wrong = draws(engine, prompt_ids, DecodeOptions(3, "plain", sampling=colder))
     assert min(p_value(plain, wrong, place) for place in (0, 1, 2)) < 1e-3

@@ -86,8 +86,10 @@ def test_temperature_zero_in_a_mixed_batch_is_greedy_acceptance(parents: list[li
     generator = torch.Generator().manual_seed(seed)
     layout = tree_layout(with_root(torch.tensor(parents)))
     batch, rows = layout.parents_BN.shape
-    tokens_BR = torch.randint(3, (batch, rows), generator=generator)
-    logits_BRV = torch.randn(batch, rows, 3, generator=generator)
+    # siblings of one token would stand for one context, whose logits are one and the same
+    tokens_BR = torch.arange(rows).expand(batch, rows)
+    is_child_BRV = layout.parents_BN[:, None, :] == torch.arange(rows)[:, None]
+    logits_BRV = torch.randn(batch, rows, rows, generator=generator) + 2.0 * is_child_BRV
     cold_B = torch.arange(batch) % 2 == 0
     params = SamplingParams(torch.where(cold_B, 0.0, 1.0))
     depth = rows - 1
