@@ -5,6 +5,7 @@ Shape letters: B requests, C candidates, K frontier nodes, M nodes of several re
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -29,6 +30,9 @@ class Policy(Protocol):
     def observe(self, absorbed: int, draft_s: float, verify_s: float, tree: DraftTree, steps: Sequence[Step]) -> None:
         """What came of it."""
 
+    def observe_plain(self, seconds: float) -> None:
+        """What a step without drafting took."""
+
 
 class FixedPolicy:
     """The same shape every step."""
@@ -48,6 +52,23 @@ class FixedPolicy:
     def observe(self, absorbed: int, draft_s: float, verify_s: float, tree: DraftTree, steps: Sequence[Step]) -> None:
         """Nothing to learn."""
 
+    def observe_plain(self, seconds: float) -> None:
+        """Nothing to learn."""
+
+
+@dataclass
+class Realised:
+    """Decaying sums of the steps that drafted: what they yielded and what they took."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    steps: float = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self.tokens = self.tokens * 0.97 + tokens
+        self.seconds = self.seconds * 0.97 + seconds
+        self.steps = self.steps * 0.97 + 1
+
 
 class Experience:
     """What lately happened, kept across runs: survivals of drafted nodes, and how true they and the costs were."""
@@ -58,6 +79,7 @@ class Experience:
         self.accepted = self.expected = 8.0  # decaying sums; their start is a belief in the calibration
         self.target_scale = self.draft_scale = 1.0
         self.steps_per_draft, self.rows_per_step = 2.0, 2.0
+        self.drafting: dict[int, Realised] = {}  # by batch size
         self.child_chance = [torch.tensor([0.5, 0.1, 0.05]) for _ in range(max_depth)]
 
     @property
@@ -78,6 +100,7 @@ class AutoPolicy:
 
     probe_every = 200  # steps without drafting after which one drafts again, to see whether the text has changed
     least_requests = 8  # drafts seen before a forecast is trusted
+    least_steps = 12.0  # of drafting at a batch size before its own rate stands for the forecast
     refresh_every = 8
 
     def __init__(self, shape: TreeShape, costs: CostModel, experience: Experience) -> None:
@@ -104,6 +127,7 @@ class AutoPolicy:
         self.idle = 0 if worth else self.idle + 1
         if self.idle >= self.probe_every:
             self.idle = 0
+            self.known.drafting.pop(batch, None)  # the forecast decides anew
             return True
         return worth
 
@@ -119,7 +143,10 @@ class AutoPolicy:
         survival_M = torch.cat(list(known.survival)) * known.truth
         scale = known.target_scale
         found = forecast(self.costs, batch, survival_M, len(known.survival), seconds * known.draft_scale / scale)
-        return Forecast(found.plain / scale, found.drafting / scale, found.nodes)
+        drafting, seen = found.drafting / scale, known.drafting.get(batch)
+        if seen is not None and seen.steps >= self.least_steps:
+            drafting = seen.tokens / seen.seconds  # what came of it says more than what was to come
+        return Forecast(found.plain / scale, drafting, found.nodes)
 
     def _target(self, rows: float) -> float:
         return self.costs.target.at(self.batch, rows) * self.known.target_scale
@@ -166,6 +193,10 @@ class AutoPolicy:
 
     # ---- what came of it
 
+    def observe_plain(self, seconds: float) -> None:
+        known = self.known
+        known.target_scale = _follow(known.target_scale, seconds / self.costs.target.at(self.batch, self.batch))
+
     def observe(self, absorbed: int, draft_s: float, verify_s: float, tree: DraftTree, steps: Sequence[Step]) -> None:
         known, batch = self.known, self.batch
         live = tree.scores_BN > -torch.inf
@@ -173,6 +204,9 @@ class AutoPolicy:
         if nodes:
             known.accepted = known.accepted * 0.99 + sum(step.accepted or 0 for step in steps)
             known.expected = known.expected * 0.99 + float(tree.scores_BN.exp().sum())
+        if absorbed <= 12 * batch:  # a prompt taken in is paid for once, not every step
+            realised = known.drafting.setdefault(batch, Realised())
+            realised.add(sum(len(step.token_ids) for step in steps), draft_s + verify_s)
         verify = self.costs.target.at(batch, batch + nodes)
         draft = self.costs.absorb.at(batch, absorbed) + sum(
             self.costs.step.at(batch, batch * w) for w in self.step_rows

@@ -6,7 +6,6 @@ Shape letters: B requests, N draft nodes.
 import contextlib
 import hashlib
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +19,6 @@ from eagle3_serving.engine.batch import Batch
 from eagle3_serving.engine.draft import Draft
 from eagle3_serving.engine.embedded import EmbeddedEngine
 from eagle3_serving.engine.options import DecodeOptions
-from eagle3_serving.engine.policy import FixedPolicy
 from eagle3_serving.engine.speculate import Speculator
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
@@ -43,21 +41,14 @@ def measure_costs(
     repeats: int = 5,
     progress: bool = True,
 ) -> CostModel:
-    """Medians of `repeats` timings at every batch size and number of rows, each request holding `context` rows."""
+    """The best of `repeats` timings at every batch size and number of rows, each request holding `context` rows."""
     target.watch(drafter.config.aux_layers)
-    verify: dict[int, list[tuple[float, float]]] = {}
-    step: dict[int, list[tuple[float, float]]] = {}
-    absorb: dict[int, list[tuple[float, float]]] = {}
+    curves: dict[str, dict[int, tuple[tuple[float, float], ...]]] = {"target": {}, "step": {}, "absorb": {}}
     with tqdm(total=len(batches), desc="measuring costs", unit="batch size", disable=not progress) as bar:
         for batch in batches:
-            bench = _Bench(target, drafter, batch, context, repeats)
-            verify[batch] = [(batch, bench.plain())]
-            # of like pace: a plain pass among the others, so that a slow minute hits both
-            for nodes in NODES:
-                if batch * (1 + nodes) <= max(MOST_ROWS, 3 * batch):
-                    verify[batch].append((batch * (1 + nodes), bench.verify(nodes)))
-            absorb[batch] = [(batch * rows, bench.absorb(rows)) for rows in (1, 2, 5)]
-            step[batch] = [(batch * width, bench.draft_step(width)) for width in WIDTHS]
+            measured = _Bench(target, drafter, batch, context).measure(repeats)
+            for name, points in measured.items():
+                curves[name][batch] = points
             bar.update()
     about = {
         "machine": platform.processor() or platform.machine(),
@@ -70,17 +61,14 @@ def measure_costs(
         "target_hidden_size": target.hidden_size,
         "draft_vocab_size": drafter.config.draft_vocab_size,
     }
-    target_curve, step_curve, absorb_curve = (
-        Curve({b: tuple(points) for b, points in each.items()}) for each in (verify, step, absorb)
-    )
-    return CostModel(target_curve, step_curve, absorb_curve, about)
+    return CostModel(Curve(curves["target"]), Curve(curves["step"]), Curve(curves["absorb"]), about)
 
 
 class _Bench:
     """A batch of requests of made-up text; every timing leaves it as it was."""
 
-    def __init__(self, target: Target, drafter: Drafter, batch: int, context: int, repeats: int) -> None:
-        self.repeats, self.context, self.size = repeats, context, batch
+    def __init__(self, target: Target, drafter: Drafter, batch: int, context: int) -> None:
+        self.context, self.size = context, batch
         self.options = DecodeOptions(mode="tree", nodes=max(NODES), depth=DEPTH, top_k=TOP_K)
         self.batch = Batch(target, self.options, batch, context + max(NODES) + 8)
         self.speculator = Speculator(drafter, self.batch, self.options, None)
@@ -98,52 +86,60 @@ class _Bench:
         self.draft.position = [self.context] * self.size
         self.draft.pending = [[] for _ in range(self.size)]
 
-    def plain(self) -> float:
-        return self._median(self.speculator.plain)
+    def measure(self, repeats: int) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Curve -> (rows in all, seconds). Every size in turn, round after round, and the best of the rounds: a busy
+        neighbour slows some rounds, and would bend a curve of medians taken one size after the other."""
+        sizes = [n for n in NODES if self.size * (1 + n) <= max(MOST_ROWS, 3 * self.size)]
+        jobs: dict[tuple[str, int], Callable[[], object]] = {("target", 1): self.speculator.plain}
+        jobs |= {("target", 1 + n): self._verify(n) for n in sizes}
+        jobs |= {("absorb", rows): partial(self._absorb, rows) for rows in (1, 2, 5)}
+        jobs |= {("deep", width): partial(self._propose, DEPTH, width) for width in WIDTHS}
+        jobs |= {("flat", width): partial(self._propose, 1, width) for width in WIDTHS}
+        best = dict.fromkeys(jobs, float("inf"))
+        for turn in range(repeats + 1):
+            for key, job in jobs.items():
+                seconds = self._timed(job)
+                if turn:  # the first warms up
+                    best[key] = min(best[key], seconds)
+        step = {w: max((best["deep", w] - best["flat", w]) / (DEPTH - 1), 1e-6) for w in WIDTHS}
+        curves = {name: {n: s for (kind, n), s in best.items() if kind == name} for name in ("target", "absorb")}
+        return {
+            name: tuple((float(self.size * n), s) for n, s in points.items())
+            for name, points in {**curves, "step": step}.items()
+        }
 
-    def verify(self, nodes: int) -> float:
-        draft = self.draft.propose(
-            self.size, TOP_K, DEPTH, self.speculator.grow(), FixedPolicy(self.options.shape).keep
-        )
+    def _verify(self, nodes: int) -> Callable[[], object]:
+        draft = self._propose(DEPTH, TOP_K)
         tree = select(draft.candidates, nodes)
         counts = [1 + tree.parents_BN.shape[1]] * self.size
-        return self._median(lambda: self.speculator.verify(draft, tree, counts))
+        return partial(self.speculator.verify, draft, tree, counts)
 
-    def absorb(self, rows: int) -> float:
+    def _absorb(self, rows: int) -> None:
         """With the first depth's expansion and the selection, which every draft pays."""
-        width = self.draft.drafter.config.num_aux * self.draft.drafter.config.target_hidden_size
+        config = self.draft.drafter.config
+        width = config.num_aux * config.target_hidden_size
         aux_LF = torch.zeros(rows, width, dtype=self.draft.drafter.dtype, device=self.draft.device)
         tokens_L = torch.zeros(rows, dtype=torch.long, device=self.draft.device)
-
-        def once() -> None:
-            for slot in range(self.size):
-                self.draft.note(slot, aux_LF, tokens_L)
-            self.draft.absorb(self.size)
-            select_over_batch(self._propose(1, 1).candidates, self.size, 8)
-
-        return self._median(once)
-
-    def draft_step(self, width: int) -> float:
-        deep, flat = (self._median(partial(self._propose, depth, width)) for depth in (DEPTH, 1))
-        return max((deep - flat) / (DEPTH - 1), 1e-6)
+        for slot in range(self.size):
+            self.draft.note(slot, aux_LF, tokens_L)
+        self.draft.absorb(self.size)
+        select_over_batch(self._propose(1, 1).candidates, self.size, 8)
 
     def _propose(self, depth: int, width: int) -> Draft:
         return self.draft.propose(self.size, TOP_K, depth, self.speculator.grow(), lambda *_: width)
 
-    def _median(self, once: Callable[[], object]) -> float:
-        seconds = []
-        for turn in range(self.repeats + 1):
-            self.reset()
-            if self.batch.device.type == "cuda":
-                torch.cuda.synchronize()
-            begun = time.perf_counter()
-            once()
-            if self.batch.device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first warms up
-                seconds.append(time.perf_counter() - begun)
+    def _timed(self, once: Callable[[], object]) -> float:
+        on_device = self.batch.device.type == "cuda"
         self.reset()
-        return statistics.median(seconds)
+        if on_device:
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        once()
+        if on_device:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun
+        self.reset()
+        return seconds
 
 
 def costs_for(engine: EmbeddedEngine, directory: Path, batch: int, file: Path | None = None) -> CostModel:

@@ -66,9 +66,11 @@ class Speculator:
 
     def step(self) -> list[Step]:
         """New tokens for every request, at least one each."""
-        if not self.policy.drafts(self.batch.size):
-            return self.plain()
         begun = time.perf_counter()
+        if not self.policy.drafts(self.batch.size):
+            steps = self.plain()
+            self.policy.observe_plain(time.perf_counter() - begun)
+            return steps
         absorbed = self.draft.absorb(self.batch.size)
         draft = self._propose()
         candidates = draft.candidates

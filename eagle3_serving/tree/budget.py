@@ -33,13 +33,6 @@ class Curve:
         share = (batch - below) / (above - below)
         return low + share * (_line(self.points[above], rows) - low)
 
-    def over(self, batch: int, rows: Sequence[int]) -> list[float]:
-        """The same at several numbers of rows, never falling: noise must not make a larger tree look cheaper."""
-        seconds: list[float] = []
-        for count in rows:
-            seconds.append(max(self.at(batch, count), seconds[-1] if seconds else 0.0))
-        return seconds
-
 
 def _line(points: Sequence[tuple[float, float]], rows: float) -> float:
     if len(points) == 1:
@@ -104,7 +97,8 @@ def best_nodes(survival_M: Tensor, target: Curve, batch: int, price: float, limi
     `price` in tokens a second.
     """
     gain_M = survival_M.sort(descending=True).values[:limit].cumsum(0).tolist()
-    seconds = target.over(batch, [batch + n for n in range(len(gain_M) + 1)])
+    # a larger pass may be the cheaper one (2 and 3 rows are, of all, the slowest for some matrix kernels)
+    seconds = [target.at(batch, batch + n) for n in range(len(gain_M) + 1)]
     worth = [0.0, *[gain - price * (s - seconds[0]) for gain, s in zip(gain_M, seconds[1:], strict=True)]]
     return max(range(len(worth)), key=worth.__getitem__)
 

@@ -21,10 +21,10 @@ def test_costs_are_read_off_straight_lines() -> None:
     assert LINE.at(64, 24) == pytest.approx(0.80)  # the largest batch measured stands for larger ones
 
 
-def test_a_larger_tree_never_looks_cheaper() -> None:
-    noisy = Curve({1: ((1.0, 0.10), (2.0, 0.09), (3.0, 0.12))})
-    seconds = noisy.over(1, range(1, 5))
-    assert seconds == sorted(seconds)
+def test_nodes_that_make_the_pass_cheaper_are_taken() -> None:
+    odd = Curve({1: ((1.0, 0.10), (2.0, 0.20), (3.0, 0.11))})
+    assert best_nodes(torch.tensor([0.3, 0.01]), odd, 1, 10.0, 2) == 2
+    assert best_nodes(torch.tensor([0.3]), odd, 1, 10.0, 2) == 0
 
 
 @settings(deadline=None)
