@@ -61,11 +61,14 @@ def train(job: TrainJob) -> Path:
         )
 
     torch.manual_seed(job.options.seed)
-    torch.set_flush_denormal(True)  # softmax tails would run many times slower
     target = Target.load(job.target)
     drafter = load_for(target, job.init) if job.init is not None else _new_drafter(job, target, answers)
     trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, closed_form=job.init is None)
-    trainer.run()
+    torch.set_flush_denormal(True)  # softmax tails would run many times slower
+    try:
+        trainer.run()
+    finally:
+        torch.set_flush_denormal(False)  # it holds for the whole process, which is not ours
     save_drafter(trainer.finished(), job.out / "drafter")
     plot_training(job.out / "log.jsonl", job.out / "training.png")
     return job.out / "drafter"
