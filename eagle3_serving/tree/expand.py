@@ -55,9 +55,9 @@ def top_children(logits_BKV: Tensor, top_k: int) -> Children:
 
     A score that is not a number becomes -inf, so that a broken draft costs speed and never correctness.
     """
-    log_probs_BKV = logits_BKV.float().log_softmax(-1).clamp(max=0)
-    best = log_probs_BKV.nan_to_num(nan=-torch.inf, neginf=-torch.inf).topk(min(top_k, logits_BKV.shape[-1]))
-    return Children(best.indices, best.values)
+    best = logits_BKV.float().log_softmax(-1).topk(min(top_k, logits_BKV.shape[-1]))
+    # mended after the topk, on k values and not on V: one NaN makes its whole row NaN
+    return Children(best.indices, best.values.nan_to_num(nan=-torch.inf, neginf=-torch.inf).clamp(max=0))
 
 
 def expand(children: Children, frontier: Frontier, width: int, pool_size: int) -> tuple[Candidates, Frontier]:
