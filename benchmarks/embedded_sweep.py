@@ -25,16 +25,18 @@ from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 
-SETTINGS = ("plain", "chain-3", "chain-5", "tree-16", "tree-60", "auto")
+SETTINGS = ("plain", "chain-3", "chain-5", "tree-16", "tree-60", "auto", "auto-lookup")
 
 
-def options_of(name: str, tokens: int, lookup: bool) -> DecodeOptions:
+def options_of(name: str, tokens: int) -> DecodeOptions:
     mode, _, size = name.partition("-")
     if mode == "chain":
         return DecodeOptions(tokens, "chain", k=int(size), eos_ids=())
     if mode == "tree":
         return DecodeOptions(tokens, "tree", nodes=int(size), depth=8, top_k=10, eos_ids=())
-    return DecodeOptions(tokens, mode, nodes=60, depth=8, top_k=10, eos_ids=(), lookup=lookup and mode == "auto")  # type: ignore[arg-type]
+    if mode == "auto":
+        return DecodeOptions(tokens, "auto", nodes=60, depth=8, top_k=10, eos_ids=(), lookup=size == "lookup")
+    return DecodeOptions(tokens, "plain", eos_ids=())
 
 
 def decode(engine: EmbeddedEngine, prompts: list[list[int]], options: DecodeOptions) -> dict[str, Any]:
@@ -95,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=48, help="tokens a request (default 48)")
     parser.add_argument("--least", type=int, default=8, help="requests a round at small batches (default 8)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
-    parser.add_argument("--lookup", action="store_true", help="auto uses prompt lookup too")
     parser.add_argument("--out", type=Path, required=True, help="JSON of all rows; FILE.png beside it")
     args = parser.parse_args(arguments)
     directory = args.target or fetch_target()
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             totals: dict[str, list[dict[str, Any]]] = {name: [] for name in ordered}
             for piece in pieces:  # every setting on the same prompts, one after the other
                 for name in ordered:
-                    totals[name].append(decode(engine, piece, options_of(name, args.tokens, args.lookup)))
+                    totals[name].append(decode(engine, piece, options_of(name, args.tokens)))
             for name in ordered:
                 parts = totals[name]
                 said = [tokens for part in parts for tokens in part.pop("tokens")]
