@@ -5,8 +5,9 @@
 
 Every request is decoded to the same length (end tokens are passed over), so that the batch stays full; only decoding is
 timed, from the moment when all prompts are in. The ratio is to plain decoding of the same round; the median of the
-rounds is reported with their spread. All tokens are held against plain decoding's (fp32). The same command goes on
-where it was stopped, and writes a plot beside OUT.
+rounds is reported with their spread. All tokens are held against plain decoding's (fp32). What auto has learned stays
+with the engine from round to round, as in a server. The same command goes on where it was stopped, one with other
+--settings adds them; plain is measured again beside them. A plot stands beside OUT.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = {(row["batch"], row["setting"]) for row in rows}
     bar = tqdm(total=len(args.batches) * len(args.settings) * args.repeats, unit="run")
     for batch in args.batches:
-        if all((batch, name) in done for name in args.settings):
+        if all((batch, name) in done for name in args.settings if name != "plain"):
             bar.update(len(args.settings) * args.repeats)
             continue
         count = max(batch, args.least)
@@ -139,12 +140,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bar.update()
                 bar.set_postfix_str(f"batch {batch} {name}")
         plain = [one["tokens_per_second"] for one in seen["plain"]]
+        rows = [row for row in rows if row["batch"] != batch or row["setting"] not in seen]
         for name, runs in seen.items():
             ratios = [one["tokens_per_second"] / base for one, base in zip(runs, plain, strict=True)]
             rows.append(
                 {
                     "batch": batch,
                     "setting": name,
+                    "repeats": args.repeats,
                     "ratio": statistics.median(ratios),
                     "ratio_range": [min(ratios), max(ratios)],
                     "tokens_per_second": statistics.median(one["tokens_per_second"] for one in runs),
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"accepted {rows[-1]['accepted_length']:.2f} identical {rows[-1]['identical']}",
                 flush=True,
             )
-        about = {"tokens": args.tokens, "repeats": args.repeats, "threads": torch.get_num_threads(), "dtype": "fp32"}
+        about = {"tokens": args.tokens, "threads": torch.get_num_threads(), "dtype": "fp32"}
         beside = args.out.with_name(f".{args.out.name}.partial")
         beside.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
         beside.replace(args.out)

@@ -89,6 +89,10 @@ class DraftSession:
         while len(waiting) > 1 and sum(len(tokens) for _, tokens in waiting) > self.max_pending:
             self.position[slot] += len(waiting.pop(0)[1])
 
+    def waiting(self, batch: int) -> int:
+        """Rows noted for slots 0 .. batch - 1 that the drafter has not taken in."""
+        return sum(len(tokens) for waiting in self.pending[:batch] for _, tokens in waiting)
+
     @torch.inference_mode()
     def absorb(self, batch: int) -> int:
         """Commit what was noted for slots 0 .. batch - 1; each one's last row predicts its first depth. Returns the rows."""

@@ -150,7 +150,7 @@ class EmbeddedEngine:
                         batch.release(slot, speculator)
                 yield from events
                 continue
-            steps = batch.plain() if speculator is None else speculator.step()
+            steps = batch.plain() if speculator is None else speculator.step(sum(left[i] for i in batch.indices))
             events = [Event(index, cut(index, step)) for index, step in zip(batch.indices, steps, strict=True)]
             for slot in reversed(range(len(events))):
                 if events[slot].step.last:

@@ -5,7 +5,7 @@ Shape letters: B requests, C candidates, K frontier nodes, M nodes of several re
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -18,8 +18,9 @@ from eagle3_serving.tree.budget import CostModel, Forecast, best_nodes, forecast
 
 
 class Policy(Protocol):
-    def drafts(self, batch: int) -> bool:
-        """Whether this step drafts at all."""
+    def drafts(self, batch: int, waiting: int, left: int) -> bool:
+        """Whether this step drafts at all. `waiting` rows would have to be taken in first; at most `left` tokens of the
+        requests in flight are still to come."""
 
     def keep(self, depth: int, depths: Sequence[Candidates], frontier: Frontier) -> int:
         """How many frontier nodes the next draft step runs on; 0 ends the draft."""
@@ -40,7 +41,7 @@ class FixedPolicy:
     def __init__(self, shape: TreeShape) -> None:
         self.shape = shape
 
-    def drafts(self, batch: int) -> bool:
+    def drafts(self, batch: int, waiting: int, left: int) -> bool:
         return True
 
     def keep(self, depth: int, depths: Sequence[Candidates], frontier: Frontier) -> int:
@@ -57,17 +58,33 @@ class FixedPolicy:
 
 
 @dataclass
-class Realised:
-    """Decaying sums of the steps that drafted: what they yielded and what they took."""
+class Track:
+    """Decaying sums of what was foretold and of what came."""
 
-    tokens: float = 0.0
-    seconds: float = 0.0
+    seen: float = 0.0
+    told: float = 0.0
     steps: float = 0.0
 
-    def add(self, tokens: int, seconds: float) -> None:
-        self.tokens = self.tokens * 0.97 + tokens
-        self.seconds = self.seconds * 0.97 + seconds
-        self.steps = self.steps * 0.97 + 1
+    def add(self, seen: float, told: float) -> None:
+        self.seen, self.told, self.steps = (
+            old * 0.97 + new for old, new in ((self.seen, seen), (self.told, told), (self.steps, 1.0))
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Seen over told."""
+        return self.seen / self.told
+
+
+@dataclass
+class Arms:
+    """Plain decoding and drafting at about one batch size: how true the forecast of each was, and whose turn it is."""
+
+    plain: Track = field(default_factory=Track)  # seconds
+    drafting: Track = field(default_factory=Track)  # tokens
+    idle: int = 0  # steps since drafting was last tried
+    drafted: int = 0  # steps since plain decoding was last tried
+    patience: int = 200  # idle steps after which drafting is tried again; doubles with every try that failed
 
 
 class Experience:
@@ -77,15 +94,18 @@ class Experience:
         self.survival: deque[Tensor] = deque(maxlen=requests)  # one [nodes] a request
         self.nodes = nodes
         self.accepted = self.expected = 8.0  # decaying sums; their start is a belief in the calibration
-        self.target_scale = self.draft_scale = 1.0
+        self.draft_scale = 1.0  # how much dearer drafting is, beside verifying, than the profile says
         self.steps_per_draft, self.rows_per_step = 2.0, 2.0
-        self.drafting: dict[int, Realised] = {}  # by batch size
+        self.arms: dict[int, Arms] = {}  # by the batch size's power of two
         self.child_chance = [torch.tensor([0.5, 0.1, 0.05]) for _ in range(max_depth)]
 
     @property
     def truth(self) -> float:
         """Accepted over expected nodes."""
         return self.accepted / self.expected
+
+    def at(self, batch: int) -> Arms:
+        return self.arms.setdefault((batch - 1).bit_length(), Arms())
 
     def add_survival(self, scores_BC: Tensor) -> None:
         width = min(self.nodes, scores_BC.shape[1])
@@ -95,61 +115,81 @@ class Experience:
 class AutoPolicy:
     """Depth, width and number of nodes by price: a node is verified, and drafted from, only where it pays.
 
-    `shape` bounds all three. Works a step at a time, and reads scores on the host once a depth.
+    Whether to draft at all is asked of both sides' own record at this batch size: a forecast alone errs by more than
+    what there is to gain. `shape` bounds the tree. Works a step at a time, and reads scores on the host once a depth.
     """
 
-    probe_every = 200  # steps without drafting after which one drafts again, to see whether the text has changed
     least_requests = 8  # drafts seen before a forecast is trusted
-    least_steps = 12.0  # of drafting at a batch size before its own rate stands for the forecast
+    least_steps = 12.0  # of drafting at a batch size before its own rate corrects the forecast
+    least_plain = 3.0  # plain steps at a batch size before anything is drafted there
+    plain_every = 40  # steps of drafting after which one decodes plainly, to keep that rate true
+    longest_patience = 3200
+    margin = 1.03  # what drafting must be ahead by: less is noise, and plain decoding is the safe side of it
     refresh_every = 8
 
     def __init__(self, shape: TreeShape, costs: CostModel, experience: Experience) -> None:
         self.shape, self.costs, self.known = shape, costs, experience
         self.batch = 0
         self.outlook = Forecast(0.0, 0.0, 0.0)
-        self.idle = self.age = 0
+        self.slower = 1.0  # than the profile, by plain steps at this batch size
+        self.told = 0.0  # the forecast's own rate of drafting, before its record corrects it
+        self.age = 0
         self.step_rows: list[int] = []
         self.parents_BK: Tensor | None = None
         self.threshold = 0.0
 
     # ---- whether
 
-    def drafts(self, batch: int) -> bool:
+    def drafts(self, batch: int, waiting: int, left: int) -> bool:
         if batch != self.batch or self.age >= self.refresh_every:
             self.batch, self.age = batch, 0
             self.outlook = self._forecast(batch)
         self.age += 1
         self.step_rows, self.parents_BK = [], None
         nodes = max(1.0, self.outlook.nodes)
-        slope = self._target(batch + nodes + batch) - self._target(batch + nodes)
-        self.threshold = self.outlook.price * max(slope, 0.0) / batch / max(self.known.truth, 1e-3)
-        worth = self.outlook.drafting > self.outlook.plain or len(self.known.survival) < self.least_requests
-        self.idle = 0 if worth else self.idle + 1
-        if self.idle >= self.probe_every:
-            self.idle = 0
-            self.known.drafting.pop(batch, None)  # the forecast decides anew
+        slope = self.costs.target.at(batch, batch + nodes + batch) - self.costs.target.at(batch, batch + nodes)
+        self.threshold = self.price * max(slope, 0.0) / batch / max(self.known.truth, 1e-3)
+        arms = self.known.at(batch)
+        if arms.plain.steps < self.least_plain or arms.drafted >= self.plain_every:
+            return False
+        if len(self.known.survival) < self.least_requests or self._pays(waiting, left):
+            arms.idle = 0
             return True
-        return worth
+        arms.idle += 1
+        if arms.idle < arms.patience:
+            return False
+        arms.idle, arms.patience = 0, min(2 * arms.patience, self.longest_patience)
+        arms.drafting = Track()  # the forecast decides anew
+        return True
+
+    def _pays(self, waiting: int, left: int) -> bool:
+        """Drafting is ahead, rows to take in first being spread over half the tokens that may come (answers end early)."""
+        tokens = max(left / 2, 1.0)
+        once = self.costs.absorb.at(self.batch, waiting) * self.slower if waiting > 2 * self.batch else 0.0
+        return tokens / (tokens / self.outlook.drafting + once) > self.outlook.plain * self.margin
 
     def _forecast(self, batch: int) -> Forecast:
-        known = self.known
-        plain = batch / self._target(batch)
+        known, arms = self.known, self.known.at(batch)
+        self.slower = arms.plain.ratio if arms.plain.steps >= self.least_plain else 1.0
+        plain = batch / (self.costs.target.at(batch, batch) * self.slower)
         if len(known.survival) < self.least_requests:
+            self.told = plain
             return Forecast(plain, plain, batch)
         rows = batch * known.rows_per_step
         # what is accepted is taken in by the next draft
         taken_in = self.costs.absorb.at(batch, 2 * batch)
         seconds = taken_in + known.steps_per_draft * self.costs.step.at(batch, rows)
         survival_M = torch.cat(list(known.survival)) * known.truth
-        scale = known.target_scale
-        found = forecast(self.costs, batch, survival_M, len(known.survival), seconds * known.draft_scale / scale)
-        drafting, seen = found.drafting / scale, known.drafting.get(batch)
-        if seen is not None and seen.steps >= self.least_steps:
-            drafting = seen.tokens / seen.seconds  # what came of it says more than what was to come
-        return Forecast(found.plain / scale, drafting, found.nodes)
+        found = forecast(self.costs, batch, survival_M, len(known.survival), seconds * known.draft_scale)
+        self.told = found.drafting / self.slower
+        # what came of it says more than what was to come
+        truth = arms.drafting.ratio if arms.drafting.steps >= self.least_steps else 1.0
+        return Forecast(plain, self.told * truth, found.nodes)
 
-    def _target(self, rows: float) -> float:
-        return self.costs.target.at(self.batch, rows) * self.known.target_scale
+    @property
+    def price(self) -> float:
+        """What a second of the profile is worth, in tokens."""
+        return self.outlook.price * self.slower
 
     # ---- how much
 
@@ -164,7 +204,7 @@ class AutoPolicy:
         hope = score_BK[:, :width, None] * chance_C.to(score_BK.device) - self.threshold
         gain = float(hope.clamp(min=0).sum()) * self.known.truth
         cost = self.costs.step.at(self.batch, self.batch * width) * self.known.draft_scale
-        if gain <= self.outlook.price * cost:
+        if gain <= self.price * cost:
             return 0
         self.step_rows.append(width)
         self.parents_BK = frontier.scores_BK[:, :width]
@@ -187,15 +227,15 @@ class AutoPolicy:
         limit = self.batch * self.shape.nodes
         survival_M = candidates.scores_BC.flatten().exp() * known.truth
         survival_M = survival_M.topk(min(limit, 4 * int(self.batch + self.outlook.nodes) + 64, len(survival_M))).values
-        price = self.outlook.price * known.target_scale
-        nodes = best_nodes(survival_M, self.costs.target, self.batch, price, limit)
+        nodes = best_nodes(survival_M, self.costs.target, self.batch, self.price, limit)
         return select_over_batch(candidates, nodes, min(nodes, self.shape.nodes))
 
     # ---- what came of it
 
     def observe_plain(self, seconds: float) -> None:
-        known = self.known
-        known.target_scale = _follow(known.target_scale, seconds / self.costs.target.at(self.batch, self.batch))
+        arms = self.known.at(self.batch)
+        arms.plain.add(seconds, self.costs.target.at(self.batch, self.batch))
+        arms.drafted = 0
 
     def observe(self, absorbed: int, draft_s: float, verify_s: float, tree: DraftTree, steps: Sequence[Step]) -> None:
         known, batch = self.known, self.batch
@@ -205,14 +245,14 @@ class AutoPolicy:
             known.accepted = known.accepted * 0.99 + sum(step.accepted or 0 for step in steps)
             known.expected = known.expected * 0.99 + float(tree.scores_BN.exp().sum())
         if absorbed <= 12 * batch:  # a prompt taken in is paid for once, not every step
-            realised = known.drafting.setdefault(batch, Realised())
-            realised.add(sum(len(step.token_ids) for step in steps), draft_s + verify_s)
+            tokens = sum(len(step.token_ids) for step in steps)
+            known.at(batch).drafting.add(tokens, self.told * (draft_s + verify_s))
+        known.at(batch).drafted += 1
         verify = self.costs.target.at(batch, batch + nodes)
         draft = self.costs.absorb.at(batch, absorbed) + sum(
             self.costs.step.at(batch, batch * w) for w in self.step_rows
         )
-        known.target_scale = _follow(known.target_scale, verify_s / verify)
-        known.draft_scale = _follow(known.draft_scale, draft_s / draft)
+        known.draft_scale = _follow(known.draft_scale, draft_s / draft * verify / verify_s)
         known.steps_per_draft += 0.05 * (len(self.step_rows) - known.steps_per_draft)
         if self.step_rows:
             known.rows_per_step += 0.05 * (sum(self.step_rows) / len(self.step_rows) - known.rows_per_step)

@@ -30,6 +30,8 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 NODES = (1, 2, 3, 5, 8, 12, 16, 24, 32, 60)  # a request
 MOST_ROWS = 320
 WIDTHS = (1, 2, 4, 10)
+TAKEN_IN = (1, 2, 5, 64, 256)  # rows a request: what a step accepts, and prompts
+MOST_TAKEN_IN = 2048
 DEPTH, TOP_K = 4, 10
 
 
@@ -70,7 +72,7 @@ class _Bench:
     def __init__(self, target: Target, drafter: Drafter, batch: int, context: int) -> None:
         self.context, self.size = context, batch
         self.options = DecodeOptions(mode="tree", nodes=max(NODES), depth=DEPTH, top_k=TOP_K)
-        self.batch = Batch(target, self.options, batch, context + max(NODES) + 8)
+        self.batch = Batch(target, self.options, batch, context + max(*NODES, *TAKEN_IN) + 8)
         self.speculator = Speculator(drafter, self.batch, self.options, None)
         self.draft = self.speculator.draft
         generator = torch.Generator().manual_seed(0)
@@ -92,7 +94,8 @@ class _Bench:
         sizes = [n for n in NODES if self.size * (1 + n) <= max(MOST_ROWS, 3 * self.size)]
         jobs: dict[tuple[str, int], Callable[[], object]] = {("target", 1): self.speculator.plain}
         jobs |= {("target", 1 + n): self._verify(n) for n in sizes}
-        jobs |= {("absorb", rows): partial(self._absorb, rows) for rows in (1, 2, 5)}
+        taken_in = [rows for rows in TAKEN_IN if rows < 10 or self.size * rows <= MOST_TAKEN_IN]
+        jobs |= {("absorb", rows): partial(self._absorb, rows) for rows in taken_in}
         jobs |= {("deep", width): partial(self._propose, DEPTH, width) for width in WIDTHS}
         jobs |= {("flat", width): partial(self._propose, 1, width) for width in WIDTHS}
         best = dict.fromkeys(jobs, float("inf"))

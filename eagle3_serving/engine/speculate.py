@@ -64,10 +64,10 @@ class Speculator:
 
     # ---- one step
 
-    def step(self) -> list[Step]:
-        """New tokens for every request, at least one each."""
+    def step(self, left: int) -> list[Step]:
+        """New tokens for every request, at least one each; the requests in flight may want `left` more between them."""
         begun = time.perf_counter()
-        if not self.policy.drafts(self.batch.size):
+        if not self.policy.drafts(self.batch.size, self.draft.waiting(self.batch.size), left):
             steps = self.plain()
             self.policy.observe_plain(time.perf_counter() - begun)
             return steps
