@@ -70,6 +70,7 @@ class Batch:
             self.text_BS[plan.slot_T, plan.place_T + 1] = next_T
         if speculator is not None:
             assert output.aux_TF is not None
+            speculator.policy.admitted(len(prompts), self.size)
             for slot, parts in enumerate(zip(output.aux_TF.split(counts), next_T.split(counts), strict=True), first):
                 speculator.draft.start(slot)
                 speculator.draft.note(slot, *parts)

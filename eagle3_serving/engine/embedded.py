@@ -120,7 +120,7 @@ class EmbeddedEngine:
         begun = time.perf_counter()
         longest = max(map(len, prompts)) + options.max_new_tokens
         batch = Batch(self.target, options, slots, longest + options.shape.nodes + 1)
-        speculator = None
+        speculator, experience = None, Experience()
         if options.mode != "plain":
             assert self.drafter is not None
             kind = (options.sampling.temperature, options.lookup, options.calibrated)
@@ -138,7 +138,15 @@ class EmbeddedEngine:
             left[index] -= len(tokens)
             accepted = None if step.accepted is None else min(step.accepted, len(tokens))
             seconds = time.perf_counter() - begun
-            return Step(tokens, accepted, step.nodes, seconds, last=bool(stops) or left[index] == 0)
+            last = bool(stops) or left[index] == 0
+            if last:
+                experience.answered(1 - left[index] / options.max_new_tokens)
+            return Step(tokens, accepted, step.nodes, seconds, last)
+
+        def to_come() -> float:
+            """Tokens of the requests in flight, answers being as long as they lately were."""
+            ended = options.max_new_tokens * (1 - experience.answer_share)
+            return sum(max(left[index] - ended, 1.0) for index in batch.indices)
 
         while waiting or batch.size:
             group = _next_group(waiting, slots - batch.size)
@@ -150,7 +158,7 @@ class EmbeddedEngine:
                         batch.release(slot, speculator)
                 yield from events
                 continue
-            steps = batch.plain() if speculator is None else speculator.step(sum(left[i] for i in batch.indices))
+            steps = batch.plain() if speculator is None else speculator.step(to_come())
             events = [Event(index, cut(index, step)) for index, step in zip(batch.indices, steps, strict=True)]
             for slot in reversed(range(len(events))):
                 if events[slot].step.last:

@@ -18,8 +18,11 @@ from eagle3_serving.tree.budget import CostModel, Forecast, best_nodes, forecast
 
 
 class Policy(Protocol):
-    def drafts(self, batch: int, waiting: int, left: int) -> bool:
-        """Whether this step drafts at all. `waiting` rows would have to be taken in first; at most `left` tokens of the
+    def admitted(self, requests: int, batch: int) -> None:
+        """`requests` of the `batch` in flight are new."""
+
+    def drafts(self, batch: int, waiting: int, left: float) -> bool:
+        """Whether this step drafts at all. `waiting` rows would have to be taken in first; about `left` tokens of the
         requests in flight are still to come."""
 
     def keep(self, depth: int, depths: Sequence[Candidates], frontier: Frontier) -> int:
@@ -41,7 +44,10 @@ class FixedPolicy:
     def __init__(self, shape: TreeShape) -> None:
         self.shape = shape
 
-    def drafts(self, batch: int, waiting: int, left: int) -> bool:
+    def admitted(self, requests: int, batch: int) -> None:
+        """Nothing to forget."""
+
+    def drafts(self, batch: int, waiting: int, left: float) -> bool:
         return True
 
     def keep(self, depth: int, depths: Sequence[Candidates], frontier: Frontier) -> int:
@@ -65,10 +71,12 @@ class Track:
     told: float = 0.0
     steps: float = 0.0
 
-    def add(self, seen: float, told: float) -> None:
-        self.seen, self.told, self.steps = (
-            old * 0.97 + new for old, new in ((self.seen, seen), (self.told, told), (self.steps, 1.0))
-        )
+    def add(self, seen: float, told: float, keep: float = 0.97) -> None:
+        self.fade(keep)
+        self.seen, self.told, self.steps = self.seen + seen, self.told + told, self.steps + 1
+
+    def fade(self, keep: float) -> None:
+        self.seen, self.told, self.steps = self.seen * keep, self.told * keep, self.steps * keep
 
     @property
     def ratio(self) -> float:
@@ -97,6 +105,7 @@ class Experience:
         self.draft_scale = 1.0  # how much dearer drafting is, beside verifying, than the profile says
         self.steps_per_draft, self.rows_per_step = 2.0, 2.0
         self.arms: dict[int, Arms] = {}  # by the batch size's power of two
+        self.answer_share = 1.0  # of the tokens asked for, what answers come to
         self.child_chance = [torch.tensor([0.5, 0.1, 0.05]) for _ in range(max_depth)]
 
     @property
@@ -107,6 +116,10 @@ class Experience:
     def at(self, batch: int) -> Arms:
         return self.arms.setdefault((batch - 1).bit_length(), Arms())
 
+    def answered(self, share: float) -> None:
+        """A request ended after this share of the tokens asked for."""
+        self.answer_share += 0.1 * (share - self.answer_share)
+
     def add_survival(self, scores_BC: Tensor) -> None:
         width = min(self.nodes, scores_BC.shape[1])
         self.survival.extend(scores_BC.topk(width, dim=1).values.exp().unbind(0))
@@ -115,12 +128,13 @@ class Experience:
 class AutoPolicy:
     """Depth, width and number of nodes by price: a node is verified, and drafted from, only where it pays.
 
-    Whether to draft at all is asked of both sides' own record at this batch size: a forecast alone errs by more than
-    what there is to gain. `shape` bounds the tree. Works a step at a time, and reads scores on the host once a depth.
+    Whether to draft at all is asked of both sides' record at this batch size, for a forecast alone errs by more than what
+    there is to gain; and of the record of the requests in flight, for texts differ. `shape` bounds the tree. Works a step at a time, and reads scores on the host once a depth.
     """
 
     least_requests = 8  # drafts seen before a forecast is trusted
     least_steps = 12.0  # of drafting at a batch size before its own rate corrects the forecast
+    prior_steps = 8.0  # of drafting that the record of all requests weighs beside that of those in flight
     least_plain = 3.0  # plain steps at a batch size before anything is drafted there
     plain_every = 40  # steps of drafting after which one decodes plainly, to keep that rate true
     longest_patience = 3200
@@ -133,6 +147,7 @@ class AutoPolicy:
         self.outlook = Forecast(0.0, 0.0, 0.0)
         self.slower = 1.0  # than the profile, by plain steps at this batch size
         self.told = 0.0  # the forecast's own rate of drafting, before its record corrects it
+        self.own = Track()  # of drafting, by the requests in flight
         self.age = 0
         self.step_rows: list[int] = []
         self.parents_BK: Tensor | None = None
@@ -140,7 +155,10 @@ class AutoPolicy:
 
     # ---- whether
 
-    def drafts(self, batch: int, waiting: int, left: int) -> bool:
+    def admitted(self, requests: int, batch: int) -> None:
+        self.own.fade(1 - requests / batch)
+
+    def drafts(self, batch: int, waiting: int, left: float) -> bool:
         if batch != self.batch or self.age >= self.refresh_every:
             self.batch, self.age = batch, 0
             self.outlook = self._forecast(batch)
@@ -159,12 +177,12 @@ class AutoPolicy:
         if arms.idle < arms.patience:
             return False
         arms.idle, arms.patience = 0, min(2 * arms.patience, self.longest_patience)
-        arms.drafting = Track()  # the forecast decides anew
+        arms.drafting, self.own = Track(), Track()  # the forecast decides anew
         return True
 
-    def _pays(self, waiting: int, left: int) -> bool:
-        """Drafting is ahead, rows to take in first being spread over half the tokens that may come (answers end early)."""
-        tokens = max(left / 2, 1.0)
+    def _pays(self, waiting: int, left: float) -> bool:
+        """Drafting is ahead, the rows to take in first being spread over the tokens to come."""
+        tokens = max(left, 1.0)
         once = self.costs.absorb.at(self.batch, waiting) * self.slower if waiting > 2 * self.batch else 0.0
         return tokens / (tokens / self.outlook.drafting + once) > self.outlook.plain * self.margin
 
@@ -184,6 +202,9 @@ class AutoPolicy:
         self.told = found.drafting / self.slower
         # what came of it says more than what was to come
         truth = arms.drafting.ratio if arms.drafting.steps >= self.least_steps else 1.0
+        if self.own.steps:
+            own = self.own.steps / (self.own.steps + self.prior_steps)
+            truth += own * (self.own.ratio - truth)
         return Forecast(plain, self.told * truth, found.nodes)
 
     @property
@@ -246,7 +267,8 @@ class AutoPolicy:
             known.expected = known.expected * 0.99 + float(tree.scores_BN.exp().sum())
         if absorbed <= 12 * batch:  # a prompt taken in is paid for once, not every step
             tokens = sum(len(step.token_ids) for step in steps)
-            known.at(batch).drafting.add(tokens, self.told * (draft_s + verify_s))
+            known.at(batch).drafting.add(tokens, self.told * (draft_s + verify_s), keep=0.99)
+            self.own.add(tokens, self.told * (draft_s + verify_s))
         known.at(batch).drafted += 1
         verify = self.costs.target.at(batch, batch + nodes)
         draft = self.costs.absorb.at(batch, absorbed) + sum(

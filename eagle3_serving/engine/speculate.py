@@ -64,8 +64,8 @@ class Speculator:
 
     # ---- one step
 
-    def step(self, left: int) -> list[Step]:
-        """New tokens for every request, at least one each; the requests in flight may want `left` more between them."""
+    def step(self, left: float) -> list[Step]:
+        """New tokens for every request, at least one each; the requests in flight want about `left` between them."""
         begun = time.perf_counter()
         if not self.policy.drafts(self.batch.size, self.draft.waiting(self.batch.size), left):
             steps = self.plain()

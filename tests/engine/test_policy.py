@@ -71,6 +71,18 @@ def test_a_failed_try_makes_the_next_one_rarer() -> None:
     assert known.at(2).patience > 400
 
 
+def test_the_next_request_is_given_a_chance() -> None:
+    """Ten requests that the drafter knows well, then one that it does not, then one that it knows again."""
+    policy = auto()
+    for _ in range(10):
+        policy.admitted(1, 1)
+        run(policy, 30, batch=1, tokens=2)
+    policy.admitted(1, 1)
+    assert not any(run(policy, 40, batch=1, tokens=1)[30:])
+    policy.admitted(1, 1)
+    assert sum(run(policy, 30, batch=1, tokens=2)) > 25
+
+
 def test_a_long_prompt_is_not_taken_in_for_a_few_tokens() -> None:
     policy = auto()
     run(policy, 60, batch=1, tokens=2)
