@@ -8,7 +8,6 @@ recording (`eval/replay.py`), which costs drafting alone. The mean is over famil
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.common import accepted_length, add_pair, write_json
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.replay import RecordedTarget
@@ -41,7 +41,7 @@ def settings(max_tokens: int, depth: int, top_k: int) -> dict[str, dict[int, Dec
     }
 
 
-def accepted_length(
+def by_family_accepted(
     engine: EmbeddedEngine, answers: dict[str, list[Answer]], options: DecodeOptions, batch: int
 ) -> dict[str, float]:
     """Tokens a target pass, by family. Every answer must come out as it was recorded."""
@@ -53,15 +53,13 @@ def accepted_length(
     for name, family in answers.items():
         part = said[at : at + len(family)]
         at += len(family)
-        lengths[name] = sum(len(g.token_ids) - 1 for g in part) / sum(g.passes - 1 for g in part)
+        lengths[name] = accepted_length(part)
     return lengths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    add_pair(parser)
     parser.add_argument("--limit", type=int, default=8, help="prompts of each family (default 8)")
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens an answer (default 96)")
     parser.add_argument("--batch", type=int, default=16, help="requests drafted for at once (default 16)")
@@ -85,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tqdm(total=sum(map(len, plan.values())), unit="setting") as bar:
         for method, by_nodes in plan.items():
             for nodes, options in by_nodes.items():
-                families = accepted_length(replay, answers, options, args.batch)
+                families = by_family_accepted(replay, answers, options, args.batch)
                 mean = sum(families.values()) / len(families)
                 rows.append({"method": method, "nodes": nodes, "accepted_length": mean, "families": families})
                 bar.update()
@@ -100,9 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = {name: getattr(args, name) for name in ("limit", "max_tokens", "depth", "top_k")} | {
             "calibrated": engine.calibration is not None
         }
-        beside = args.out.with_name(f".{args.out.name}.partial")
-        beside.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        beside.replace(args.out)
+        write_json(args.out, {"about": about, "rows": rows})
     return 0
 
 

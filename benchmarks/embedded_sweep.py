@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.common import add_pair, write_json
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.profile import costs_for
 from eagle3_serving.eval.prompts import by_family, read_prompts
@@ -90,9 +91,7 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    add_pair(parser)
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--settings", type=lambda text: text.split(","), default=list(SETTINGS))
     parser.add_argument("--tokens", type=int, default=48, help="tokens a request (default 48)")
@@ -162,9 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 flush=True,
             )
         about = {"tokens": args.tokens, "threads": torch.get_num_threads(), "dtype": "fp32"}
-        beside = args.out.with_name(f".{args.out.name}.partial")
-        beside.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        beside.replace(args.out)
+        write_json(args.out, {"about": about, "rows": rows})
         plot(rows, args.out.with_suffix(".png"))
     bar.close()
     return 0

@@ -14,7 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
+from benchmarks.common import accepted_length, add_pair, write_json
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.profile import costs_for
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
@@ -33,15 +34,9 @@ def modes(tokens: int) -> dict[str, DecodeOptions]:
     }
 
 
-def accepted_length(said: Sequence[Generation]) -> float:
-    return sum(len(g.token_ids) - 1 for g in said) / max(1, sum(g.passes - 1 for g in said))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+    add_pair(parser)
     parser.add_argument("--tokens", type=int, default=16, help="tokens a request, end tokens obeyed (default 16)")
     parser.add_argument("--limit", type=int, help="only the first N prompts of each family")
     parser.add_argument("--out", type=Path, required=True)
@@ -68,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rows.append(
                         {**row, "accepted_length": accepted_length(said), "tokens": sum(len(g.token_ids) for g in said)}
                     )
-                    beside = args.out.with_name(f".{args.out.name}.partial")
-                    beside.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-                    beside.replace(args.out)
+                    write_json(args.out, {"about": about, "rows": rows})
                     tqdm.write(f"batch {batch:2d} {name:15s} identical {same} of {len(ids)}")
                 bar.update()
     return int(any(row["identical"] != row["of"] for row in rows))
