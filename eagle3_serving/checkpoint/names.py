@@ -1,8 +1,9 @@
-"""Tensor names: every dialect's spelling -> the Drafter's own, and back to the one both engines read."""
+"""Tensor names: every dialect's spelling -> the Drafter's own, and back."""
 
 import re
 
 _ALIASES = {"aux_norm_low": "fc_norm.0", "aux_norm_mid": "fc_norm.1", "aux_norm_high": "fc_norm.2"}
+_LATER_NORM = re.compile(r"^layers\.([1-9]\d*)\.(input_layernorm|hidden_norm)\.")
 
 
 def canonical_name(name: str) -> str:
@@ -15,12 +16,23 @@ def canonical_name(name: str) -> str:
     head, _, rest = name.partition(".")
     if head in _ALIASES:
         name = f"{_ALIASES[head]}.{rest}"
+    name = re.sub(r"^fcs\.(\d+)\.", r"fc_norm.\1.", name)
     if name.startswith(("fc.", "input_norm.", "fc_norm.")):
         name = f"fusion.{name}"
     # vLLM and speculators call the only norm of layers >= 1 input_layernorm
-    return re.sub(r"^layers\.([1-9]\d*)\.input_layernorm\.", r"layers.\1.hidden_norm.", name)
+    return _LATER_NORM.sub(r"layers.\1.hidden_norm.", name)
 
 
-def saved_name(name: str) -> str:
-    """The name under which a Drafter tensor is saved: EAGLE's, which EAGLE, vLLM and SGLang all load."""
+def eagle_name(name: str) -> str:
+    """EAGLE's spelling of a Drafter tensor, which EAGLE, SpecForge, vLLM and SGLang all load (one layer)."""
     return re.sub(r"^layers\.0\.", "midlayer.", name.removeprefix("fusion."))
+
+
+def sglang_name(name: str) -> str:
+    """SGLang's: layers counted, the first norm of later layers `hidden_norm`."""
+    return name.removeprefix("fusion.")
+
+
+def vllm_name(name: str) -> str:
+    """vLLM's and speculators': layers counted, the first norm of later layers `input_layernorm`."""
+    return _LATER_NORM.sub(r"layers.\1.input_layernorm.", name.removeprefix("fusion."))

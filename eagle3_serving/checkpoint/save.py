@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from eagle3_serving.checkpoint.config import to_json
-from eagle3_serving.checkpoint.names import saved_name
+from eagle3_serving.checkpoint.names import eagle_name
 from eagle3_serving.drafter.model import Drafter
 
 
@@ -19,7 +19,7 @@ def save_drafter(drafter: Drafter, directory: Path, dtype: torch.dtype = torch.b
     Other files already in `directory` (a model card, say) stay.
     """
     tensors = {
-        saved_name(name): parameter.detach().to("cpu", dtype).contiguous()
+        eagle_name(name): parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in drafter.named_parameters()
         if name != "embed_tokens.weight"
     }

@@ -9,13 +9,13 @@ class RopeConfig:
     """Rotary embedding: base `theta` and the Hugging Face scaling `type` with its parameters."""
 
     theta: float = 10000.0
-    type: Literal["default", "linear", "dynamic", "llama3"] = "default"
+    type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
     params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DrafterConfig:
-    """The neutral description of an EAGLE-3 drafter (Llama family).
+    """The neutral description of an EAGLE-3 drafter (Llama and Qwen3 families).
 
     `aux_layers` are boundaries: boundary k is the input of target layer k, Hugging Face's `hidden_states[k]`.
     """
@@ -40,6 +40,8 @@ class DrafterConfig:
     pre_fc_norm: Literal["none", "concat", "per_aux"] = "none"
     # True: the post-norm state is fed to the next draft step (vLLM, SGLang, speculators `norm_output`)
     norm_output: bool = False
+    # RMSNorm on every query and key head (the Qwen3 family)
+    qk_norm: bool = False
     fc_bias: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False

@@ -31,12 +31,19 @@ class DraftAttention(nn.Module):
         self.k_proj = factory.linear(f"{name}.k_proj", width, kv_size, bias)
         self.v_proj = factory.linear(f"{name}.v_proj", width, kv_size, bias)
         self.o_proj = factory.linear(f"{name}.o_proj", q_size, config.hidden_size, bias)
+        self.q_norm: nn.Module | None = None
+        self.k_norm: nn.Module | None = None
+        if config.qk_norm:
+            self.q_norm = factory.norm(f"{name}.q_norm", config.head_dim, config.rms_norm_eps)
+            self.k_norm = factory.norm(f"{name}.k_norm", config.head_dim, config.rms_norm_eps)
         self.rotary = factory.rotary(config)
 
     def forward(self, x_BLI: Tensor, positions_BL: Tensor, attend: Attend) -> Tensor:
         q_BLAD = self.q_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
         k_BLKD = self.k_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
         v_BLKD = self.v_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BLAD, k_BLKD = self.q_norm(q_BLAD), self.k_norm(k_BLKD)
         q_BLAD, k_BLKD = self.rotary(positions_BL, q_BLAD, k_BLKD)
         out: Tensor = self.o_proj(attend(self.layer, q_BLAD, k_BLKD, v_BLKD).flatten(-2))
         return out

@@ -49,6 +49,9 @@ class LayerFactory:
     def norm(self, name: str, size: int, eps: float) -> nn.Module:
         return RMSNorm(size, eps)
 
+    def embedding(self, name: str, rows: int, width: int) -> nn.Module:
+        return nn.Embedding(rows, width)
+
     def rotary(self, config: DrafterConfig) -> nn.Module:
         from eagle3_serving.drafter.rope import RotaryEmbedding
 

@@ -32,7 +32,7 @@ class Drafter(nn.Module):
         factory = factory or LayerFactory()
         self.config = config
         self.vocabulary = DraftVocabulary(target_ids, config.vocab_size, config.draft_vocab_size)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = factory.embedding("embed_tokens", config.vocab_size, config.hidden_size)
         self.fusion = FeatureFusion(config, factory)
         self.layers = nn.ModuleList(DraftLayer(config, i, factory) for i in range(config.num_layers))
         self.norm = factory.norm("norm", config.hidden_size, config.rms_norm_eps)

@@ -19,7 +19,42 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
         return inv_freq / factor
     if rope.type == "llama3":
         return _llama3(inv_freq, factor, rope)
-    raise InputError(f"rope type {rope.type!r} is not supported; known are default, linear, dynamic, llama3")
+    if rope.type == "yarn":
+        return _yarn(inv_freq, factor, rope, head_dim)
+    raise InputError(f"rope type {rope.type!r} is not supported; known are default, linear, dynamic, llama3, yarn")
+
+
+def attention_scale(rope: RopeConfig) -> float:
+    """What sines and cosines are multiplied by: 1 but for YaRN (arXiv 2309.00071, section 3.4)."""
+    if rope.type != "yarn":
+        return 1.0
+    if (given := rope.params.get("attention_factor")) is not None:
+        return float(given)
+    factor = float(rope.params["factor"])
+    all_dims, own = rope.params.get("mscale_all_dim"), rope.params.get("mscale")
+    if own and all_dims:
+        return _yarn_magnitude(factor, float(own)) / _yarn_magnitude(factor, float(all_dims))
+    return _yarn_magnitude(factor, 1.0)
+
+
+def _yarn_magnitude(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _yarn(inv_freq: Tensor, factor: float, rope: RopeConfig, head_dim: int) -> Tensor:
+    """YaRN (arXiv 2309.00071, section 3.2): long wavelengths are stretched, short ones kept, a linear ramp between."""
+    original = float(rope.params.get("original_max_position_embeddings") or 2048)
+
+    def dimension(rotations: float) -> float:
+        return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = dimension(float(rope.params.get("beta_fast") or 32))
+    high = dimension(float(rope.params.get("beta_slow") or 1))
+    if rope.params.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    return inv_freq / factor * ramp + inv_freq * (1 - ramp)
 
 
 def _llama3(inv_freq: Tensor, factor: float, rope: RopeConfig) -> Tensor:
@@ -39,11 +74,12 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.inv_freq: Tensor
         self.register_buffer("inv_freq", inverse_frequencies(config.rope, config.head_dim), persistent=False)
+        self.scale = attention_scale(config.rope)
 
     def forward(self, positions_BL: Tensor, q_BLAD: Tensor, k_BLKD: Tensor) -> tuple[Tensor, Tensor]:
         angles_BLD = positions_BL[..., None].float() * self.inv_freq.float()
         angles_BLD = torch.cat([angles_BLD, angles_BLD], dim=-1)[..., None, :]
-        cos, sin = angles_BLD.cos(), angles_BLD.sin()
+        cos, sin = angles_BLD.cos() * self.scale, angles_BLD.sin() * self.scale
         return _rotate(q_BLAD, cos, sin), _rotate(k_BLKD, cos, sin)
 
 

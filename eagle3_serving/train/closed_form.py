@@ -60,7 +60,7 @@ def closed_form_start(drafter: Drafter, batches: list[FeatureBatch], norm_weight
     """
     config, attention = drafter.config, drafter.first_layer.self_attn
     size, features = config.hidden_size, config.num_aux * config.target_hidden_size
-    embedding_VH = torch.nn.functional.rms_norm(drafter.embed_tokens.weight, (size,), eps=config.rms_norm_eps)
+    embedding_VH = torch.nn.functional.rms_norm(weight_of(drafter.embed_tokens), (size,), eps=config.rms_norm_eps)
     moments = Moments(features + size, size)
     seen = []
     for batch in batches:

@@ -10,6 +10,7 @@ from torch import nn
 from eagle3_serving.checkpoint.config import default_aux_layers
 from eagle3_serving.checkpoint.save import save_drafter
 from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
+from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
@@ -104,5 +105,5 @@ def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafte
         if parameter.dim() == 2:
             # a quiet start for what writes to the residual: the closed form is not drowned
             nn.init.normal_(parameter, std=0.002 if name.endswith(("down_proj.weight", "o_proj.weight")) else 0.02)
-    drafter.embed_tokens.weight.data.copy_(target.embedding)
+    weight_of(drafter.embed_tokens).data.copy_(target.embedding)
     return drafter

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eagle3_serving.checkpoint.load import load_drafter
-from eagle3_serving.checkpoint.names import canonical_name, saved_name
+from eagle3_serving.checkpoint.names import canonical_name, eagle_name
 from eagle3_serving.checkpoint.save import save_drafter
 from eagle3_serving.drafter import Drafter, DrafterConfig
 from eagle3_serving.errors import InputError
@@ -59,7 +59,7 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     assert drafter.config == DrafterConfig(**{**CONFIG.__dict__, "own_embedding": False})
     tensors = load_file(saved / "model.safetensors")
     for name, parameter in drafter.named_parameters():
-        expected = EMBEDDING if name == "embed_tokens.weight" else tensors[saved_name(name)]
+        expected = EMBEDDING if name == "embed_tokens.weight" else tensors[eagle_name(name)]
         assert torch.equal(parameter, expected), name
     assert torch.equal(drafter.vocabulary.target_ids, IDS)
     assert sorted(path.name for path in saved.parent.iterdir()) == ["drafter"]  # nothing half-written beside
@@ -75,7 +75,7 @@ def test_other_dialects_names_load_the_same(saved: Path, spell: Callable[[str], 
 
 def test_names_go_there_and_back() -> None:
     for name in ("midlayer.self_attn.q_proj.weight", "fc.weight", "norm.weight", "input_norm.weight", "lm_head.weight"):
-        assert saved_name(canonical_name(name)) == name
+        assert eagle_name(canonical_name(name)) == name
     assert canonical_name("layers.1.input_layernorm.weight") == "layers.1.hidden_norm.weight"
     assert canonical_name("aux_norm_mid.weight") == "fusion.fc_norm.1.weight"
 
