@@ -65,7 +65,7 @@ def decode_options(options: EvalOptions, mode: str) -> DecodeOptions:
         top_k=options.top_k,
         sampling=Sampling(options.temperature, top_p=options.top_p, min_p=options.min_p, seed=None),
         proposals="top" if mode == "plain" else options.proposals,  # type: ignore[arg-type]
-        lookup=options.lookup and mode not in ("plain", "chain"),
+        lookup=options.looks_up and mode not in ("plain", "chain"),
         calibrated=options.calibrated,
     )
 
