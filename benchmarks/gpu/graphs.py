@@ -1,6 +1,7 @@
 """The embedded engine's tensor work as CUDA graphs: the target's pass, and a draft of fixed shape as a whole.
 
-A graph replays fixed shapes over fixed tensors. Places in the cache change from step to step, so they stand in tensors
+A graph replays fixed shapes over fixed tensors. The batch is rounded up to eighths of the slots, for a graph of every size
+would be too many: the rows past it write to free slots. Places in the cache change from step to step, so they stand in tensors
 that are filled before a replay; the cache is looked at up to a bucketed length, and the mask hides what lies beyond.
 On a CPU the same code runs without graphs, so that its results can be held against the engine's own.
 
@@ -40,13 +41,26 @@ class _Pass:
     mask_BRS: Tensor
     captured: Captured[TargetOutput] | None = None
 
+    @classmethod
+    def make(cls, pool: KVPool, batch: int, width: int, length: int, device: torch.device) -> "_Pass":
+        row_T = torch.arange(batch * width, device=device)
+        mask_BRS = torch.zeros(batch, width, length, dtype=torch.bool, device=device)
+        zeros = [torch.zeros_like(row_T) for _ in range(3)]
+        return cls(pool, zeros[0], zeros[1], row_T // width, zeros[2], row_T, mask_BRS)
+
     def fill(self, tokens_T: Tensor, positions_T: Tensor, plan: RowPlan) -> None:
-        self.tokens_T.copy_(tokens_T)
-        self.positions_T.copy_(positions_T)
-        self.slot_T.copy_(plan.slot_T)
-        self.place_T.copy_(plan.place_T)
+        """Rows of no request keep token and place 0 of a free slot, and see that place alone."""
+        count, batch = len(tokens_T), plan.batch
+        for fixed_T, given_T in (
+            (self.tokens_T, tokens_T),
+            (self.positions_T, positions_T),
+            (self.place_T, plan.place_T),
+        ):
+            fixed_T[:count] = given_T
+            fixed_T[count:] = 0
         self.mask_BRS.fill_(False)
-        self.mask_BRS[..., : plan.length] = True if plan.mask_BRS is None else plan.mask_BRS
+        self.mask_BRS[:batch, :, : plan.length] = True if plan.mask_BRS is None else plan.mask_BRS
+        self.mask_BRS[batch:, :, 0] = True
 
     def plan(self) -> RowPlan:
         """A fresh one each time: the additive mask that it keeps belongs to one pass."""
@@ -79,18 +93,17 @@ class GraphedTarget(Target):
         if plan.pad_BR is not None or logits_rows is not None or plan.slots.start != 0:
             return super().forward(tokens_T, positions_T, pool, plan, logits_rows)
         length = bucketed(plan.length, self.bucket, pool.capacity)
-        key = (id(pool), plan.batch, plan.width, length)
-        one = self.passes.get(key)
-        if one is None:
-            mask_BRS = torch.zeros(plan.batch, plan.width, length, dtype=torch.bool, device=self.device)
-            fixed = (torch.empty_like(x) for x in (tokens_T, positions_T, plan.slot_T, plan.place_T))
-            self.passes[key] = one = _Pass(pool, *fixed, plan.flat_T.clone(), mask_BRS)
+        batch = bucketed(plan.batch, pool.slots // 8 or 1, pool.slots)
+        key = (id(pool), batch, plan.width, length)
+        if (one := self.passes.get(key)) is None:
+            self.passes[key] = one = _Pass.make(pool, batch, plan.width, length, self.device)
         one.fill(tokens_T, positions_T, plan)
         if one.captured is None:  # filled first: warming up writes to the cache
             one.captured = self._capture(one)
-        output = one.captured.replay()
+        output, count = one.captured.replay(), len(tokens_T)
         # kept by the drafter beyond the next replay
-        return TargetOutput(output.logits_TV, None if output.aux_TF is None else output.aux_TF.clone())
+        aux_TF = None if output.aux_TF is None else output.aux_TF[:count].clone()
+        return TargetOutput(output.logits_TV[:count], aux_TF)
 
     def _capture(self, one: _Pass) -> Captured[TargetOutput]:
         def compute() -> TargetOutput:
