@@ -23,7 +23,7 @@ from benchmarks.gpu.sink import Sink
 from benchmarks.gpu.statistics import chi_square
 from eagle3_serving import tree
 from eagle3_serving.attention import attend, prefix_attention, tree_attention
-from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Sampling
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.rows import KVPool, plan_rows
 from eagle3_serving.eval.prompts import read_prompts
 
@@ -46,15 +46,19 @@ def checks(settings: Settings) -> Iterator[tuple[str, Check]]:
     yield "draft decoder", draft_decoder
     yield "tree attention", split_attention
     for mode in ("chain", "tree", "tree with lookup"):
-        yield f"toy target, {mode}: tokens as plain", lambda s, mode=mode: tokens_as_plain(s, mode, *_toy(s), graphs=False)
+        yield (
+            f"toy target, {mode}: tokens as plain",
+            lambda s, mode=mode: tokens_as_plain(s, mode, *_toy(s), graphs=False),
+        )
     yield "toy target, graphs: tokens as plain", lambda s: tokens_as_plain(s, "tree", *_toy(s), graphs=True)
     for drawn in (False, True):
         kind = "drawn" if drawn else "top"
         yield f"law of {kind} proposals", lambda s, drawn=drawn: law(s, drawn)
     if settings.target:
         for mode in ("chain", "tree"):
-            yield f"real target, {mode}: tokens as plain", lambda s, mode=mode: tokens_as_plain(
-                s, mode, *_real(s), graphs=False
+            yield (
+                f"real target, {mode}: tokens as plain",
+                lambda s, mode=mode: tokens_as_plain(s, mode, *_real(s), graphs=False),
             )
         yield "real target against the CPU", against_cpu
     yield "tests marked gpu", marked_tests
@@ -210,7 +214,14 @@ def tokens_as_plain(
     tokens = 12 if settings.tiny else 64
     name = mode.split()[0]
     options = DecodeOptions(
-        tokens, name, k=4, nodes=24, depth=4, top_k=6, eos_ids=(), lookup="lookup" in mode  # type: ignore[arg-type]
+        tokens,
+        name,
+        k=4,
+        nodes=24,
+        depth=4,
+        top_k=6,
+        eos_ids=(),
+        lookup="lookup" in mode,  # type: ignore[arg-type]
     )
     different, accepted = [], 0
     for batch in (1, len(prompts)):
@@ -283,7 +294,12 @@ def law(settings: Settings, drawn: bool) -> dict[str, Any]:
     exact_V = target_VV[0].double().softmax(-1).cpu()
     likelihood = chi_square(seen_V, exact_V)
     accepted = float(done.count_B.float().mean())
-    return {"ok": likelihood > LEAST_P and accepted > 0.1, "p": likelihood, "accepted": accepted, "tolerance": f"p > {LEAST_P}"}
+    return {
+        "ok": likelihood > LEAST_P and accepted > 0.1,
+        "p": likelihood,
+        "accepted": accepted,
+        "tolerance": f"p > {LEAST_P}",
+    }
 
 
 # ---- the project's own tests

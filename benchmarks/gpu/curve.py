@@ -92,7 +92,9 @@ class World:
             speculator.draft.position[:batch] = [self.context] * batch
             speculator.draft.pending[:batch] = [[] for _ in range(batch)]
 
-    def decode(self, requests: Batch, speculator: SimulatedSpeculator | None, steps: int) -> tuple[int, int, int, float]:
+    def decode(
+        self, requests: Batch, speculator: SimulatedSpeculator | None, steps: int
+    ) -> tuple[int, int, int, float]:
         """At most `steps` steps, fewer where a cache is full: steps, tokens, nodes and seconds."""
         widest = 1 if speculator is None else requests.options.shape.nodes + 1
         done = tokens = nodes = 0
@@ -209,9 +211,13 @@ def summarise(rows: list[dict[str, Any]]) -> list[list[str]]:
         if name != "auto":
             kernels = ["-" if c is None or c["kernel_ratio"] is None else f"{c['kernel_ratio']:.2f}" for c in cells]
             table.append([f"{name}, kernels alone", *kernels])
-            table.append([f"{name}, accepted length", *["-" if c is None else f"{c['accepted_length']:.2f}" for c in cells]])
+            table.append(
+                [f"{name}, accepted length", *["-" if c is None else f"{c['accepted_length']:.2f}" for c in cells]]
+            )
     best = [max((made[b, n]["ratio"], n) for n in SETTINGS if (b, n) in made) for b in batches]
     table.append(["best of all by wall clock", *[f"{ratio:.2f} {name}" for ratio, name in best]])
     for name, figures in PAPER.items():
-        table.append([f"the paper, real acceptance: {name}", *[f"{figures[b]:.2f}" if b in figures else "-" for b in batches]])
+        table.append(
+            [f"the paper, real acceptance: {name}", *[f"{figures[b]:.2f}" if b in figures else "-" for b in batches]]
+        )
     return table

@@ -164,5 +164,12 @@ def summarise(rows: list[dict[str, Any]]) -> list[list[str]]:
             times = [found.get(f"{name}-{key.removeprefix('best-')}", {}) for name in names]
             cells = [f"{t['us']:.1f}" if t.get("ok") else "wrong" if t else "-" for t in times]
             share = "-" if row["share"] is None else f"{row['share']:.2f}"
-            table.append([*[str(row[n]) for n in ("batch", "nodes", "prefix", "floor_us")], *cells, row.get("way", "none"), share])
+            table.append(
+                [
+                    *[str(row[n]) for n in ("batch", "nodes", "prefix", "floor_us")],
+                    *cells,
+                    row.get("way", "none"),
+                    share,
+                ]
+            )
     return table
