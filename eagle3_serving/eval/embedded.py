@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling
@@ -17,8 +16,7 @@ from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import Round, summarise
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from eagle3_serving.targets.dtypes import DTYPES
 
 
 def run_embedded(options: EvalOptions) -> EvalReport:
