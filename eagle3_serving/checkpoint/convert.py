@@ -190,6 +190,8 @@ def _provenance(
     }
     if -1 not in meant.config.aux_layers:
         noted["aux_boundaries"] = sorted(meant.config.aux_layers)
+    if meant.verifier:
+        noted["verifier"] = meant.verifier
     if facts.num_layers is not None:
         noted["num_target_layers"] = facts.num_layers
     if facts.model_type is not None:

@@ -163,7 +163,7 @@ def read(
         head=head,
         mask_hidden=parts.mask_hidden,
         mask_token_id=mask_token if type(mask_token) is int else None,
-        verifier=_verifier(raw),
+        verifier=_verifier(source),
         findings=tuple(parts.findings),
     )
 
@@ -297,9 +297,10 @@ def _check_config(
              "if acceptance is low, try 10000")  # fmt: skip
 
 
-def _verifier(raw: Json) -> Json:
-    settings = raw.get("speculators_config")
-    found = settings.get("verifier") if isinstance(settings, dict) else None
+def _verifier(source: Source) -> Json:
+    """speculators names the target; a conversion in between has noted it."""
+    settings = source.config.get("speculators_config")
+    found = settings.get("verifier") if isinstance(settings, dict) else provenance(source).get("verifier")
     return found if isinstance(found, dict) else {}
 
 
