@@ -1,5 +1,6 @@
 """One drafter, another dialect: read, rewrite exactly, write beside, prove, rename."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -164,6 +165,8 @@ def _prove(
         if not wanted or blocked:
             continue
         proof = compare(engine, meant, view, facts)
+        if not math.isfinite(proof.largest_logit):
+            raise CheckError(f"{meant.where}: its weights hold NaN or infinities; eagle3 check names the tensors")
         close = proof.tokens_equal and proof.max_difference <= _TOLERANCE * max(1.0, proof.largest_logit)
         if not close and not cast_weights:
             raise CheckError(
