@@ -172,8 +172,10 @@ def _noted(source: Source, top: list[int] | None, nested: list[int] | None, coun
     """What our conversion noted, as long as the ids beside it still say the same."""
     note = _Keys(dict(provenance(source)), str(source.directory))
     boundaries = note.ids("aux_boundaries")
-    if top or boundaries is None or len(boundaries) != count or min(boundaries) < 0:
+    if boundaries is None or len(boundaries) != count or min(boundaries) < 0:
         return None
+    if top:
+        return AuxLayers(tuple(top), "boundary", "as its conversion noted") if top == boundaries else None
     depth, kind = note.config.get("num_target_layers"), note.config.get("target_type")
     encoded = sglang_ids(boundaries, depth if type(depth) is int else None, kind if isinstance(kind, str) else None)
     if nested is not None and nested != encoded:

@@ -14,15 +14,22 @@ from typing import Any
 
 import torch
 
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+os.environ |= {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 def main(target: str, out: Path, drafters: list[str]) -> None:
     from vllm.config import set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.model_executor.model_loader import get_model
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader.utils import initialize_model
 
+    torch.set_default_dtype(torch.float32)
     ready = False
     for i, drafter in enumerate(drafters):
         try:
@@ -41,7 +48,11 @@ def main(target: str, out: Path, drafters: list[str]) -> None:
                     initialize_model_parallel(1, 1)
                     ready = True
                 torch.manual_seed(i)
-                model = get_model(vllm_config=config, model_config=config.speculative_config.draft_model_config)
+                # what get_model does, without packing the weights for the CPU's kernels
+                draft = config.speculative_config.draft_model_config
+                with torch.device("cpu"):
+                    model = initialize_model(vllm_config=config, model_config=draft)
+                get_model_loader(config.load_config).load_weights(model, draft)
             found = describe(model, config)
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"}
