@@ -83,9 +83,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     if func._schema.is_mutable and ours:
         # what was written to is returned itself, not a second wrapper of it
         same = {id(x.held): x for x in ours}
-        return tree_map(
-            lambda x: same.get(id(x), Pretend(x) if there and isinstance(x, torch.Tensor) else x), out
-        )
+        return tree_map(lambda x: same.get(id(x), Pretend(x) if there and isinstance(x, torch.Tensor) else x), out)
     return tree_map(lambda x: Pretend(x) if there and isinstance(x, torch.Tensor) else x, out)
 
 

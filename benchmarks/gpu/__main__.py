@@ -67,7 +67,10 @@ def parser() -> argparse.ArgumentParser:
         if field.name in _LISTS:
             kind = _LISTS[field.name]
             made.add_argument(
-                name, type=lambda text, kind=kind: tuple(kind(x) for x in text.split(",")), default=default, help=help_text
+                name,
+                type=lambda text, kind=kind: tuple(kind(x) for x in text.split(",")),
+                default=default,
+                help=help_text,
             )
         elif field.name == "ablations":
             made.add_argument(name, action="append", help=help_text)

@@ -74,5 +74,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[list[str]]:
     table = [["batch", "setting", "draft us", "tree us", "verify us", "draft share", "tree share"]]
     for row in rows:
         figures = [f"{row[name]:.0f}" for name in ("draft_us", "tree_us", "verify_us")]
-        table.append([str(row["batch"]), row["setting"], *figures, *[f"{row[n]:.1%}" for n in ("draft_share", "tree_share")]])
+        table.append(
+            [str(row["batch"]), row["setting"], *figures, *[f"{row[n]:.1%}" for n in ("draft_share", "tree_share")]]
+        )
     return table

@@ -23,7 +23,9 @@ def run(settings: Settings, sink: Sink, out: Path) -> None:
     python = settings.engine_python or sys.executable
     found = [engine for engine in ENGINES if _installed(python, engine)]
     if not found:
-        raise Unavailable(f"neither vLLM nor SGLang in {python}: carry their wheels with offline_install, or --engine-python")
+        raise Unavailable(
+            f"neither vLLM nor SGLang in {python}: carry their wheels with offline_install, or --engine-python"
+        )
     for engine in found:
         if not sink.has(f"tests-{engine}"):
             sink.add(f"tests-{engine}", **_tests(settings, python, engine, out))
@@ -74,6 +76,10 @@ def summarise(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         table.append([row["key"], right[row["ok"]], row["said"]])
         for figures in row.get("rows", []):
-            told = [f"{name} {figures[name]}" for name in ("mode", "concurrency", "ratio", "accepted_length") if name in figures]
+            told = [
+                f"{name} {figures[name]}"
+                for name in ("mode", "concurrency", "ratio", "accepted_length")
+                if name in figures
+            ]
             table.append(["", "", ", ".join(told)])
     return table

@@ -136,7 +136,11 @@ def join(store: Path, out: Path) -> list[Path]:
     if missing:
         raise ParcelError(f"{len(missing)} of {first['of']} parcels are missing: {', '.join(map(str, missing))}")
     pieces = sorted(
-        ((piece["file"], piece["at"], parcel / piece["piece"]) for parcel, m in manifests.items() for piece in m["pieces"]),
+        (
+            (piece["file"], piece["at"], parcel / piece["piece"])
+            for parcel, m in manifests.items()
+            for piece in m["pieces"]
+        ),
         key=lambda piece: piece[:2],
     )
     made = []

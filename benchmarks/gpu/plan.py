@@ -120,7 +120,9 @@ def _child(step: Step, out: Path) -> dict[str, Any]:
     begun = time.perf_counter()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "EAGLE3_STEP_MINUTES": str(step.minutes)}
     with log.open("w", encoding="utf-8") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
+        child = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
         try:
             code: int | None = child.wait(timeout=step.minutes * 60)
         except subprocess.TimeoutExpired:
@@ -129,7 +131,11 @@ def _child(step: Step, out: Path) -> dict[str, Any]:
             _end(child)
     seconds = time.perf_counter() - begun
     if code is None:
-        return {"status": "out of time", "seconds": seconds, "why": f"cut at {step.minutes:g} min; the rows so far are kept"}
+        return {
+            "status": "out of time",
+            "seconds": seconds,
+            "why": f"cut at {step.minutes:g} min; the rows so far are kept",
+        }
     lines = read_lines(out / f"{step.name}.jsonl")
     if code == 0 and lines and "status" in lines[-1]:
         return {**lines[-1], "seconds": seconds}

@@ -112,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("--prompts", type=Path, nargs="*", default=[], help="to train on")
     one.add_argument("--eval-prompts", type=Path, nargs="*", default=[], help="held out")
     one.add_argument("--answers", type=Path, nargs="*", default=[], help="that the target gave before")
-    one.add_argument("--target", type=Path, help="a directory to carry as it is (default: the embedded target's package)")
+    one.add_argument(
+        "--target", type=Path, help="a directory to carry as it is (default: the embedded target's package)"
+    )
     one.add_argument("--wheels", nargs="*", default=list(TOOLS), help=f"(default {' '.join(TOOLS)})")
     one.add_argument("--target-wheels", nargs="*", default=list(TARGET), help=f"(default {' '.join(TARGET)})")
     one.add_argument("--python", default="3.12")

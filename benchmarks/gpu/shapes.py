@@ -33,9 +33,7 @@ class Shape:
     def weights(self, bytes_each: int) -> int:
         """Bytes that one pass of the target must read: all layers and the head."""
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.kv_heads * self.head_dim
-        return bytes_each * (
-            self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocab * self.hidden
-        )
+        return bytes_each * (self.layers * (attention + 3 * self.hidden * self.intermediate) + self.vocab * self.hidden)
 
 
 # Llama-3.1-8B and its published drafter

@@ -61,7 +61,9 @@ def run(settings: Settings, sink: Sink, out: Path) -> None:
         if sink.has(f"run-{name}"):
             continue
         if time.perf_counter() - begun > budget * (1 - SHARES["answers"]):
-            raise Unavailable(f"the budget of {settings.minutes:g} minutes is over before run {name}: the same command goes on")
+            raise Unavailable(
+                f"the budget of {settings.minutes:g} minutes is over before run {name}: the same command goes on"
+            )
         one = replace_options(job, {"tokens": max(1, int(tokens * part)), **options}, work / name)
         figures = _trained(one)
         figures |= _accepted(settings, target, one.out / "drafter", 40 if name == "full" else 12)
@@ -105,7 +107,11 @@ def _answers(settings: Settings, sink: Sink, target: Path, work: Path, seconds: 
         prompts = prompt_ids(settings, target, _read(settings, settings.prompts, 64 if settings.tiny else None))
         random.Random(settings.seed).shuffle(prompts)  # files are ordered by source, and the time may end before them
         engine = EmbeddedEngine.load(target, None, settings.dtype, settings.device)
-        size = {"max_tokens": 16, "batch": 8, "passes": 1} if settings.tiny else {"max_tokens": 256, "batch": 512, "passes": 8}
+        size = (
+            {"max_tokens": 16, "batch": 8, "passes": 1}
+            if settings.tiny
+            else {"max_tokens": 256, "batch": 512, "passes": 8}
+        )
         sink.add("answers", **generate(engine, prompts, out, seconds=seconds, seed=settings.seed, **size))
     return out
 
@@ -182,7 +188,12 @@ def _trained(job: TrainJob) -> dict[str, Any]:
     begun = time.perf_counter()
     train(job)
     last = [json.loads(line) for line in (job.out / "log.jsonl").read_text().splitlines()][-1]
-    return {"tokens": last["tokens"], "steps": last["step"], "train_s": round(time.perf_counter() - begun, 1), "held_out": last["held_out"]}
+    return {
+        "tokens": last["tokens"],
+        "steps": last["step"],
+        "train_s": round(time.perf_counter() - begun, 1),
+        "held_out": last["held_out"],
+    }
 
 
 def _accepted(settings: Settings, target: Path, drafter: Path, limit: int) -> dict[str, Any]:
@@ -207,11 +218,15 @@ def summarise(rows: list[dict[str, Any]]) -> list[list[str]]:
     table = [["run", "answer tokens", "train s", "chain-5", "tree-60", "held-out accuracy by step"]]
     for row in rows:
         if row["key"] == "answers":
-            table.append([f"answers: {row['tokens_per_second']:.0f} tokens/s", str(row["tokens"]), f"{row['seconds']:.0f}"])
+            table.append(
+                [f"answers: {row['tokens_per_second']:.0f} tokens/s", str(row["tokens"]), f"{row['seconds']:.0f}"]
+            )
         elif row["key"] == "speed":
             table.append([f"trainer: {row['tokens_per_second']:.0f} tokens/s", str(row["answer_tokens"])])
         else:
             means = [f"{row['accepted_length'][name]['mean']:.2f}" for name in ("chain-5", "tree-60")]
             accuracy = " ".join(f"{value:.3f}" for value in row["held_out"].get("accuracy", []))
-            table.append([row["key"].removeprefix("run-"), str(row["tokens"]), f"{row['train_s']:.0f}", *means, accuracy])
+            table.append(
+                [row["key"].removeprefix("run-"), str(row["tokens"]), f"{row['train_s']:.0f}", *means, accuracy]
+            )
     return table

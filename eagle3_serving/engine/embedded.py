@@ -171,9 +171,7 @@ class EmbeddedEngine:
             yield from events
 
 
-def _next_group(
-    waiting: list[tuple[int, Sequence[int]]], free: int, rows: int
-) -> list[tuple[int, Sequence[int]]]:
+def _next_group(waiting: list[tuple[int, Sequence[int]]], free: int, rows: int) -> list[tuple[int, Sequence[int]]]:
     """The next prompts, taken off the end of `waiting`, that are prefilled in one pass."""
     group: list[tuple[int, Sequence[int]]] = []
     longest = 0

@@ -136,7 +136,9 @@ class Speculator:
         tokens_BR = torch.cat([batch.roots_B[: batch.size, None], tree.tokens_BN], dim=1)
         output = batch.target.forward(plan.packed(tokens_BR), plan.packed(positions(layout, start_B)), batch.pool, plan)
         if batch.greedy:
-            accepted = accept_greedy(tokens_BR, layout, self.choices(plan.padded(output.logits_TV.argmax(-1)), tree), depth)
+            accepted = accept_greedy(
+                tokens_BR, layout, self.choices(plan.padded(output.logits_TV.argmax(-1)), tree), depth
+            )
         else:
             accepted = self._accept_sampled(draft, tree, tokens_BR, layout, plan.padded(output.logits_TV), depth)
         # the step's wait for the device: how many were accepted decides the shapes of the next pass

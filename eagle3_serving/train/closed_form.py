@@ -108,7 +108,9 @@ def _carry(attention: DraftAttention, map_HH: Tensor, gram_HH: Tensor, heads: in
     """Factor the embedding's map through the values of the self-looking heads, best in the data's own metric."""
     size = map_HH.shape[0]
     rank = heads * head_dim
-    values, vectors = torch.linalg.eigh(gram_HH.double() + 1e-6 * torch.eye(size, dtype=torch.double, device=gram_HH.device))
+    values, vectors = torch.linalg.eigh(
+        gram_HH.double() + 1e-6 * torch.eye(size, dtype=torch.double, device=gram_HH.device)
+    )
     root = (vectors * values.clamp(min=1e-9).sqrt()) @ vectors.T
     inverse = (vectors / values.clamp(min=1e-9).sqrt()) @ vectors.T
     u, s, vt = torch.linalg.svd(map_HH.double() @ root)

@@ -67,9 +67,7 @@ def train(job: TrainJob) -> Path:
     torch.manual_seed(job.options.seed)
     target = Target.load(job.target, device=job.device)
     drafter = load_for(target, job.init) if job.init is not None else _new_drafter(job, target, answers)
-    trainer = Trainer(
-        drafter, target, answers, held_out, job.out, job.options, job.init is None, job.cache_features
-    )
+    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, job.cache_features)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
     try:
         trainer.run()

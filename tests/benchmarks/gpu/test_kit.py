@@ -99,7 +99,9 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "    (out / 'grandchild').write_text(str(child.pid))\n"
         "    time.sleep(600)\n"
     )
-    (folder / "toy_crash.py").write_text("import os\ndef run(settings, sink, out):\n    print('last words', flush=True)\n    os.abort()\n")
+    (folder / "toy_crash.py").write_text(
+        "import os\ndef run(settings, sink, out):\n    print('last words', flush=True)\n    os.abort()\n"
+    )
     (folder / "toy_count.py").write_text(
         "def run(settings, sink, out):\n"
         "    for n in range(3):\n"
