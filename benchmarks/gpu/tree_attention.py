@@ -94,9 +94,11 @@ def split(case: Case) -> Callable[[], Tensor]:
     return run
 
 
-def ways() -> dict[str, Way]:
-    """By name; FlashInfer's where it can be imported."""
+def ways(device: torch.device) -> dict[str, Way]:
+    """By name; FlashInfer's on a GPU where it can be imported."""
     found: dict[str, Way] = {"masked": masked, "split": split}
+    if device.type != "cuda":
+        return found
     try:
         from benchmarks.gpu import flashinfer_ways
     except ImportError as error:
@@ -122,7 +124,7 @@ def grid(settings: Settings) -> list[tuple[int, int, int]]:
 
 def run(settings: Settings, sink: Sink, out: Path) -> None:
     device, dtype = settings.torch_device, settings.dtype
-    bandwidth, found = floors(settings, out).bandwidth, ways()
+    bandwidth, found = floors(settings, out).bandwidth, ways(device)
     refusals = dict.fromkeys(found, 0)
     for batch, nodes, prefix in grid(settings):
         key = f"{batch}-{nodes}-{prefix}"
