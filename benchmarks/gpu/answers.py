@@ -29,7 +29,7 @@ def generate(
 
     The first pass answers every second prompt greedily, all else is sampled. Prompts that `out` holds are passed over.
     """
-    engine.target = GraphedTarget(engine.target, bucket=128)
+    engine.target = target = GraphedTarget(engine.target, bucket=128)
     engine.prefill_rows, engine.admit_least = 64 * max(256, batch // 2), max(1, batch // 8)
     done = {line["id"] for line in read_lines(out)}
     begun, tokens, answers = time.perf_counter(), 0, 0
@@ -48,7 +48,7 @@ def generate(
                     tokens, answers = tokens + len(said[event.prompt]), answers + 1
                 if time.perf_counter() - begun > seconds:
                     break
-            engine.target.drop()  # type: ignore[attr-defined]
+            target.drop()
             if time.perf_counter() - begun > seconds:
                 break
     spent = time.perf_counter() - begun

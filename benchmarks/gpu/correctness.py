@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FLOAT = 2e-5  # relative, fp32
 LEAST_P = 1e-4  # of a law's chi-square: one false alarm in ten thousand
 
 Check = Callable[[Settings], dict[str, Any]]
+Loader = Callable[[Settings], tuple[EmbeddedEngine, list[list[int]]]]
 
 
 def run(settings: Settings, sink: Sink, out: Path) -> None:
@@ -45,21 +47,13 @@ def checks(settings: Settings) -> Iterator[tuple[str, Check]]:
     yield "tree operations, exact", tree_operations
     yield "draft decoder", draft_decoder
     yield "tree attention", split_attention
-    for mode in ("chain", "tree", "tree with lookup"):
-        yield (
-            f"toy target, {mode}: tokens as plain",
-            lambda s, mode=mode: tokens_as_plain(s, mode, *_toy(s), graphs=False),
-        )
-    yield "toy target, graphs: tokens as plain", lambda s: tokens_as_plain(s, "tree", *_toy(s), graphs=True)
-    for drawn in (False, True):
-        kind = "drawn" if drawn else "top"
-        yield f"law of {kind} proposals", lambda s, drawn=drawn: law(s, drawn)
+    for mode in ("chain", "tree", "tree with lookup", "tree in graphs"):
+        yield f"toy target, {mode}: tokens as plain", partial(tokens_as_plain, mode, _toy)
+    yield "law of top proposals", partial(law, False)
+    yield "law of drawn proposals", partial(law, True)
     if settings.target:
-        for mode in ("chain", "tree"):
-            yield (
-                f"real target, {mode}: tokens as plain",
-                lambda s, mode=mode: tokens_as_plain(s, mode, *_real(s), graphs=False),
-            )
+        for mode in ("chain", "tree", "tree in graphs"):
+            yield f"real target, {mode}: tokens as plain", partial(tokens_as_plain, mode, _real)
         yield "real target against the CPU", against_cpu
     yield "tests marked gpu", marked_tests
 
@@ -163,7 +157,8 @@ def split_attention(settings: Settings) -> dict[str, Any]:
         q, k, v = (x.to(device, dtype) for x in (q_BRAD, k_BSKD, v_BSKD))
         prefix = [x[:, :100].transpose(1, 2) for x in (k, v)]
         ancestors = layout.ancestors_BNN.to(device)
-        found = tree_attention(q, k[:, 100:], v[:, 100:], ancestors, lambda q, p=prefix: prefix_attention(q, *p))
+        over_prefix = partial(prefix_attention, k_BKSD=prefix[0], v_BKSD=prefix[1])
+        found = tree_attention(q, k[:, 100:], v[:, 100:], ancestors, over_prefix)
         error = float((found.out_BRAD.float().cpu() - want).norm() / want.norm())
         errors[str(dtype).removeprefix("torch.")] = (error, bound)
     return {"ok": all(error < bound for error, bound in errors.values()), "errors_and_tolerances": errors}
@@ -205,32 +200,30 @@ def real_prompts(settings: Settings) -> list[list[int]]:
     return [chat_ids(tokenizer, text) for text in texts[: 1 if settings.tiny else None]]
 
 
-def tokens_as_plain(
-    settings: Settings, mode: str, engine: EmbeddedEngine, prompts: list[list[int]], graphs: bool
-) -> dict[str, Any]:
-    """All prompts at once, one by one in the batch of one; plain decoding of the same engine is the measure."""
-    if graphs:
+def tokens_as_plain(mode: str, load: Loader, settings: Settings) -> dict[str, Any]:
+    """One by one and all at once; the measure is plain decoding on this device, without any graph."""
+    engine, prompts = load(settings)
+    tokens, prompts = (8, prompts[:2]) if settings.tiny else (64, prompts)
+    plain = [engine.generate_many(prompts, DecodeOptions(tokens, "plain", eos_ids=()), b) for b in (1, len(prompts))]
+    if mode.endswith("graphs"):
         engine.target = GraphedTarget(engine.target, bucket=64)
-    tokens = 12 if settings.tiny else 64
-    name = mode.split()[0]
     options = DecodeOptions(
         tokens,
-        name,
+        "chain" if mode == "chain" else "tree",
         k=4,
         nodes=24,
         depth=4,
         top_k=6,
         eos_ids=(),
-        lookup="lookup" in mode,  # type: ignore[arg-type]
+        lookup="lookup" in mode,
     )
     different, accepted = [], 0
-    for batch in (1, len(prompts)):
-        plain = engine.generate_many(prompts, DecodeOptions(tokens, "plain", eos_ids=()), batch)
+    for batch, wanted in zip((1, len(prompts)), plain, strict=True):
         drafted = engine.generate_many(prompts, options, batch)
         accepted += sum(sum(said.accepted) for said in drafted)
         different += [
             f"batch {batch}, prompt {n}: {_first_difference(a.token_ids, b.token_ids)}"
-            for n, (a, b) in enumerate(zip(plain, drafted, strict=True))
+            for n, (a, b) in enumerate(zip(wanted, drafted, strict=True))
             if a.token_ids != b.token_ids
         ]
     # where nothing was accepted nothing was shown
@@ -263,7 +256,7 @@ def against_cpu(settings: Settings) -> dict[str, Any]:
 # ---- sampling
 
 
-def law(settings: Settings, drawn: bool) -> dict[str, Any]:
+def law(drawn: bool, settings: Settings) -> dict[str, Any]:
     """The first token that a verified tree of two depths emits, over many requests: exactly the target's law."""
     device, many, vocab = settings.torch_device, 20_000 if settings.tiny else 200_000, 12
     random = torch.Generator().manual_seed(settings.seed)

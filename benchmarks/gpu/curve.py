@@ -167,6 +167,9 @@ def _one(world: World, name: str, batch: int, costs: CostModel, experience: Expe
         if draft.drafts:
             captured = list(draft.drafts.values())[-1]
             figures["draft_kernels_ms"] = round(measure(captured.replay, world.device).median / 1e3, 4)
+    kernels = (figures["verify_kernels_ms"] or 0.0) + figures.get("draft_kernels_ms", 0.0)
+    # what of a step is neither of the two graphs: the host, its waits, and the small work between them
+    figures["other_share"] = round(max(0.0, 1 - kernels / figures["step_ms"]), 3) if name != "auto" else None
     return figures
 
 
@@ -211,6 +214,8 @@ def summarise(rows: list[dict[str, Any]]) -> list[list[str]]:
         if name != "auto":
             kernels = ["-" if c is None or c["kernel_ratio"] is None else f"{c['kernel_ratio']:.2f}" for c in cells]
             table.append([f"{name}, kernels alone", *kernels])
+            shares = ["-" if c is None or c["other_share"] is None else f"{c['other_share']:.0%}" for c in cells]
+            table.append([f"{name}, share of a step in neither graph", *shares])
             table.append(
                 [f"{name}, accepted length", *["-" if c is None else f"{c['accepted_length']:.2f}" for c in cells]]
             )

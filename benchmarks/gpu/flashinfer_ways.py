@@ -36,7 +36,8 @@ def _planned(case: "Case", length: int, mask: bool) -> Any:
     pages = math.ceil(length / PAGE)
     if device not in _workspace:
         _workspace[device] = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
-    wrapper = BatchPrefillWithPagedKVCacheWrapper(_workspace[device], "NHD")
+    # the backend that takes a mask; for both ways, so that one kernel is compiled
+    wrapper = BatchPrefillWithPagedKVCacheWrapper(_workspace[device], "NHD", backend="fa2")
     index = torch.arange(batch + 1, dtype=torch.int32)
     more: dict[str, Any] = {}
     if mask:
@@ -69,7 +70,8 @@ def flashinfer_mask(case: "Case") -> Callable[[], Tensor]:
 
     def run() -> Tensor:
         out_TAD: Tensor = wrapper.run(case.q_BRAD.flatten(0, 1), kv)
-        return out_TAD.unflatten(0, case.q_BRAD.shape[:2])
+        out_BRAD: Tensor = out_TAD.unflatten(0, case.q_BRAD.shape[:2])
+        return out_BRAD
 
     return run
 
@@ -77,7 +79,7 @@ def flashinfer_mask(case: "Case") -> Callable[[], Tensor]:
 def flashinfer_split(case: "Case") -> Callable[[], Tensor]:
     wrapper = _planned(case, case.prefix, mask=False)
     kv = (paged(case.k_BSKD[:, : case.prefix]), paged(case.v_BSKD[:, : case.prefix]))
-    rows = [x[:, case.prefix :].contiguous() for x in (case.k_BSKD, case.v_BSKD)]
+    k_BRKD, v_BRKD = (x[:, case.prefix :].contiguous() for x in (case.k_BSKD, case.v_BSKD))
 
     def prefix(q_BRAD: Tensor) -> AttentionState:
         out_TAD, lse_TA = wrapper.run(q_BRAD.flatten(0, 1), kv, return_lse=True)
@@ -86,7 +88,7 @@ def flashinfer_split(case: "Case") -> Callable[[], Tensor]:
             out_TAD.unflatten(0, q_BRAD.shape[:2]), lse_TA.unflatten(0, q_BRAD.shape[:2]) * math.log(2)
         )
 
-    return lambda: tree_attention(case.q_BRAD, *rows, case.layout.ancestors_BNN, prefix).out_BRAD
+    return lambda: tree_attention(case.q_BRAD, k_BRKD, v_BRKD, case.layout.ancestors_BNN, prefix).out_BRAD
 
 
 WAYS = {"flashinfer-mask": flashinfer_mask, "flashinfer-split": flashinfer_split}

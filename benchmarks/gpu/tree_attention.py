@@ -12,6 +12,7 @@ Shape letters: B requests, R rows (root first), S keys, K key-value heads, D hea
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from eagle3_serving.tree import TreeLayout, dense_mask, tree_layout, with_root
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+GIVE_UP = 3  # shapes refused one after the other: a kernel that cannot be built takes a minute each time
 CACHE = 128 << 20  # bytes that a set of inputs must exceed together, or it would be read from the cache
 
 
@@ -74,25 +76,29 @@ def masked(case: Case) -> Callable[[], Tensor]:
     def run() -> Tensor:
         q_BKLD = case.q_BRAD.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         out_BKLD = scaled_dot_product_attention(q_BKLD, k_BKSD, v_BKSD, bias_B1LS)
-        return out_BKLD.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        out_BRAD: Tensor = out_BKLD.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        return out_BRAD
 
     return run
 
 
 def split(case: Case) -> Callable[[], Tensor]:
-    prefix = [x[:, : case.prefix].transpose(1, 2).contiguous() for x in (case.k_BSKD, case.v_BSKD)]
-    rows = [x[:, case.prefix :].contiguous() for x in (case.k_BSKD, case.v_BSKD)]
+    k_BKSD, v_BKSD = (x[:, : case.prefix].transpose(1, 2).contiguous() for x in (case.k_BSKD, case.v_BSKD))
+    k_BRKD, v_BRKD = (x[:, case.prefix :].contiguous() for x in (case.k_BSKD, case.v_BSKD))
 
     def run() -> Tensor:
         ancestors_BRR = case.layout.ancestors_BNN
-        return tree_attention(case.q_BRAD, *rows, ancestors_BRR, lambda q: prefix_attention(q, *prefix)).out_BRAD
+        prefix = partial(prefix_attention, k_BKSD=k_BKSD, v_BKSD=v_BKSD)
+        return tree_attention(case.q_BRAD, k_BRKD, v_BRKD, ancestors_BRR, prefix).out_BRAD
 
     return run
 
 
-def ways() -> dict[str, Way]:
-    """By name; FlashInfer's where it can be imported."""
+def ways(device: torch.device) -> dict[str, Way]:
+    """By name; FlashInfer's on a GPU where it can be imported."""
     found: dict[str, Way] = {"masked": masked, "split": split}
+    if device.type != "cuda":
+        return found
     try:
         from benchmarks.gpu import flashinfer_ways
     except ImportError as error:
@@ -118,7 +124,8 @@ def grid(settings: Settings) -> list[tuple[int, int, int]]:
 
 def run(settings: Settings, sink: Sink, out: Path) -> None:
     device, dtype = settings.torch_device, settings.dtype
-    bandwidth, found = floors(settings, out).bandwidth, ways()
+    bandwidth, found = floors(settings, out).bandwidth, ways(device)
+    refusals = dict.fromkeys(found, 0)
     for batch, nodes, prefix in grid(settings):
         key = f"{batch}-{nodes}-{prefix}"
         if sink.has(f"best-{key}"):
@@ -132,9 +139,12 @@ def run(settings: Settings, sink: Sink, out: Path) -> None:
         want, floor = reference(case), one / bandwidth * 1e6
         best: dict[str, Any] = {}
         for name, way in found.items():
+            if refusals[name] >= GIVE_UP:
+                continue
             row = sink.get(f"{name}-{key}") or sink.add(
                 f"{name}-{key}", **_one(way, sets, want, device, settings), floor_us=round(floor, 2)
             )
+            refusals[name] = 0 if row["ok"] else refusals[name] + 1
             if row["ok"] and (not best or row["us"] < best["us"]):
                 best = {"way": name, "us": row["us"]}
         share = round(floor / best["us"], 3) if best else None
