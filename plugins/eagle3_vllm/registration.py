@@ -1,0 +1,73 @@
+"""What the plugin changes in a vLLM process: the draft architecture, and for trees four seams of Model Runner V2."""
+
+from typing import Any
+
+import torch
+
+from eagle3_vllm.settings import Settings
+
+
+def register_all() -> None:
+    from vllm.logger import init_logger
+
+    logger = init_logger("vllm.eagle3")
+    try:
+        settings = Settings.read()
+        if settings.mode == "vllm":
+            return
+        from eagle3_vllm import compat
+    except Exception as error:  # an import that failed is a vLLM we do not know
+        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", error)
+        return
+    problems = [compat.version_problem() or "", *compat.problems(compat.BOTH_RUNNERS)]
+    if any(problems):
+        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", "; ".join(filter(None, problems)))
+        return
+    for name in compat.ARCHITECTURES:
+        compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
+    if settings.mode != "chain":
+        _register_trees(settings, logger)
+
+
+def _register_trees(settings: Settings, logger: Any) -> None:
+    from eagle3_vllm import compat
+    from eagle3_vllm.fallback import server_reasons
+
+    if not torch.cuda.is_available():
+        compat.register_backend(
+            compat.AttentionBackendEnum.CPU_ATTN, "eagle3_vllm.attention.cpu.TreeCPUAttentionBackend"
+        )
+    runner = compat.model_runner()
+    if getattr(runner, "eagle3_trees", None) is not None:
+        return
+    runner.eagle3_trees = {}
+    make_speculator, make_model_state = runner.init_speculator, runner.init_model_state
+
+    def init_speculator(vllm_config: Any, device: torch.device, req_states: Any) -> Any:
+        runner.eagle3_trees.clear()
+        if vllm_config.speculative_config.method != "eagle3":
+            return make_speculator(vllm_config, device, req_states)
+        reasons = server_reasons(vllm_config)
+        if reasons:
+            logger.warning("eagle3: vLLM's own chain serves: no trees with %s", "; ".join(reasons))
+            return make_speculator(vllm_config, device, req_states)
+        from eagle3_vllm.speculator import TreeSpeculator
+        from eagle3_vllm.trees import Trees
+
+        trees = Trees(vllm_config, settings, device)
+        runner.eagle3_trees[id(vllm_config)] = trees
+        logger.info("eagle3: trees of %d nodes, depth %d, %d children a node", trees.nodes, trees.depth, settings.top_k)
+        return TreeSpeculator(vllm_config, device, trees)
+
+    def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device) -> Any:
+        trees = runner.eagle3_trees.get(id(vllm_config))
+        if trees is None:
+            return make_model_state(vllm_config, model, encoder_cache, device)
+        from eagle3_vllm.model_state import TreeModelState
+
+        base = compat.resolve_model_state_cls(vllm_config, model)
+        state = type(f"Tree{base.__name__}", (TreeModelState, base), {})(vllm_config, model, encoder_cache, device)
+        state.trees = trees
+        return state
+
+    runner.init_speculator, runner.init_model_state = init_speculator, init_model_state
