@@ -19,7 +19,7 @@ from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, VllmConfig
 from eagle3_vllm.layers import VllmLayers, copy_weights
 
 
-class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):  # type: ignore[misc]
+class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
     """An EAGLE-3 drafter of any dialect. The base class is there because runner V1 asks for it; nothing of it is used.
 
     The checkpoint is read, whole, by `eagle3_serving.checkpoint` (what is missing, left over or of the wrong shape

@@ -17,6 +17,8 @@ from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+from vllm.sampling_params import SamplingParams
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
@@ -41,6 +43,7 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
 __all__ = [
     "Attention",
     "AttentionBackendEnum",
+    "AttentionCGSupport",
     "CPUAttentionBackend",
     "CPUAttentionBackendImpl",
     "CUDAGraphMode",
@@ -53,12 +56,14 @@ __all__ = [
     "RejectionSampler",
     "Sampler",
     "SamplerOutput",
+    "SamplingParams",
     "SchedulerStats",
     "SpecDecodingProm",
     "SpecDecodingStats",
     "SpeculativeConfig",
     "VllmConfig",
     "cpu_attn",
+    "flash",
     "get_num_nans",
     "get_num_sampled_and_rejected",
     "init_logger",
@@ -81,6 +86,14 @@ def model_runner() -> Any:
     return module
 
 
+def flash() -> tuple[Any, Any, Any]:
+    """FlashAttention's backend, its implementation and its function; they import on CUDA alone."""
+    from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionImpl
+
+    return FlashAttentionBackend, FlashAttentionImpl, flash_attn_varlen_func
+
+
 @dataclass(frozen=True)
 class Signature:
     """A callable and the parameters that we give it or are given by it, in order; others may come after."""
@@ -101,7 +114,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 BOTH_RUNNERS = (
-    Signature("SpeculativeConfig.__post_init__", SpeculativeConfig.__post_init__, ("self",)),
+    Signature("VllmConfig.__post_init__", VllmConfig.__post_init__, ("self",)),
+    Signature("_validate_spec_decode", SamplingParams._validate_spec_decode, ("self", "speculative_config")),
     Signature(
         "Attention.__init__", Attention.__init__, _words("self num_heads head_size scale num_kv_heads alibi_slopes")
     ),

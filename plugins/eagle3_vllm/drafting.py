@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eagle3_vllm.architecture import Eagle3ServingForCausalLM
-from eagle3_vllm.attention.cpu import attend, read_prefix, with_prefix
+from eagle3_vllm.attention.paged import Prefix, prefix_of
 
 
 class DraftRowsOverPages:
@@ -26,17 +26,17 @@ class DraftRowsOverPages:
         slots_B: Tensor,
         longest: int,
     ) -> None:
-        self.model, self.prefix_B, self.longest = model, prefix_B, longest
-        self.prefixes: list[tuple[Tensor, Tensor]] = []
+        self.model, self.prefix_B = model, prefix_B
+        self.prefixes: list[Prefix] = []
+        layer: Any
         for layer in model.attention:
             group = _group_of(layer.layer_name, kv_cache_config)
             table_BN = block_tables.block_tables[group].gpu[slots_B]
-            self.prefixes.append(read_prefix(layer.kv_cache, layer.head_size, table_BN, longest))
+            self.prefixes.append(prefix_of(layer, table_BN, prefix_B, longest))
         self.tails: list[tuple[Tensor, Tensor] | None] = [None] * len(self.prefixes)
 
     def __call__(self, draft_ids_BK: Tensor, state_BKH: Tensor, depth: int, mask_BKS: Tensor) -> tuple[Tensor, Tensor]:
         drafter = self.model.model
-        mask_BKX = with_prefix(self.prefix_B, self.longest, mask_BKS)
         position_BK = (self.prefix_B[:, None] + depth - 1).expand(draft_ids_BK.shape)
 
         def attend_over(layer: int, q_BKAD: Tensor, k_BKXD: Tensor, v_BKXD: Tensor) -> Tensor:
@@ -44,8 +44,7 @@ class DraftRowsOverPages:
             if before is not None:
                 k_BKXD, v_BKXD = torch.cat([before[0], k_BKXD], dim=1), torch.cat([before[1], v_BKXD], dim=1)
             self.tails[layer] = k_BKXD, v_BKXD
-            scale = self.model.attention[layer].impl.scale
-            return attend(q_BKAD, self.prefixes[layer], k_BKXD, v_BKXD, mask_BKX, scale)
+            return self.prefixes[layer].attend(q_BKAD, k_BKXD, v_BKXD, mask_BKS)
 
         tokens_BK = drafter.vocabulary.to_target(draft_ids_BK)
         step = drafter.step(tokens_BK, state_BKH, position_BK, attend_over)

@@ -9,6 +9,11 @@ from eagle3_vllm.compat import TREES, VllmConfig, cpu_attn, problems, version_pr
 
 def server_reasons(config: VllmConfig) -> list[str]:
     """Why this server verifies chains, by vLLM's own code; empty where it verifies trees."""
+    return config_reasons(config) or attention_reasons(config)
+
+
+def config_reasons(config: VllmConfig) -> list[str]:
+    """The same, of a config that is not whole yet: the KV cache's layout is not settled."""
     speculative, model, parallel = config.speculative_config, config.model_config, config.parallel_config
     assert speculative is not None
     if (version := version_problem()) is not None:
@@ -40,7 +45,7 @@ def server_reasons(config: VllmConfig) -> list[str]:
         "parallel drafting": speculative.parallel_drafting,
     }
     found += [what for what, there in checks.items() if there]
-    return found + attention_reasons(config)
+    return found
 
 
 def has_windows(model: Any) -> bool:
@@ -56,7 +61,7 @@ def attention_reasons(config: VllmConfig) -> list[str]:
 
         return unsupported(config)
     model = config.model_config
-    isa = cpu_attn._get_attn_isa(model.dtype, config.cache_config.block_size or 128, model.get_head_size(), "auto")
+    isa = cpu_attn._get_attn_isa(model.dtype, config.cache_config.block_size, model.get_head_size(), "auto")
     return [] if isa == "vec" else [f'the CPU keeps its KV cache in the "{isa}" layout; only "vec" is known']
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle3_vllm.attention.cpu import move_rows
-from eagle3_vllm.compat import InputBatch, NewRequestData, Sampler
+from eagle3_vllm.attention.paged import move_rows
+from eagle3_vllm.compat import AttentionCGSupport, InputBatch, NewRequestData, Sampler
 from eagle3_vllm.fallback import chain_reason
 from eagle3_vllm.trees import Trees
 from eagle3_vllm.verify import TreeSampler
@@ -19,11 +19,15 @@ class TreeModelState:
     vllm_config: Any
     device: torch.device
 
+    def get_additional_cg_support(self) -> tuple[Any, str]:
+        """Attention over trees stays outside CUDA graphs: they are cut at every attention (piecewise)."""
+        return AttentionCGSupport.NEVER, "eagle3 trees"
+
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)  # type: ignore[misc]
         reason = chain_reason(new_req_data.sampling_params)
         if reason is not None:
-            self.trees.tally.chains[reason] += 1
+            self.trees.tally.fell_back("request", reason)
         self.trees.forget(req_index, reason is not None)
 
     def prepare_attn(
@@ -71,4 +75,4 @@ class TreeModelState:
             for name in group.layer_names:
                 layer = layers[name]
                 if not getattr(layer, "is_draft_layer", False):
-                    move_rows(layer.kv_cache, layer.head_size, source_X, destination_X)
+                    move_rows(layer, source_X, destination_X)

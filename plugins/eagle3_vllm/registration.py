@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from eagle3_vllm.metrics import Tally, open_folder
 from eagle3_vllm.settings import Settings
 
 
@@ -25,18 +26,44 @@ def register_all() -> None:
         return
     for name in compat.ARCHITECTURES:
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
+    _register_settling(settings, logger)
     if settings.mode != "chain":
+        open_folder()
         _register_trees(settings, logger)
+
+
+def _register_settling(settings: Settings, logger: Any) -> None:
+    from eagle3_vllm import compat
+    from eagle3_vllm.configure import settle, with_trees
+
+    made = compat.VllmConfig.__post_init__
+    if getattr(made, "eagle3", False):
+        return
+
+    def post_init(self: Any) -> None:
+        settle(self, settings, logger)
+        made(self)
+
+    post_init.eagle3 = True  # type: ignore[attr-defined]
+    compat.VllmConfig.__post_init__ = post_init
+    refuse = compat.SamplingParams._validate_spec_decode
+
+    def validate(self: Any, speculative_config: Any) -> None:
+        # vLLM's chain cannot do min-p and logit bias; our acceptance goes through plain decoding's sampler, which can
+        if id(speculative_config) not in with_trees:
+            refuse(self, speculative_config)
+
+    compat.SamplingParams._validate_spec_decode = validate
 
 
 def _register_trees(settings: Settings, logger: Any) -> None:
     from eagle3_vllm import compat
     from eagle3_vllm.fallback import server_reasons
 
-    if not torch.cuda.is_available():
-        compat.register_backend(
-            compat.AttentionBackendEnum.CPU_ATTN, "eagle3_vllm.attention.cpu.TreeCPUAttentionBackend"
-        )
+    backend, path = compat.AttentionBackendEnum.CPU_ATTN, "cpu.TreeCPUAttentionBackend"
+    if torch.cuda.is_available():
+        backend, path = compat.AttentionBackendEnum.FLASH_ATTN, "cuda.TreeFlashAttentionBackend"
+    compat.register_backend(backend, f"eagle3_vllm.attention.{path}")
     runner = compat.model_runner()
     if getattr(runner, "eagle3_trees", None) is not None:
         return
@@ -50,6 +77,10 @@ def _register_trees(settings: Settings, logger: Any) -> None:
         reasons = server_reasons(vllm_config)
         if reasons:
             logger.warning("eagle3: vLLM's own chain serves: no trees with %s", "; ".join(reasons))
+            tally = Tally(device)
+            for reason in reasons:
+                tally.fell_back("server", reason)
+            tally.write()
             return make_speculator(vllm_config, device, req_states)
         from eagle3_vllm.speculator import TreeSpeculator
         from eagle3_vllm.trees import Trees

@@ -18,7 +18,7 @@ from eagle3_vllm.drafting import DraftRowsOverPages
 from eagle3_vllm.trees import Trees, without_rows
 
 
-class TreeSpeculator(EagleSpeculator):  # type: ignore[misc]
+class TreeSpeculator(EagleSpeculator):
     """Dynamic trees (EAGLE-2 section 4, EAGLE-3 section 3.1) in the place of vLLM's chain."""
 
     model: Eagle3ServingForCausalLM

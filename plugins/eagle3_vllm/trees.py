@@ -3,7 +3,8 @@
 Shape letters: S request slots, B requests of a pass, R tree rows, K nodes, D depths.
 """
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ class Trees:
     config: VllmConfig
     settings: Settings
     device: torch.device
-    tally: Tally = field(default_factory=Tally)
     rows: TreeRows | None = None  # of the pass in flight; None where nothing was drafted
     accepted: Acceptance | None = None
     slots: Tensor | None = None  # [KV groups, T] of the pass in flight
@@ -32,6 +32,7 @@ class Trees:
     def __post_init__(self) -> None:
         slots, nodes = self.config.scheduler_config.max_num_seqs, self.config.num_speculative_tokens
         self.nodes = nodes
+        self.tally = Tally(self.device)
         self.depth = min(self.settings.depth, nodes)
         self.parents_SK = torch.full((slots, nodes), PADDING, dtype=torch.long, device=self.device)
         self.only_chain_S = torch.zeros(slots, dtype=torch.bool, device=self.device)
@@ -46,6 +47,7 @@ class Trees:
         width = tree.parents_BN.shape[1]
         self.parents_SK[slots_B, :width] = tree.parents_BN
         self.parents_SK[slots_B, width:] = PADDING
+        self.tally.drafted(tree.parents_BN)
 
     def begin(self, batch: InputBatch, slot_mappings: Tensor) -> None:
         """The rows of the pass that is about to run."""
@@ -75,8 +77,6 @@ class Trees:
 
 def without_rows(attn_metadata: dict[str, Any] | None) -> dict[str, Any] | None:
     """The same metadata for rows that are a text."""
-    import copy
-
     if not attn_metadata:
         return attn_metadata
     plain = {id(value): copy.copy(value) for value in attn_metadata.values()}

@@ -20,7 +20,7 @@ from eagle3_vllm.compat import (
 from eagle3_vllm.trees import Trees
 
 
-class TreeSampler(RejectionSampler):  # type: ignore[misc]
+class TreeSampler(RejectionSampler):
     """Lossless at every temperature, and with the same seed the very tokens of plain decoding.
 
     At each row a token y is drawn from the target's law there, with temperature, top-k, top-p, min-p, penalties, grammar
@@ -62,7 +62,7 @@ class TreeSampler(RejectionSampler):  # type: ignore[misc]
             input_batch.idx_mapping,
             self.sampler.req_states.prefill_len.gpu,
         )
-        self.trees.tally.add(input_batch, num_sampled)
+        self.trees.tally.verified(rows.layout.parents_BN, accepted.count_B)
         return SamplerOutput(
             sampled_token_ids=sampled,
             logprobs_tensors=logprobs,
