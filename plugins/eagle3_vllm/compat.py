@@ -23,9 +23,8 @@ from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.core.sched.output import NewRequestData
-from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.spec_decode import llm_base_proposer
-from vllm.v1.spec_decode.metrics import SpecDecodingProm, SpecDecodingStats
 from vllm.v1.worker.gpu import model_states
 from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
@@ -39,6 +38,7 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
     TargetDependentARSpeculator,
     prepare_prefill_inputs,
 )
+from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
 
 __all__ = [
     "Attention",
@@ -48,6 +48,8 @@ __all__ = [
     "CPUAttentionBackendImpl",
     "CUDAGraphMode",
     "DefaultModelState",
+    "DraftTokenIds",
+    "DraftTokensHandler",
     "Eagle3LlamaForCausalLM",
     "EagleSpeculator",
     "InputBatch",
@@ -57,9 +59,6 @@ __all__ = [
     "Sampler",
     "SamplerOutput",
     "SamplingParams",
-    "SchedulerStats",
-    "SpecDecodingProm",
-    "SpecDecodingStats",
     "SpeculativeConfig",
     "VllmConfig",
     "cpu_attn",
@@ -180,6 +179,9 @@ TREES = (
             "seq_lens_upper_bound_np return_logprobs"
         ),
     ),
+    Signature("DraftTokensHandler", DraftTokensHandler.__init__, ("self", "device")),
+    Signature("set_draft_tokens", DraftTokensHandler.set_draft_tokens, ("self", "input_batch", "draft_tokens")),
+    Signature("get_draft_tokens", DraftTokensHandler.get_draft_tokens, ("self",)),
     Signature(
         "get_num_sampled_and_rejected",
         get_num_sampled_and_rejected,

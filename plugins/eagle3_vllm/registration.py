@@ -69,6 +69,7 @@ def _register_trees(settings: Settings, logger: Any) -> None:
         return
     runner.eagle3_trees = {}
     make_speculator, make_model_state = runner.init_speculator, runner.init_model_state
+    plain_draft_tokens = runner.DraftTokensHandler
 
     def init_speculator(vllm_config: Any, device: torch.device, req_states: Any) -> Any:
         runner.eagle3_trees.clear()
@@ -101,4 +102,13 @@ def _register_trees(settings: Settings, logger: Any) -> None:
         state.trees = trees
         return state
 
+    def make_draft_tokens(device: torch.device) -> Any:
+        # made right after the speculator, of the same model runner
+        for trees in runner.eagle3_trees.values():
+            from eagle3_vllm.handing_over import TreeDraftTokens
+
+            return TreeDraftTokens(device, trees)
+        return plain_draft_tokens(device)
+
     runner.init_speculator, runner.init_model_state = init_speculator, init_model_state
+    runner.DraftTokensHandler = make_draft_tokens

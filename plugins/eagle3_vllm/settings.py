@@ -7,6 +7,7 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 | `EAGLE3_MODE` | `auto` | `auto`: trees where they can be verified, our chain elsewhere. `chain`: our drafter, vLLM's own chain. `vllm`: the plugin does nothing |
 | `EAGLE3_TREE_DEPTH` | `8` | the deepest node of a tree |
 | `EAGLE3_TREE_TOP_K` | `10` | children of a node, and nodes drafted from at each depth |
+| `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
 | `EAGLE3_CALIBRATED` | `1` | rank nodes by the drafter's `calibration.json`, where it has one |
 | `EAGLE3_PROFILE` | none | a file of `python -m eagle3_vllm.profile`: how many draft tokens pay at each batch size, none included |
 | `EAGLE3_FALLBACK_TOKENS` | `3` | draft tokens of a chain that serves in the place of a tree of more than 8 nodes |
@@ -30,6 +31,7 @@ class Settings:
     mode: Mode = "auto"
     depth: int = 8
     top_k: int = 10
+    batch_nodes: int | None = None
     calibrated: bool = True
     profile: Path | None = None
     fallback_tokens: int = 3
@@ -48,6 +50,7 @@ class Settings:
             mode=mode,  # type: ignore[arg-type]
             depth=_positive(said, "EAGLE3_TREE_DEPTH", cls.depth),
             top_k=_positive(said, "EAGLE3_TREE_TOP_K", cls.top_k),
+            batch_nodes=_positive(said, "EAGLE3_BATCH_NODES", 1) if "EAGLE3_BATCH_NODES" in said else None,
             calibrated=said.get("EAGLE3_CALIBRATED", "1") != "0",
             profile=Path(profile) if profile else None,
             fallback_tokens=_positive(said, "EAGLE3_FALLBACK_TOKENS", cls.fallback_tokens),

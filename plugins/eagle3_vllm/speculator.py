@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle3_serving.errors import InputError
-from eagle3_serving.tree import Children, DraftTree, grow_draft, likeliest_path, select, top_children
+from eagle3_serving.tree import Children, DraftTree, grow_draft, likeliest_path, select, select_over_batch, top_children
 from eagle3_serving.tree.calibrate import Calibration
 from eagle3_vllm.architecture import Eagle3ServingForCausalLM, announce_boundaries, checkpoint_directory
 from eagle3_vllm.compat import CUDAGraphMode, EagleSpeculator, InputBatch, VllmConfig, prepare_prefill_inputs
@@ -145,7 +145,8 @@ class TreeSpeculator(EagleSpeculator):
             draft_rows,
         )
         candidates = likeliest_path(draft.candidates, draft.depth, self.trees.only_chain_S[slots_B])
-        tree = select(candidates, nodes)
+        most = self.settings.batch_nodes
+        tree = select(candidates, nodes) if most is None else select_over_batch(candidates, most, nodes)
         return tree._replace(tokens_BN=self.model.model.vocabulary.to_target(tree.tokens_BN))
 
     def _children(self, logits_BKV: Tensor, depth: int) -> Children:
