@@ -56,9 +56,10 @@ def _merged_kernel(  # type: ignore[no-untyped-def]
     key_dim = (key < tail)[:, None] & (dim < head_dim)[None, :]
     at_row = ((request * rows + row)[:, None] * heads + head) * head_dim + dim[None, :]
     at_key = ((request * tail + key)[:, None] * kv_heads + head // groups) * head_dim + dim[None, :]
-    q = tl.load(q_ptr + at_row, mask=row_dim, other=0.0)
-    k = tl.load(k_ptr + at_key, mask=key_dim, other=0.0)
-    v = tl.load(v_ptr + at_key, mask=key_dim, other=0.0)
+    # the block is small: in fp32 it costs little, and nothing is rounded twice
+    q = tl.load(q_ptr + at_row, mask=row_dim, other=0.0).to(tl.float32)
+    k = tl.load(k_ptr + at_key, mask=key_dim, other=0.0).to(tl.float32)
+    v = tl.load(v_ptr + at_key, mask=key_dim, other=0.0).to(tl.float32)
     inside = (row < rows)[:, None] & (key < tail)[None, :]
     seen = tl.load(mask_ptr + (request * rows + row)[:, None] * tail + key[None, :], mask=inside, other=0)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -68,7 +69,7 @@ def _merged_kernel(  # type: ignore[no-untyped-def]
     best = tl.where(best == -float("inf"), 0.0, best)
     weights = tl.exp(scores - best[:, None])
     total = tl.sum(weights, axis=1)
-    tail_out = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    tail_out = tl.dot(weights, v, input_precision="ieee")
     lse = tl.load(lse_ptr + (request * rows + row) * heads + head, mask=row < rows, other=-float("inf"))
     # both parts over the larger of their exponents
     top = tl.maximum(lse, best)
@@ -76,7 +77,8 @@ def _merged_kernel(  # type: ignore[no-untyped-def]
     right = tl.exp(best - top)
     prefix = tl.load(prefix_ptr + at_row, mask=row_dim, other=0.0).to(tl.float32)
     prefix = tl.where((left > 0)[:, None], prefix * left[:, None], 0.0)
-    out = (prefix + tail_out * right[:, None]) / (left + total * right)[:, None]
+    share = left + total * right  # 0 in rows past the end alone
+    out = (prefix + tail_out * right[:, None]) / tl.where(share > 0, share, 1.0)[:, None]
     tl.store(out_ptr + at_row, out.to(out_ptr.dtype.element_ty), mask=row_dim)
 
 
