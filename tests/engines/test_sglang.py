@@ -7,8 +7,9 @@ import pytest
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import Server
-from eagle3_serving.serve.sglang import SglangOptions, Shape, sglang_command, sglang_python
+from eagle3_serving.serve.sglang import SglangOptions, sglang_command, sglang_python
 from eagle3_serving.serve.sglang_client import SglangClient
+from eagle3_serving.serve.shape import Shape
 
 MAX_TOKENS = 32
 OWN = Shape(3, 2, 6)
