@@ -68,7 +68,11 @@ def present_state(worker: Any) -> Any:
 def build_state(worker: Any, steps: int, tokens: int) -> Any:
     """The backends and, on a GPU, the graphs of another tree."""
     with ExitStack() as stack:
-        for context in (_draft_parallel(worker), speculative_moe_backend_context(), speculative_moe_a2a_backend_context()):
+        for context in (
+            _draft_parallel(worker),
+            speculative_moe_backend_context(),
+            speculative_moe_a2a_backend_context(),
+        ):
             stack.enter_context(context)
         if worker.device != "cpu":
             return worker.build_adaptive_runtime_state(steps, tokens)
@@ -76,7 +80,9 @@ def build_state(worker: Any, steps: int, tokens: int) -> Any:
         stack.enter_context(worker._override_worker_state(steps, tokens))
         worker._draft_worker.init_attention_backend()
         runner = worker._target_worker.model_runner
-        return replace(present_state(worker), target_attn_backend=runner._get_attention_backend(init_new_workspace=True))
+        return replace(
+            present_state(worker), target_attn_backend=runner._get_attention_backend(init_new_workspace=True)
+        )
 
 
 def _draft_parallel(worker: Any) -> Any:
