@@ -31,6 +31,10 @@ DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
 }
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_JSON = 64_000_000
@@ -97,6 +101,11 @@ def in_memory(name: str, tensor: Tensor) -> StoredTensor:
 def computed(name: str, dtype: torch.dtype, shape: tuple[int, ...], make: Callable[[], Tensor]) -> StoredTensor:
     """A tensor that is made when it is read."""
     return StoredTensor(name, dtype, shape, lambda a, b: make()[a:b])
+
+
+def zeros(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> StoredTensor:
+    """All zero, and in memory only while it is read."""
+    return StoredTensor(name, dtype, shape, lambda a, b: torch.zeros((b - a, *shape[1:]), dtype=dtype))
 
 
 @dataclass(frozen=True)
