@@ -4,8 +4,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+from eagle3_serving.errors import Eagle3Error
 from eagle3_serving.serve.sglang import SWITCH, TREES
 from eagle3_sglang.compat_check import name_problem, version_problem
 from eagle3_sglang.settings import DEFAULT_TREES, largest, parse_trees, read_settings
@@ -41,7 +42,7 @@ def give_way(problem: str) -> None:
     log.warning("eagle3: %s; SGLang's own EAGLE3 serves, with one tree for the server's life", problem)
 
 
-def stop(problem: str) -> None:
+def stop(problem: str) -> NoReturn:
     """Ends the server with one line."""
     print(f"eagle3: {problem}", file=sys.stderr, flush=True)
     sys.exit(1)
@@ -52,12 +53,14 @@ def stop(problem: str) -> None:
 
 def before_arguments(original: Callable[..., None], server_args: Any, *args: Any, **kwargs: Any) -> None:
     """Before SGLang reads any file: is the drafter one it can serve?"""
-    if _is_ours(server_args.speculative_algorithm) and server_args.speculative_draft_model_path:
+    drafter = server_args.speculative_draft_model_path
+    if _is_ours(server_args.speculative_algorithm) and drafter and read_settings().check:
         from eagle3_sglang.preflight import servable
 
-        server_args.speculative_draft_model_path = servable(
-            server_args.speculative_draft_model_path, server_args.model_path, read_settings()
-        )
+        try:
+            server_args.speculative_draft_model_path = servable(str(drafter), str(server_args.model_path))
+        except Eagle3Error as error:
+            stop(str(error))
     original(server_args, *args, **kwargs)
 
 

@@ -56,6 +56,18 @@ class Idle:
     patience: int = 200
 
 
+class Cycle:
+    """Every step the next tree: what tests drive the changes of trees with."""
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self.shapes = tuple(shapes)
+        self._next = 0
+
+    def choose(self, batch: int) -> Shape:
+        self._next += 1
+        return self.shapes[self._next % len(self.shapes)]
+
+
 class ShapePolicy:
     """Works without looking at the device: costs are wall clock, gains arrive when they arrive."""
 

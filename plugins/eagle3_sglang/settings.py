@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eagle3_serving.serve.sglang import PROFILE, SWITCH, TREES
+from eagle3_serving.serve.sglang import CHECK, CHOICE, PROFILE, SWITCH, TREES
 from eagle3_serving.serve.shape import Shape
 
 DEFAULT_TREES = "0;1,4,3;3,4,6;5,4,12"
-CHECK = "EAGLE3_CHECK"  # "off" serves a drafter that the check refuses
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class Settings:
     trees: tuple[Shape, ...] = ()
     profile: Path | None = None
     check: bool = True
+    cycle: bool = False  # for tests: every step takes the next tree, whatever it costs
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -30,6 +30,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         trees=parse_trees(environment.get(TREES, "")),
         profile=Path(profile) if profile else None,
         check=_switch(environment, CHECK),
+        cycle=environment.get(CHOICE) == "cycle",
     )
 
 

@@ -13,7 +13,7 @@ from eagle3_sglang import compat
 from eagle3_sglang.costs import StepCosts
 from eagle3_sglang.draft import DraftWorker
 from eagle3_sglang.metrics import Metrics
-from eagle3_sglang.policy import ShapePolicy
+from eagle3_sglang.policy import Cycle, ShapePolicy
 from eagle3_sglang.settings import read_settings
 from eagle3_sglang.telling import Telling
 
@@ -38,8 +38,10 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self.shapes = compat.shapes_of(self, self.settings)
         self.costs = StepCosts(self.shapes)
         self.policy = ShapePolicy(self.shapes, self.costs)
+        self.chooser: ShapePolicy | Cycle = Cycle(self.shapes) if self.settings.cycle else self.policy
         self.metrics = Metrics.when(compat.counts_here(server_args))
         self.states: dict[Shape, Any] = {}
+        self._caught_up = False
         self._cold = False  # the draft has not seen the last tokens
         self._begun: tuple[float, int, Shape] | None = None  # the step that the next one ends
         self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
@@ -77,19 +79,20 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
             self._in_flight.append(self.shape)
             if self.shape.drafts and self.topk > 1:
                 self.telling.note(size, self.shape)
-            caught_up = self.policy.current.drafts and not self.shape.drafts
-            self._begun = None if caught_up else (begun, size, self.shape)
+            # a step that let the draft catch up costs more than one that drafts nothing
+            self._begun = None if self._caught_up else (begun, size, self.shape)
         return result
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """SGLang calls it before each decoding step."""
         if not self.states or batch_size == 0:
             return
-        shape = compat.agreed(self.policy.choose(batch_size), self.shapes)
+        shape = compat.agreed(self.chooser.choose(batch_size), self.shapes)
         catch_up = self._cold and shape.drafts
         if catch_up:
             shape = Shape.nothing(shape.top_k)
         self._cold = not shape.drafts and not catch_up
+        self._caught_up = catch_up
         compat.skip_catching_up(self._cold)
         if shape != self.shape:
             # SGLang takes equal steps for an equal state; ours may differ in tokens alone
