@@ -41,7 +41,8 @@ def best(batch: int, told: list[float]) -> Shape:
 def test_it_settles_on_the_tree_with_the_best_rate(batch: int) -> None:
     policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
     chosen = run(policy, batch, 60, TOLD)
-    assert set(chosen[30:]) == {best(batch, TOLD)}
+    # one step in 64 looks at a deeper tree
+    assert sum(shape != best(batch, TOLD) for shape in chosen[30:]) <= 1
 
 
 def test_one_policy_serves_changing_batches() -> None:
@@ -49,22 +50,22 @@ def test_one_policy_serves_changing_batches() -> None:
     for batch in (1, 16, 4, 1, 8, 16):
         run(policy, batch, 40, TOLD)
     for batch in (1, 4, 8, 16):
-        assert set(run(policy, batch, 20, TOLD)[2:]) == {best(batch, TOLD)}
+        assert sum(shape != best(batch, TOLD) for shape in run(policy, batch, 20, TOLD)[2:]) <= 1
 
 
 def test_a_drafter_that_is_never_right_is_switched_off() -> None:
     policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
     # its confidence says otherwise: what came of it decides
     chosen = run(policy, 1, 300, TOLD, truth=0.0)
-    assert set(chosen[150:]) <= {ZERO}
+    assert sum(shape.drafts for shape in chosen[150:]) <= ShapePolicy.probe
 
 
 def test_after_long_idleness_it_tries_again_and_finds_that_texts_changed() -> None:
     policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
     nothing = [0.0, 0.01, 0.01, 0.01]
-    assert set(run(policy, 1, 200, nothing)[100:]) == {ZERO}
+    assert set(run(policy, 1, 150, nothing)[100:]) == {ZERO}
     later = run(policy, 1, 2000, TOLD)
-    assert set(later[-50:]) == {best(1, TOLD)}
+    assert sum(shape != best(1, TOLD) for shape in later[-60:]) <= 1
     assert later.index(next(shape for shape in later if shape.drafts)) > 50  # and does not try all the time
 
 
