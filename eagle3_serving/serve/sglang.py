@@ -10,32 +10,20 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import HOST, ServerCommand
+from eagle3_serving.serve.shape import Shape
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 INTERPRETER = "EAGLE3_SGLANG_PYTHON"
 SWITCH = "EAGLE3_SERVING"  # "off" gives SGLang's own EAGLE-3 back
+TREES = "EAGLE3_TREES"  # the trees to choose from, as "0;1,4,3;5,4,8"
+CHECK = "EAGLE3_CHECK"  # "off" serves a drafter that the check at start refuses
+CHOICE = "EAGLE3_CHOICE"  # "cycle" takes the trees in turn, a step each: for tests
 PROFILE = "EAGLE3_PROFILE"  # a file of measured costs for trees that follow the batch
-
-
-class Shape(NamedTuple):
-    """A tree as SGLang counts it: draft `steps` (its depth), `top_k` children a node, verified `tokens`, root included."""
-
-    steps: int
-    top_k: int
-    tokens: int
-
-    @classmethod
-    def chain(cls, k: int) -> "Shape":
-        return cls(k, 1, k + 1)
-
-    def __str__(self) -> str:
-        return f"{self.steps},{self.top_k},{self.tokens}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +41,8 @@ class SglangOptions:
     context: int = 2048
     radix_cache: bool = False  # a prefix kept from an earlier round would make the later rounds' prefill free
     profile: Path | None = None
+    trees: str = ""
+    cycle: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -86,6 +76,10 @@ def sglang_environment(options: SglangOptions) -> dict[str, str]:
     environment = {"HF_HUB_OFFLINE": "1", SWITCH: "on" if options.plugin else "off"}
     if options.profile is not None:
         environment[PROFILE] = str(options.profile.resolve())
+    if options.cycle:
+        environment[CHOICE] = "cycle"
+    if options.trees:
+        environment[TREES] = options.trees
     if on_cpu():
         environment |= {"SGLANG_USE_CPU_ENGINE": "1", "TORCH_COMPILE_DISABLE": "1"}
         # one thread unless told: where cores are shared, more of them wait for each other
@@ -119,11 +113,5 @@ def _check(options: SglangOptions) -> None:
     for role, directory in (("target", options.target), ("drafter", options.drafter)):
         if directory is not None and not (directory / "config.json").is_file():
             raise InputError(f"no config.json in the {role} directory {directory}")
-    shape = options.shape
-    if shape is None:
-        return
-    if min(shape) < 1:
-        raise InputError(f"tree {shape}: steps, top-k and tokens are each at least 1")
-    most = shape.top_k + (shape.steps - 1) * shape.top_k**2 + 1
-    if not shape.steps < shape.tokens <= most:
-        raise InputError(f"tree {shape}: {shape.steps} steps of {shape.top_k} give {shape.steps + 1} to {most} tokens")
+    if options.shape is not None and (wrong := options.shape.wrong()):
+        raise InputError(wrong)
