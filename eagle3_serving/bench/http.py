@@ -19,6 +19,7 @@ from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server, ServerCommand, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
+from eagle3_serving.serve.shape import Shape
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
 
 _WARM_UP = "Name three colours."
