@@ -3,7 +3,7 @@ eighth, a quarter and a half of its tokens (the scaling curve), and switches of 
 
 Every run starts anew from the same seed and sees the same batches in the same order; a smaller one ends sooner, its
 learning rate with it. Accepted lengths are of the embedded engine on held-out prompts, T = 0, fp32, ranked by the
-drafter's own probabilities. OUT/train/parcels holds the weights in pieces that can be carried.
+drafter's own probabilities. `bring.py` makes parts of the weights that can be carried home.
 """
 
 import json
@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.common import accepted_length
 from benchmarks.gpu.answers import generate
-from benchmarks.gpu.parcels import split
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.shapes import TINY, random_target
 from benchmarks.gpu.sink import Sink, Unavailable
@@ -30,7 +29,6 @@ from eagle3_serving.train.run import TrainOptions
 SHARES = {"answers": 0.3, "train": 0.55}  # of the budget; the rest evaluates
 PARTS = {"full": 1.0, "quarter": 0.25, "eighth": 0.125, "half": 0.5}
 ABLATION_PART = 0.25
-PARCEL_MIB = 15
 
 
 def run(settings: Settings, sink: Sink, out: Path) -> None:
@@ -68,8 +66,6 @@ def run(settings: Settings, sink: Sink, out: Path) -> None:
         figures = _trained(one)
         figures |= _accepted(settings, target, one.out / "drafter", 40 if name == "full" else 12)
         sink.add(f"run-{name}", part=part, options={k: str(v) for k, v in options.items()}, **figures)
-        if name == "full":
-            split([one.out / "drafter"], work / "parcels", PARCEL_MIB << 20)
 
 
 # ---- what is trained on
