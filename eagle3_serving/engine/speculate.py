@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine.batch import Batch
-from eagle3_serving.engine.draft import Draft, DraftSession, Grow
+from eagle3_serving.engine.draft import DraftSession
 from eagle3_serving.engine.options import DecodeOptions, Step
 from eagle3_serving.engine.policy import AutoPolicy, Experience, FixedPolicy, Policy
 from eagle3_serving.engine.rows import plan_rows
@@ -20,7 +20,9 @@ from eagle3_serving.tree import (
     Acceptance,
     Candidates,
     Children,
+    Draft,
     DraftTree,
+    Grow,
     Proposals,
     TreeLayout,
     accept_greedy,

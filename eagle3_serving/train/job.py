@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eagle3_serving.checkpoint.config import default_aux_layers
+from eagle3_serving.checkpoint.aux_layers import default_aux_layers
 from eagle3_serving.checkpoint.save import save_drafter
 from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
 from eagle3_serving.drafter.layers import weight_of
