@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import bring
 from benchmarks.gpu import plan as plans
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.plan import STEPS, Step, parse_plan, run_plan
@@ -60,7 +61,26 @@ def test_rows_hold_what_is_promised(whole: tuple[Path, "subprocess.CompletedProc
     assert rows["draft"]["chain-3-2"]["draft_share"] > 0
     assert {"run-full", "run-half", "run-quarter", "run-eighth", "run-no-training-time-test"} <= rows["train"].keys()
     assert rows["train"]["run-full"]["tokens"] > rows["train"]["run-quarter"]["tokens"]
-    assert sorted((out / "train" / "parcels").iterdir())
+
+
+def test_what_is_brought_home_is_small_and_whole(
+    whole: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    out, _ = whole
+    to = tmp_path / "home"
+    assert bring.main(["--out", str(out), "--to", str(to), "--size", "0.1"]) == 0
+    sizes = {path.name: path.stat().st_size for path in to.iterdir()}
+    assert len(sizes) <= 8 and max(sizes.values()) <= 0.1 * 2**20 and "weights.tar.02" in sizes
+    done = subprocess.run(
+        "sha256sum -c SHA256SUMS && tar xf results.tar.xz && cat weights.tar.* | tar x", shell=True, cwd=to, check=False
+    )
+    assert done.returncode == 0
+    assert (to / "drafter" / "model.safetensors").read_bytes() == (
+        out / "train" / "full" / "drafter" / "model.safetensors"
+    ).read_bytes()
+    assert read_lines(to / "curve.jsonl") == read_lines(out / "curve.jsonl")
+    assert (to / "logs" / "train.log").stat().st_size > 0
+    assert bring.main(["--out", str(out), "--to", str(tmp_path / "tight"), "--most", "2"]) == 2
 
 
 def test_a_second_run_passes_over_what_is_done(whole: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
