@@ -69,7 +69,7 @@ def test_the_profile_becomes_vllms_own_schedule(target_dir: Path, drafter_dir: P
 
 
 def test_a_config_that_trees_cannot_serve_is_told_why(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(configure, "config_reasons", lambda _: ["LoRA adapters", "sliding windows"])
+    monkeypatch.setattr(configure, "config_reasons", lambda *_: ["LoRA adapters", "sliding windows"])
     speculative = SimpleNamespace(
         method="eagle3",
         draft_model_config=object(),
