@@ -1,14 +1,17 @@
-# Two commands do everything: `make demo` and `make test`. Both make the environment in .venv first.
+# Two commands do everything: `make demo` and `make test`. Both make the environments they need first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup setup-sglang demo test lint format clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup:  ## make or update .venv
 	@$(PYTHON) scripts/setup_env.py
+
+setup-sglang:  ## make or update .venv-sglang
+	@$(PYTHON) scripts/setup_env.py sglang
 
 demo: setup  ## a real drafter in a real vLLM server, against the same server without it
 	@$(BIN)/eagle3 demo
@@ -18,7 +21,7 @@ lint: setup  ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: lint  ## every check and every test
+test: lint setup-sglang  ## every check and every test
 	@$(BIN)/python -m pytest
 
 format: setup  ## put the code in the house's form
@@ -26,4 +29,4 @@ format: setup  ## put the code in the house's form
 	@$(BIN)/ruff format .
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-sglang .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,10 +1,11 @@
 """Auxiliary layers: two conventions in the wild, one here (boundaries)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Convention = Literal["boundary", "output"]
+KEY = "eagle_aux_hidden_state_layer_ids"  # of config.json, at the top or inside eagle_config
 CONVENTIONS: tuple[Convention, ...] = ("boundary", "output")
 
 
@@ -15,13 +16,17 @@ def default_aux_layers(num_target_layers: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class AuxLayers:
-    """`boundaries` in the order in which `fc` reads them, or None with the `problem` that leaves them open."""
+    """`boundaries` in the order in which `fc` reads them, or None with the `problem` that leaves them open.
+
+    `default`: no ids are written and none need be, the target's depth decides; without it `boundaries` stay None.
+    """
 
     boundaries: tuple[int, ...] | None
     convention: Convention
     how: str
     problem: str = ""
     fix: str = ""
+    default: bool = False
 
 
 def decode(
@@ -44,17 +49,20 @@ def decode(
                 f"no auxiliary layer ids for the {count} features that fc reads", "write them into config.json"
             )
         if n is None:
-            return _open(
-                "no auxiliary layer ids: the defaults follow from the target's depth",
-                "give --target DIR or --num-target-layers N",
+            return replace(
+                _open(
+                    "no auxiliary layer ids: the defaults follow from the target's depth",
+                    "give --target DIR or --num-target-layers N",
+                ),
+                default=True,
             )
-        return AuxLayers(default_aux_layers(n), "boundary", "the defaults of the target's depth")
+        return AuxLayers(default_aux_layers(n), "boundary", "the defaults of the target's depth", default=True)
     if len(ids) != count:
         return _open(
             f"{len(ids)} auxiliary layer ids, and fc reads {count} features", "the config is of another drafter"
         )
     if convention is not None:
-        return AuxLayers(_boundaries(ids, convention), convention, "as said on the command line")
+        return AuxLayers(_boundaries(ids, convention), convention, "as the caller or the dialect has it")
     if top and nested and tuple(nested) == tuple(i - 1 for i in ids):
         return AuxLayers(ids, "boundary", "both conventions are written, and agree")
     if n is not None and ids == default_aux_layers(n):
@@ -73,11 +81,6 @@ def decode(
     )
 
 
-def default_convention() -> Convention:
-    """What nested ids mean to the engine that reads them (SGLang): the output of layer k."""
-    return "output"
-
-
 def sglang_ids(boundaries: Sequence[int], num_target_layers: int | None, target_type: str | None) -> list[int] | None:
     """Boundaries in the encoding that SGLang's target class undoes; None where it cannot say them.
 
@@ -92,6 +95,14 @@ def sglang_ids(boundaries: Sequence[int], num_target_layers: int | None, target_
     if num_target_layers is not None and max(boundaries) >= num_target_layers:
         return None
     return shifted if min(shifted) >= 0 else None
+
+
+def sglang_boundaries(ids: Sequence[int], num_target_layers: int | None, target_type: str | None) -> tuple[int, ...]:
+    """What SGLang's target class captures for nested `ids`: the inverse of `sglang_ids`."""
+    as_they_are = (target_type in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite") and ids[0] != 1) or (
+        target_type == "gpt_oss" and num_target_layers is not None and max(ids) == num_target_layers
+    )
+    return tuple(ids) if as_they_are else tuple(i + 1 for i in ids)
 
 
 def _boundaries(ids: Sequence[int], convention: Convention) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """The neutral form: what a checkpoint means under the rules of the dialect that wrote it."""
 
 import re
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from eagle3_serving.checkpoint.aux_layers import AuxLayers
 from eagle3_serving.checkpoint.findings import Finding
 from eagle3_serving.checkpoint.names import canonical_name
-from eagle3_serving.checkpoint.source import Json, Source, StoredTensor, computed
+from eagle3_serving.checkpoint.source import Json, Source, StoredTensor, zeros
 from eagle3_serving.drafter.config import DrafterConfig
 from eagle3_serving.drafter.shapes import parameter_shapes
 from eagle3_serving.errors import CheckError, InputError
@@ -29,13 +29,32 @@ _SCALE = re.compile(rf"\.({'|'.join(SCALES)})$")
 _BUFFERS = re.compile(r"rotary_emb\.|rotary_pos_emb\.|inv_freq$")
 MAX_LAYERS = 64
 
+Head = Literal["own", "target", "tied"]
+
+
+class Meaning(Protocol):
+    """What somebody computes with a checkpoint: a drafter's config, and where each of its parameters comes from."""
+
+    @property
+    def config(self) -> DrafterConfig: ...
+    @property
+    def tensors(self) -> dict[str, StoredTensor]: ...
+    @property
+    def target_ids(self) -> Tensor | None: ...
+    @property
+    def head(self) -> Head: ...
+    @property
+    def scales(self) -> dict[str, StoredTensor]: ...
+    @property
+    def mask_hidden(self) -> StoredTensor | None: ...
+
 
 @dataclass(frozen=True)
 class Neutral:
     """A drafter as its files mean it.
 
     `tensors` have the Drafter's own names; `target_ids` [Vd] int64 are absolute, None is the identity. `head` says
-    whence the output head comes when no `lm_head.weight` is among the tensors. `findings` are what is not right with
+    whence the output head comes: `lm_head.weight` among the tensors, the target's, or the embedding. `findings` are what is not right with
     the checkpoint itself, whatever engine loads it.
     """
 
@@ -46,7 +65,7 @@ class Neutral:
     tensors: dict[str, StoredTensor]
     target_ids: Tensor | None
     scales: dict[str, StoredTensor]
-    head: str  # "own", "target" or "tied"
+    head: Head
     mask_hidden: StoredTensor | None = None
     mask_token_id: int | None = None
     verifier: Json = field(default_factory=dict)
@@ -56,19 +75,23 @@ class Neutral:
     def where(self) -> str:
         return str(self.source.directory)
 
-    def require_right(self, error: type[CheckError] | type[InputError] = CheckError) -> None:
-        """Raise `error` with the first finding that breaks the checkpoint, or with what its ids leave open."""
+    def require_right(self, error: type[CheckError] | type[InputError] = CheckError, depth: bool = True) -> None:
+        """Raise `error` with the first finding that breaks the checkpoint, or with what its ids leave open.
+
+        Without `depth`, ids that follow from the depth of a target that is not known may stay open.
+        """
         for finding in self.findings:
             if finding.breaks:
                 raise error(f"{self.where}: {finding.line()}")
-        if self.aux.boundaries is None:
+        if self.aux.boundaries is None and (depth or not self.aux.default):
             raise error(f"{self.where}: {self.aux.problem}; {self.aux.fix}")
 
 
 def refuse_strangers(source: Source) -> None:
     """Raise CheckError, by name, for what looks like an EAGLE-3 drafter and is none."""
     raw, names, where = source.config, source.tensors.keys(), source.directory
-    architectures = " ".join(str(a) for a in raw.get("architectures") or [] if a) or "no architecture"
+    said = raw.get("architectures")
+    architectures = " ".join(str(a)[:80] for a in said[:4]) if isinstance(said, list) and said else "no architecture"
     if any(".lora_" in name for name in names) or (where / "adapter_config.json").is_file():
         raise CheckError(f"{where}: a LoRA adapter, not a drafter; merge it into its base and export again")
     for kind, marks in (
@@ -146,16 +169,17 @@ def split_fused(parts: Parts, queries: int, keys: int, wide: int) -> None:
 
 
 def complete_biases(tensors: dict[str, StoredTensor], layers: int) -> None:
-    """A checkpoint with q, k, v biases and none on o means zero there; engines want it written."""
+    """A checkpoint with q, k, v biases and none on o means zero there, and engines want it written; a zero one alone is none."""
     for i in range(layers):
         bias, weight = f"layers.{i}.self_attn.o_proj.bias", tensors.get(f"layers.{i}.self_attn.o_proj.weight")
         query = tensors.get(f"layers.{i}.self_attn.q_proj.bias")
+        if query is None and bias in tensors and not tensors[bias].read().any():
+            del tensors[bias]
         if query is not None and bias not in tensors and weight is not None and weight.shape:
-            rows, dtype = weight.shape[0], query.dtype
-            tensors[bias] = computed(bias, dtype, (rows,), lambda r=rows, d=dtype: torch.zeros(r, dtype=d))  # type: ignore[misc]
+            tensors[bias] = zeros(bias, query.dtype, (weight.shape[0],))
 
 
-def absolute_ids(parts: Parts, vocab: int, draft_vocab: int, dialect: str) -> Tensor | None:
+def absolute_ids(parts: Parts, vocab: int, draft_vocab: int) -> Tensor | None:
     """`d2t` -> absolute target ids [Vd]; what is not right with the map is added to the findings."""
 
     def wrong(what: str, fix: str) -> None:
@@ -234,10 +258,6 @@ def check_tensors(parts: Parts, config: DrafterConfig) -> None:
             wrong(name, f"{tensor.dtype} weight without its {name}_scale", "export the scales too")
         elif not narrow and not tensor.dtype.is_floating_point:
             wrong(name, f"{tensor.dtype} is no dtype of weights", "export it again")
-
-
-def with_config(neutral: Neutral, **changes: Any) -> Neutral:
-    return replace(neutral, config=replace(neutral.config, **changes))
 
 
 def _file_name(parts: Parts, canonical: str) -> str:

@@ -32,7 +32,8 @@ def decode(layer: Json) -> RopeConfig:
         said.append(("rope_scaling", _one(scaling, theta)))
     if not said:
         return RopeConfig(_number(theta, 10000.0, "rope_theta"))
-    if theta is not None and parameters and "rope_theta" in parameters and float(theta) != said[0][1].theta:
+    top = _number(theta, said[0][1].theta, "rope_theta")
+    if parameters and "rope_theta" in parameters and top != said[0][1].theta:
         raise RopeError(f"rope_theta is {theta} at the top level and {said[0][1].theta} in rope_parameters")
     if len(said) == 2 and said[0][1] != said[1][1]:
         raise RopeError("rope_parameters and rope_scaling disagree")
@@ -41,22 +42,22 @@ def decode(layer: Json) -> RopeConfig:
 
 def _one(parameters: Json, theta: Any) -> RopeConfig:
     kind: Any = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind not in TYPES:
+    if kind not in TYPES or not isinstance(kind, str):
         raise RopeError(f"rope type {kind!r} is not supported; known are {', '.join(TYPES)}")
     base = _number(parameters.get("rope_theta", theta), 10000.0, "rope_theta")
     params = {k: v for k, v in parameters.items() if k not in _NOT_PARAMETERS}
     for name in _REQUIRED.get(kind, ()):
         if name not in params:
             raise RopeError(f"rope type {kind!r} lacks {name}")
-        if _number(params[name], 0.0, name) <= 0:
-            raise RopeError(f"{name} is {params[name]!r}")
-    return RopeConfig(base, kind, params)
+        _number(params[name], 1.0, name)
+    known: Any = kind
+    return RopeConfig(base, known, params)
 
 
 def _number(value: Any, default: float, key: str) -> float:
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e18:
         raise RopeError(f"{key} is {value!r}: not a number that a rotary embedding has")
     return float(value)
 

@@ -6,33 +6,46 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from eagle3_serving.checkpoint.config import to_json
-from eagle3_serving.checkpoint.names import eagle_name
+from eagle3_serving.checkpoint.aux_layers import AuxLayers
+from eagle3_serving.checkpoint.dialects import DIALECTS
+from eagle3_serving.checkpoint.facts import TargetFacts
+from eagle3_serving.checkpoint.neutral import Neutral
+from eagle3_serving.checkpoint.rewrites import cast
+from eagle3_serving.checkpoint.source import Source, in_memory
+from eagle3_serving.checkpoint.write import write_safetensors
 from eagle3_serving.drafter.model import Drafter
+from eagle3_serving.errors import CheckError
 
 
-def save_drafter(drafter: Drafter, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write config.json and model.safetensors. The embedding is the target's own and is not saved.
+def save_drafter(drafter: Drafter, directory: Path, dtype: torch.dtype = torch.bfloat16, to: str = "universal") -> None:
+    """Write config.json and model.safetensors in the dialect `to`. The embedding is the target's own and is not saved.
 
-    Other files already in `directory` (a model card, say) stay.
+    Other files already in `directory` (a model card, say) stay. Raises CheckError where `to` cannot express the drafter.
     """
+    config, facts = drafter.config, TargetFacts()
     tensors = {
-        eagle_name(name): parameter.detach().to("cpu", dtype).contiguous()
+        name: in_memory(name, parameter.detach().cpu())
         for name, parameter in drafter.named_parameters()
         if name != "embed_tokens.weight"
     }
-    target_ids = drafter.vocabulary.target_ids.cpu()
-    if drafter.config.draft_vocab_size != drafter.config.vocab_size:
-        tensors["d2t"] = target_ids - torch.arange(len(target_ids))
-        tensors["t2d"] = torch.zeros(drafter.config.vocab_size, dtype=torch.bool).index_fill_(0, target_ids, True)
+    ids = drafter.vocabulary.target_ids.cpu()
+    whole = config.draft_vocab_size == config.vocab_size and torch.equal(ids, torch.arange(len(ids)))
+    aux = AuxLayers(config.aux_layers, "boundary", "the drafter's own")
+    neutral = Neutral(
+        to, Source(directory, {}, {}, {}, ()), config, aux, tensors, None if whole else ids, {}, head="own"
+    )
+    dialect = DIALECTS[to]
+    assert dialect.refusals is not None and dialect.write is not None
+    refused = dialect.refusals(neutral, facts)
+    if refused:
+        raise CheckError(f"{directory}: {dialect.title} cannot express {'; nor '.join(refused)}")
+    output = dialect.write(neutral, facts, str(dtype).removeprefix("torch."))
     directory.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     try:
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-        config = to_json(drafter.config, str(dtype).removeprefix("torch."))
-        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_safetensors(beside / "model.safetensors", cast(output.tensors, dtype), {"format": "pt"})
+        (beside / "config.json").write_text(json.dumps(output.config, indent=2) + "\n", encoding="utf-8")
         for name in ("model.safetensors", "config.json"):
             (beside / name).chmod(0o644)
             (beside / name).replace(directory / name)

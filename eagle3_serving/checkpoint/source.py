@@ -31,9 +31,14 @@ DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
 }
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_JSON = 64_000_000
+_MAX_NAME = 200  # characters
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -99,6 +104,11 @@ def computed(name: str, dtype: torch.dtype, shape: tuple[int, ...], make: Callab
     return StoredTensor(name, dtype, shape, lambda a, b: make()[a:b])
 
 
+def zeros(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> StoredTensor:
+    """All zero, and in memory only while it is read."""
+    return StoredTensor(name, dtype, shape, lambda a, b: torch.zeros((b - a, *shape[1:]), dtype=dtype))
+
+
 @dataclass(frozen=True)
 class Source:
     """A folder with a config.json and tensors. `files` hold the tensors, in reading order."""
@@ -156,13 +166,17 @@ def open_source(directory: Path) -> Source:
             raise InputError(f"{path} is missing; a drafter directory holds config.json and model.safetensors")
         found = _open_pickle(path) if name.endswith(".bin") else _open_safetensors(path, metadata)
         for key, tensor in found.items():
+            if len(key) > _MAX_NAME or not key.isprintable():
+                raise InputError(
+                    f"{path}: a tensor's name has {len(key)} characters or unprintable ones: {key[:60]!r}..."
+                )
             if key in tensors:
                 raise InputError(f"{path}: tensor {key} appears twice; remove one of the two files that hold it")
             tensors[key] = tensor
     absent = sorted(promised - tensors.keys())
     if absent:
         raise InputError(
-            f"{directory}: the index promises tensor {absent[0]} ({len(absent)} in all) that no file holds"
+            f"{directory}: the index promises tensor {absent[0][:80]!r} ({len(absent)} in all) that no file holds"
         )
     return Source(directory, config, tensors, metadata, tuple(directory / n for n in names), quantization)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from eagle3_serving.errors import InputError
 from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
 
 if TYPE_CHECKING:
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   eagle3 eval --engine vllm --target DIR --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl --k 3
   eagle3 eval --engine embedded --target DIR --drafter DIR --prompts a.jsonl b.jsonl --limit 10 --json
-  eagle3 eval --engine embedded --mode auto --batch 8 --lookup --target DIR --drafter DIR --prompts prompts.jsonl
+  eagle3 eval --engine embedded --mode auto --batch 8 --target DIR --drafter DIR --prompts prompts.jsonl
+  eagle3 eval --engine sglang --mode auto --batch 4 --target DIR --drafter DIR --prompts prompts.jsonl
 
 A prompt is a JSON line {"id": ..., "family": ..., "turns": [...]}; a directory stands for its *.jsonl files.
 """
@@ -52,7 +52,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default="top",
         help="most probable draft tokens, or draws (default top)",
     )
-    parser.add_argument("--lookup", action="store_true", help="continuations from the text itself join the tree")
+    parser.add_argument(
+        "--lookup",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="continuations from the text itself join the tree (default: with --mode auto, which prices them)",
+    )
     parser.add_argument(
         "--calibrated",
         action=argparse.BooleanOptionalAction,
@@ -90,4 +95,6 @@ def _runner(engine: str) -> "Callable[[EvalOptions], EvalReport]":
         from eagle3_serving.eval.embedded import run_embedded
 
         return run_embedded
-    raise InputError(f"--engine {engine} is not available yet: use vllm or embedded")
+    from eagle3_serving.eval.sglang import run_sglang
+
+    return run_sglang

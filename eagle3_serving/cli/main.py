@@ -9,7 +9,7 @@ from eagle3_serving import __version__
 from eagle3_serving.errors import Eagle3Error
 
 # Each module has add_parser(subparsers) and its parser sets run=callable(args) -> exit code.
-COMMANDS = ("demo", "fetch_target", "eval", "train", "calibrate")
+COMMANDS = ("demo", "fetch_target", "check", "convert", "eval", "bench", "train", "calibrate")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,15 +21,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
+    """Run `eagle3` on `argv`; `name` is what errors begin with, where a command has a console script of its own."""
     args = build_parser().parse_args(argv)
+    name = name or f"eagle3 {args.command}"
     try:
         exit_code: int = args.run(args)
     except Eagle3Error as error:
-        print(f"eagle3 {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"eagle3 {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return exit_code
 

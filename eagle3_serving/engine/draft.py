@@ -109,16 +109,20 @@ class DraftSession:
 
     def _step(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
         batch, width = draft_ids_BK.shape
-        committed = self.committed[:batch]
-        before = mask_BKT.shape[2] - width
-        plan = plan_rows(0, [rows + before for rows in committed], [width] * batch, self.device, mask_BKT, committed)
-        position_B = torch.tensor(self.position[:batch], device=self.device) + depth - 1
+        plan, position_B = self.stand(batch, width, mask_BKT)
+        position_B = position_B + depth - 1
         tokens_BK = self.drafter.vocabulary.to_target(draft_ids_BK)
         step = self.drafter.step(
             tokens_BK.flatten()[None], hidden_BKH.flatten(0, 1)[None], position_B[plan.slot_T][None], self._attend(plan)
         )
         logits_BKV = self.drafter.logits(step.hidden_BLH)[0].unflatten(0, (batch, width))
         return logits_BKV, step.feedback_BLH[0].unflatten(0, (batch, width))
+
+    def stand(self, batch: int, width: int, mask_BKT: Tensor) -> tuple[RowPlan, Tensor]:
+        """Where the rows of a draft step stand in the draft cache, and each request's next rotary position [B]."""
+        committed, before = self.committed[:batch], mask_BKT.shape[2] - width
+        plan = plan_rows(0, [rows + before for rows in committed], [width] * batch, self.device, mask_BKT, committed)
+        return plan, torch.tensor(self.position[:batch], device=self.device)
 
     def _attend(self, plan: RowPlan) -> Attend:
         def attend(layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor) -> Tensor:

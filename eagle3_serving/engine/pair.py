@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from eagle3_serving.checkpoint.config import read_json
 from eagle3_serving.checkpoint.load import load_drafter
+from eagle3_serving.checkpoint.source import read_json
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
@@ -22,6 +22,7 @@ def load_for(target: Target, directory: Path) -> Drafter:
     drafter = load_drafter(
         directory,
         target_embedding=target.embedding.detach(),
+        target_head=target.model.get_output_embeddings().weight.detach(),
         num_target_layers=target.num_layers,
         dtype=target.dtype,
         device=target.device,

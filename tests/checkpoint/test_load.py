@@ -97,7 +97,7 @@ def replaced(name: str, tensor: torch.Tensor) -> Callable[[Tensors], Tensors]:
         (without("d2t"), "no map `d2t`"),
         (replaced("extra.weight", torch.ones(2)), "unexpected tensor extra.weight"),
         (replaced("norm.weight", torch.ones(3)), r"norm.weight has shape \(3,\)"),
-        (replaced("d2t", IDS), "d2t"),
+        (replaced("d2t", IDS + 20), "d2t maps outside"),
         (replaced("t2d", torch.ones(20, dtype=torch.bool)), "t2d and d2t"),
     ],
 )

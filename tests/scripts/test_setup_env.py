@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "setup_env.py"
+NAMES = ("main", "sglang")
 
 
 class Project:
@@ -16,35 +17,38 @@ class Project:
         spec = importlib.util.spec_from_file_location("setup_env_under_test", SCRIPT)
         assert spec and spec.loader
         self.module: ModuleType = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(__import__("sys").modules, spec.name, self.module)
         spec.loader.exec_module(self.module)
         self.root = root
         self.steps: list[tuple[str, ...]] = []
         self.failing = ""
-        for name in self.module.INPUTS:
-            (root / name).parent.mkdir(exist_ok=True)
-            (root / name).write_text("one")
         replaced = {
             "ROOT": root,
-            "VENV": root / ".venv",
-            "PYTHON": root / ".venv" / "python",
-            "STAMP": root / ".venv" / "stamp",
-            "has_pip": lambda: True,
-            "install_torch": lambda: self.step("torch"),
+            "has_pip": lambda python: True,
+            "install_torch": lambda python: self.step("torch"),
             "run": self.step,
         }
         for name, value in replaced.items():
             monkeypatch.setattr(self.module, name, value)
-        (root / ".venv").mkdir()
-        self.module.PYTHON.touch()
+        for environment in self.module.ENVIRONMENTS.values():
+            for name in environment.inputs:
+                (root / name).parent.mkdir(exist_ok=True)
+                (root / name).write_text("one")
+            (environment.directory / "lib" / "python3" / "site-packages").mkdir(parents=True)
+            environment.python.parent.mkdir()
+            environment.python.touch()
+        starter = root / self.module.CPU_KERNELS / "starter.py"
+        starter.parent.mkdir(parents=True)
+        starter.touch()
 
     def step(self, *command: str) -> bool:
         self.steps.append(command)
         return not self.failing or self.failing not in command
 
-    def make(self) -> tuple[int, int]:
+    def make(self, *names: str) -> tuple[int, int]:
         """The exit code, and how many steps were taken."""
         before = len(self.steps)
-        return self.module.main(), len(self.steps) - before
+        return self.module.main(list(names)), len(self.steps) - before
 
 
 @pytest.fixture
@@ -52,23 +56,39 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project(tmp_path, monkeypatch)
 
 
-def test_a_second_run_does_nothing(project: Project) -> None:
-    assert project.make() == (0, 3)
-    assert project.make() == (0, 0)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_run_does_nothing(name: str, project: Project) -> None:
+    assert project.make(name) == (0, 3)
+    assert project.make(name) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "requirements/cpu.txt", "requirements/overrides.txt"])
-def test_a_changed_input_installs_again(name: str, project: Project) -> None:
-    project.make()
-    (project.root / name).write_text("two")
+def test_the_environments_are_made_apart(project: Project) -> None:
     assert project.make() == (0, 3)
-    assert project.make() == (0, 0)
+    assert not project.module.ENVIRONMENTS["sglang"].stamp.exists()
+    assert project.make("main", "sglang") == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "name, changed",
+    [
+        ("main", "pyproject.toml"),
+        ("main", "requirements/cpu.txt"),
+        ("main", "requirements/overrides.txt"),
+        ("sglang", "pyproject.toml"),
+        ("sglang", "requirements/sglang-cpu.txt"),
+    ],
+)
+def test_a_changed_input_installs_again(name: str, changed: str, project: Project) -> None:
+    project.make(name)
+    (project.root / changed).write_text("two")
+    assert project.make(name) == (0, 3)
+    assert project.make(name) == (0, 0)
 
 
 def test_a_failed_step_leaves_no_stamp(project: Project) -> None:
     project.failing = "torch"
     assert project.make() == (1, 2)
-    assert not project.module.STAMP.exists()
+    assert not project.module.ENVIRONMENTS["main"].stamp.exists()
     project.failing = ""
     assert project.make() == (0, 3)
 
@@ -88,3 +108,16 @@ def test_torch_is_there_before_anything_that_needs_it(project: Project) -> None:
     engine = next(index for index, step in enumerate(project.steps) if project.module.VLLM in step)
     assert project.steps.index(("torch",)) < engine
     assert project.module.TORCH in project.steps[engine]  # pinned there too, or the resolver may choose another
+
+
+def test_sglang_is_installed_without_its_list_and_finds_the_stand_in_kernels(project: Project) -> None:
+    project.make("sglang")
+    [engine] = [step for step in project.steps if project.module.SGLANG in step]
+    assert "--no-deps" in engine
+    [path_file] = project.root.glob(".venv-sglang/lib/python3/site-packages/*.pth")
+    assert path_file.read_text() == f"{project.root / project.module.CPU_KERNELS}\nimport starter\n"
+
+
+def test_an_unknown_environment_is_named(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.make("tpu") == (2, 0)
+    assert "'tpu'" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""What an engine would make of a checkpoint, and where that is not what the checkpoint means."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from eagle3_serving.checkpoint.facts import TargetFacts
+from eagle3_serving.checkpoint.findings import Finding, Severity
+from eagle3_serving.checkpoint.names import canonical_name
+from eagle3_serving.checkpoint.neutral import Head, Neutral
+from eagle3_serving.checkpoint.source import StoredTensor
+from eagle3_serving.drafter.config import DrafterConfig
+from eagle3_serving.drafter.shapes import parameter_shapes
+
+
+@dataclass(frozen=True)
+class View:
+    """A drafter as an engine would run it. `config.own_embedding` and `head` say what is the target's."""
+
+    engine: str
+    config: DrafterConfig
+    tensors: dict[str, StoredTensor]
+    target_ids: Tensor | None
+    head: Head
+    scales: dict[str, StoredTensor] = field(default_factory=dict)
+    mask_hidden: StoredTensor | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`view` never raises on a checkpoint that could be read: what the engine would refuse is a finding."""
+
+    name: str
+    title: str
+    view: Callable[[Neutral, TargetFacts], View]
+
+
+# field of DrafterConfig -> the key or tensor to name, and what to say
+_MEANT: dict[str, tuple[str, str]] = {
+    "aux_layers": ("eagle_aux_hidden_state_layer_ids", "the drafter was trained on boundaries {meant}, {engine} feeds it {done}"),
+    "norm_before_residual": ("norm_before_residual", "means {meant}, {engine} computes {done}"),
+    "norm_output": ("norm_output", "post-norm feedback is {meant}, {engine} computes {done}"),
+    "pre_fc_norm": ("norm_before_fc", "the norm before fc is {meant!r}, {engine} computes {done!r}"),
+    "qk_norm": ("self_attn.q_norm", "norms of queries and keys are {meant}, {engine} computes {done}"),
+    "fc_bias": ("fc.bias", "is {meant}, {engine} computes {done}"),
+    "attention_bias": ("self_attn.q_proj.bias", "is {meant}, {engine} computes {done}"),
+    "mlp_bias": ("mlp.gate_proj.bias", "is {meant}, {engine} computes {done}"),
+    "num_layers": ("num_hidden_layers", "there are tensors of {meant} layers, {engine} makes {done}"),
+    "rope": ("rope_parameters", "means {meant}, {engine} computes {done}"),
+}  # fmt: skip
+
+
+class Reader:
+    """Collects what one engine would load, skip, leave uninitialised or refuse."""
+
+    def __init__(self, engine: str, title: str, neutral: Neutral) -> None:
+        self.engine, self.title, self.neutral = engine, title, neutral
+        self.findings: list[Finding] = []
+        self.tensors: dict[str, StoredTensor] = {}
+        self._reported: set[str] = set()
+
+    def say(self, severity: Severity, where: str, what: str, fix: str = "") -> None:
+        self.findings.append(Finding(severity, self.engine, where, what, fix or f"eagle3-convert --to {self.engine}"))
+
+    def error(self, where: str, what: str, fix: str = "") -> None:
+        self.say("error", where, what, fix)
+
+    def silent(self, where: str, what: str, fix: str = "") -> None:
+        self.say("silent", where, what, fix)
+
+    def load(self, config: DrafterConfig, take: Callable[[str, str], bool], extra: tuple[str, ...] = ()) -> None:
+        """Ask `take(stored name, canonical name)` of every tensor that `config` has a parameter for.
+
+        `take` reports what is refused or skipped, and says whether the parameter gets the tensor. `extra` are
+        parameters that the engine has beyond the drafter's.
+        """
+        expected = parameter_shapes(config).keys() | set(extra)
+        spellings: dict[str, set[str]] = {c: {t.name} for c, t in self.neutral.tensors.items()}
+        for name in self.neutral.source.tensors:
+            spellings.setdefault(canonical_name(name), set()).add(name)
+        for canonical, tensor in self.neutral.tensors.items():
+            taken = [name for name in sorted(spellings[canonical]) if take(name, canonical)]
+            if canonical in expected and taken:
+                self.tensors[canonical] = tensor
+        missing = sorted(expected - self.tensors.keys() - {"embed_tokens.weight", "lm_head.weight"})
+        for canonical in missing:
+            stored = self.neutral.tensors.get(canonical)
+            where = stored.name if stored is not None else canonical.removeprefix("fusion.")
+            left = "left at 1" if "norm" in canonical else "left uninitialised"
+            self.silent(where, f"{self.title} does not find {canonical.removeprefix('fusion.')}: {left}")
+
+    def finish(self, config: DrafterConfig, head: Head, own_embedding: bool) -> View:
+        """Compare with what is meant, and say every difference that was not said yet."""
+        meant = self.neutral.config
+        config = replace(config, own_embedding=own_embedding)
+        said = {finding.where for finding in self.findings}
+        if any(f.severity == "error" and f.where == "architectures" for f in self.findings):
+            # another class would read it, or none: what this one would do is beside the point
+            self.findings = [f for f in self.findings if f.severity == "error"]
+            said |= {where for where, _ in _MEANT.values()}
+        for name, (where, what) in _MEANT.items():
+            is_meant, is_done = getattr(meant, name), getattr(config, name)
+            if is_meant == is_done or where in said or (name == "aux_layers" and -1 in (*is_meant, *is_done)):
+                continue
+            text = what.format(meant=_plain(is_meant), done=_plain(is_done), engine=self.title)
+            self.silent(where, text)
+        return View(
+            engine=self.engine,
+            config=config,
+            tensors=self.tensors,
+            target_ids=self.neutral.target_ids,
+            head=head,
+            scales=self.neutral.scales,
+            mask_hidden=self.neutral.mask_hidden,
+            findings=tuple(self.findings),
+        )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

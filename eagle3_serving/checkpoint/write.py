@@ -1,0 +1,82 @@
+"""Tensors -> one safetensors file, a few rows at a time; bytes that need no change are copied as they stand."""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from eagle3_serving.checkpoint.source import DTYPES, Span, StoredTensor
+from eagle3_serving.errors import InputError
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_CHUNK = 1 << 24  # bytes
+Progress = Callable[[int], None]
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, StoredTensor], metadata: dict[str, str], progress: Progress = lambda _: None
+) -> int:
+    """Write `path`, which must not exist; `progress` is told of every piece's bytes. Returns the bytes of all tensors."""
+    # wide dtypes first: every tensor then stands aligned, as the format's own writer has it
+    order = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, object] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in order:
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("xb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        file.flush()
+        for _, tensor in order:
+            if tensor.span is not None:
+                _copy(file, tensor.span, tensor.nbytes, progress)
+            else:
+                _write_rows(file, tensor, progress)
+    return offset
+
+
+def _write_rows(file: BinaryIO, tensor: StoredTensor, progress: Progress) -> None:
+    rows = max(1, _CHUNK // max(1, tensor.nbytes // max(tensor.num_rows, 1)))
+    for start in range(0, tensor.num_rows, rows):
+        piece = tensor.rows(start, min(start + rows, tensor.num_rows)).contiguous()
+        if piece.dtype != tensor.dtype:
+            raise InputError(f"tensor {tensor.name} changed its dtype while it was read")
+        flat = piece.reshape(-1).view(torch.uint8)
+        file.write(flat.numpy().data)
+        progress(flat.numel())
+    file.flush()
+
+
+def _copy(file: BinaryIO, span: Span, size: int, progress: Progress) -> None:
+    """`size` bytes from `span`, inside the kernel where it can."""
+    done = 0
+    with span.path.open("rb") as source:
+        kernel = hasattr(os, "copy_file_range")
+        while done < size:
+            want = min(size - done, 4 * _CHUNK)
+            if kernel:
+                try:
+                    count = os.copy_file_range(source.fileno(), file.fileno(), want, offset_src=span.offset + done)
+                except OSError:  # other file systems, or an old kernel
+                    kernel = False
+                    continue
+            else:
+                source.seek(span.offset + done)
+                piece = source.read(min(want, _CHUNK))
+                count = len(piece)
+                file.write(piece)
+            if count == 0:
+                raise InputError(f"{span.path} ended early while it was copied; did another program change it?")
+            done += count
+            progress(count)
+    file.flush()

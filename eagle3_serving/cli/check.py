@@ -1,0 +1,78 @@
+"""`eagle3 check`: is a drafter whole, and what would each engine make of it?"""
+
+import argparse
+import json
+from pathlib import Path
+
+_EXAMPLES = """examples:
+  eagle3 check checkpoints/smollm2-135m-instruct
+  eagle3 check DIR --engine sglang --target models/llama-3.1-8b
+  eagle3 check DIR --num-target-layers 32 --json
+
+error: it is broken, or the engine refuses it. silent: the engine loads it and is wrong, in silence. Either gives exit code 1.
+warning: it may be wrong. note: good to know. With a target, depth, sizes and embedding are compared too.
+"""
+_STYLES = {"error": "bold red", "silent": "red", "warning": "yellow", "note": "dim"}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from eagle3_serving.checkpoint.aux_layers import CONVENTIONS
+    from eagle3_serving.checkpoint.dialects import DIALECTS
+    from eagle3_serving.checkpoint.engines import ENGINES
+
+    parser = subparsers.add_parser(
+        "check",
+        help="what is wrong with a drafter, and what vLLM and SGLang would make of it",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("drafter", metavar="DIR", help="directory of the drafter, or a hub id (owner/name)")
+    parser.add_argument(
+        "--engine", choices=list(ENGINES), help="whose behaviour to tell (default: vLLM's and SGLang's)"
+    )
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--target", type=Path, metavar="DIR", help="directory of the target")
+    depth.add_argument("--num-target-layers", type=int, metavar="N", help="the target's depth alone")
+    parser.add_argument(
+        "--aux-convention", choices=CONVENTIONS, help="what the layer ids count, where it cannot be told"
+    )
+    parser.add_argument(
+        "--from", dest="dialect", choices=list(DIALECTS), help="what DIR is (default: told by its marks)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from eagle3_serving.checkpoint.check import check
+    from eagle3_serving.checkpoint.source import resolve
+
+    found = check(
+        resolve(args.drafter),
+        engine=args.engine,
+        target=args.target,
+        num_target_layers=args.num_target_layers,
+        aux_convention=args.aux_convention,
+        dialect=args.dialect,
+    )
+    ok = not any(finding.breaks for finding in found)
+    if args.json:
+        print(json.dumps({"ok": ok, "findings": [finding.to_json() for finding in found]}))
+        return 0 if ok else 1
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("severity", "engine", "finding")
+    for finding in found:
+        text = Text(finding.where, "bold") + Text(f" {finding.what}")
+        if finding.fix:
+            text += Text(f"\n-> {finding.fix}", "green")
+        table.add_row(Text(finding.severity, _STYLES[finding.severity]), finding.engine, text)
+    console = Console()
+    if found:
+        console.print(table)
+    whose = args.engine or "vLLM and SGLang"
+    console.print(f"{args.drafter}: " + (f"right for {whose}" if ok else f"not right for {whose}"), markup=False)
+    return 0 if ok else 1

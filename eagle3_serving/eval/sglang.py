@@ -1,0 +1,56 @@
+"""Plain and speculative SGLang side by side: two servers at once, each batch of prompts sent to one after the other."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+from eagle3_serving.errors import InputError
+from eagle3_serving.eval.options import EvalOptions
+from eagle3_serving.eval.prompts import by_family, read_prompts
+from eagle3_serving.eval.report import EvalReport
+from eagle3_serving.eval.rounds import summarise
+from eagle3_serving.eval.vllm import measure
+from eagle3_serving.serve.server import Server, log_directory
+from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
+from eagle3_serving.serve.sglang_client import SglangClient
+from eagle3_serving.serve.shape import Shape
+
+_WARM_UP = "Name three colours."
+
+
+def run_sglang(options: EvalOptions) -> EvalReport:
+    """The first turn of every prompt, on a plain server and on one with the drafter; see `eval.vllm.run_vllm`.
+
+    Raises InputError for what cannot be served, before anything starts; CheckError where a server fails.
+    """
+    if options.mode == "plain":
+        raise InputError("--mode plain has nothing to compare on SGLang: use chain, tree or auto")
+    if options.temperature > 0 and on_cpu():
+        raise InputError("SGLang decodes greedily on a CPU, whatever the temperature: use --temperature 0")
+    families = by_family(read_prompts(options.prompts, options.limit))
+    server = SglangOptions(
+        options.target,
+        options.drafter,
+        shape_of(options),
+        dtype=options.dtype,
+        max_requests=max(16, options.batch),
+        profile=options.profile,
+    )
+    commands = sglang_command(replace(server, drafter=None, shape=None)), sglang_command(server)
+    with ExitStack() as stack:
+        logs = stack.enter_context(log_directory("eval"))
+        servers = [
+            stack.enter_context(Server(command, logs / log))
+            for command, log in zip(commands, ("plain.log", "spec.log"), strict=True)
+        ]
+        plain, spec = (stack.enter_context(SglangClient(server.url, options.target)) for server in servers)
+        for client in (plain, spec):
+            client.ask(_WARM_UP, max_tokens=16)
+        rounds = measure(options, families, plain, spec)
+    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds)
+
+
+def shape_of(options: EvalOptions) -> Shape | None:
+    """The fixed tree asked for, None where it is to follow the batch."""
+    if options.mode == "chain":
+        return Shape.chain(options.k)
+    return None if options.mode == "auto" else Shape(options.depth, options.top_k, options.nodes + 1)

@@ -1,0 +1,89 @@
+"""A streaming client for SGLang's native endpoint, which takes and returns token ids, and its record of speculation."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from eagle3_serving.errors import CheckError
+from eagle3_serving.eval.counters import SpecCounters
+from eagle3_serving.serve.client import Answer, ChatClient
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+
+
+class SglangClient(ChatClient):
+    """Speaks to one SGLang server at `url`; `target` is the directory whose chat template prompts go through.
+
+    Speculation is counted from what the server tells of each of this client's requests. Raises CheckError where a
+    request fails.
+    """
+
+    def __init__(self, url: str, target: Path, timeout_s: float = 600.0) -> None:
+        super().__init__(url, timeout_s=timeout_s)
+        self._http = httpx.Client(timeout=timeout_s, limits=httpx.Limits(max_connections=256))
+        self._tokenizer = load_tokenizer(target)
+        self._lock = threading.Lock()
+        self._counted = SpecCounters()
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+        super().__exit__()
+
+    def ask(
+        self,
+        prompt: str,
+        max_tokens: int,
+        temperature: float = 0.0,
+        on_text: Callable[[str], None] | None = None,
+        natural_end: bool = True,
+    ) -> Answer:
+        """One user message, streamed; `on_text` receives each piece of text as it arrives."""
+        sampling = {"max_new_tokens": max_tokens, "temperature": temperature, "ignore_eos": not natural_end}
+        body = {"input_ids": chat_ids(self._tokenizer, prompt), "sampling_params": sampling}
+        return self.generate(body, on_text)
+
+    def generate(self, body: dict[str, Any], on_text: Callable[[str], None] | None = None) -> Answer:
+        """A request as `/generate` takes it, streamed."""
+        text, first_token_s = "", 0.0
+        token_ids: list[int] = []
+        about: dict[str, Any] = {}
+        started = time.perf_counter()
+        try:
+            with self._http.stream("POST", f"{self.url}/generate", json={**body, "stream": True}) as response:
+                if response.status_code != 200:
+                    raise CheckError(f"the server at {self.url} refused: {response.read().decode()[:300]}")
+                for line in response.iter_lines():
+                    if not line.startswith("data: ") or line == "data: [DONE]":
+                        continue
+                    piece = json.loads(line.removeprefix("data: "))
+                    if "error" in piece:
+                        raise CheckError(f"the server at {self.url} failed: {piece['error']}")
+                    if not token_ids and piece["output_ids"]:
+                        first_token_s = time.perf_counter() - started
+                    if on_text is not None and len(piece["text"]) > len(text):
+                        on_text(piece["text"][len(text) :])
+                    text, token_ids, about = piece["text"], piece["output_ids"], piece["meta_info"]
+        except httpx.HTTPError as error:
+            raise CheckError(f"the server at {self.url} did not answer: {error}") from None
+        total_s = time.perf_counter() - started
+        self._count(about)
+        reason = (about.get("finish_reason") or {}).get("type", "")
+        return Answer(text, tuple(token_ids), first_token_s, total_s, reason)
+
+    def counters(self) -> SpecCounters:
+        """Of the requests that have ended, by this client."""
+        with self._lock:
+            return self._counted
+
+    def _count(self, about: dict[str, Any]) -> None:
+        histogram: list[int] = about.get("spec_correct_drafts_histogram") or []
+        drafts = about.get("spec_verify_ct") or 0
+        accepted = sum(place * count for place, count in enumerate(histogram))
+        by_position = tuple(sum(histogram[place:]) for place in range(1, len(histogram)))
+        proposed = about.get("spec_num_proposed_drafts") or 0
+        with self._lock:
+            self._counted += SpecCounters(drafts, proposed, accepted, by_position)
