@@ -94,6 +94,12 @@ def _draft_parallel(worker: Any) -> Any:
     return draft_tp_context(draft.parallel_layout)
 
 
+def penalises(batch: Any) -> bool:
+    """Whether some request's next token hangs on how many it has: SGLang's penalties, which it relaxes under speculation."""
+    info = batch.sampling_info
+    return info is not None and bool(info.penalizer_orchestrator.is_required)
+
+
 def skip_catching_up(skip: bool) -> None:
     """Whether SGLang leaves out the draft's pass after a step that drafted nothing; it asks at every such step."""
     os.environ[_SKIP_CATCH_UP] = "1" if skip else "0"

@@ -26,7 +26,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
     """One runtime state (attention backends, CUDA graphs) a tree, built at start; each step activates one.
 
     A step that drafts nothing is a plain decoding step in SGLang's verify path, and the draft does not even catch up.
-    Before drafting goes on, one such step does let it catch up, so that the draft starts from true features.
+    Before drafting goes on, one such step does let it catch up, so that the draft starts from true features. A batch with
+    penalised requests (repetition, presence, frequency, minimum length) drafts nothing: only so is its text plain decoding's.
     """
 
     speculative_num_steps: int  # SGLang's own: the state that is active
@@ -36,12 +37,13 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self.settings = read_settings()
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
         self.shapes = compat.shapes_of(self, self.settings)
+        self.nothing = Shape.nothing(self.topk)
         self.costs = StepCosts(self.shapes)
         self.policy = ShapePolicy(self.shapes, self.costs)
         self.chooser: ShapePolicy | Cycle = Cycle(self.shapes) if self.settings.cycle else self.policy
         self.metrics = Metrics.when(compat.counts_here(server_args))
         self.states: dict[Shape, Any] = {}
-        self._caught_up = False
+        self._caught_up = self._penalised = False
         self._cold = False  # the draft has not seen the last tokens
         self._begun: tuple[float, int, Shape] | None = None  # the step that the next one ends
         self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
@@ -55,11 +57,9 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.sessions(self))
         self.telling = Telling(draft.told_SB)
         super().init_cuda_graphs()
-        if len(self.shapes) > 1:
-            self.states[self.shape] = compat.present_state(self)
-            for shape in self.shapes:
-                if shape not in self.states:
-                    self.states[shape] = compat.build_state(self, shape.steps, shape.tokens)
+        self.states[self.shape] = compat.present_state(self)
+        for shape in {*self.shapes, self.nothing} - {self.shape}:
+            self.states[shape] = compat.build_state(self, shape.steps, shape.tokens)
         self._about = compat.about(self, arguments)
         name = f"sglang-{compat.digest(self._about)}.json"
         self._kept = self.settings.profile or cache_directory() / "profiles" / name
@@ -73,6 +73,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
             self._begun = None
             return super().forward_batch_generation(batch, *args, **kwargs)
         size, begun = batch.seq_lens.shape[0], time.perf_counter()
+        self._penalised = compat.penalises(batch)
         self._measure(size, begun)
         result = super().forward_batch_generation(batch, *args, **kwargs)
         if size:
@@ -87,10 +88,11 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         """SGLang calls it before each decoding step."""
         if not self.states or batch_size == 0:
             return
-        shape = compat.agreed(self.chooser.choose(batch_size), self.shapes)
+        # SGLang counts a penalty once a step, so that more than one token a step changes the text
+        shape = self.nothing if self._penalised else compat.agreed(self.chooser.choose(batch_size), self.shapes)
         catch_up = self._cold and shape.drafts
         if catch_up:
-            shape = Shape.nothing(shape.top_k)
+            shape = self.nothing
         self._cold = not shape.drafts and not catch_up
         self._caught_up = catch_up
         compat.skip_catching_up(self._cold)
