@@ -10,6 +10,7 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.tree.calibrate import Calibration
 from eagle3_sglang import compat
+from eagle3_sglang.catch_up import Backlog, take_in
 from eagle3_sglang.costs import StepCosts
 from eagle3_sglang.draft import DraftWorker
 from eagle3_sglang.metrics import Metrics
@@ -49,6 +50,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
         self._saved = time.monotonic()
         self._server_args = server_args
+        self._batch: Any = None  # the one in hand
+        self.backlog = Backlog()
 
     def init_cuda_graphs(self) -> None:
         """The last of SGLang's steps at start: pools and backends are there, so each tree's state can be built."""
@@ -73,7 +76,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
             self._begun = None
             return super().forward_batch_generation(batch, *args, **kwargs)
         size, begun = batch.seq_lens.shape[0], time.perf_counter()
-        self._penalised = compat.penalises(batch)
+        self._batch, self._penalised = batch, compat.penalises(batch)
         self._measure(size, begun)
         result = super().forward_batch_generation(batch, *args, **kwargs)
         if size:
@@ -82,7 +85,15 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
                 self.telling.note(size, self.shape)
             # a step that let the draft catch up costs more than one that drafts nothing
             self._begun = None if self._caught_up else (begun, size, self.shape)
+        self._batch = None
         return result
+
+    def _stub_skipped_draft_extend(self, batch: Any, batch_output: Any) -> None:
+        """SGLang calls it in place of the draft's catching up."""
+        # copies: a graph writes the next step's into the same place
+        features_BF, tokens_B = batch_output.logits_output.hidden_states.clone(), batch_output.next_token_ids.clone()
+        self.backlog.miss([request.rid for request in batch.reqs], features_BF, tokens_B)
+        super()._stub_skipped_draft_extend(batch, batch_output)
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """SGLang calls it before each decoding step."""
@@ -93,6 +104,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         catch_up = self._cold and shape.drafts
         if catch_up:
             shape = self.nothing
+            take_in(self.backlog, self, self._batch)
         self._cold = not shape.drafts and not catch_up
         self._caught_up = catch_up
         compat.skip_catching_up(self._cold)
