@@ -8,6 +8,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +101,14 @@ def main() -> None:
     tokenizer = load_tokenizer(target)
     asked = [chat_ids(tokenizer, prompt.turns[0])[:400] for prompt in read_prompts(args.prompts, args.limit)]
     work = cases(asked, args.few, args.max_tokens)
-    common = {"radix_cache": True, "max_requests": 8}
+    plainly = SglangOptions(target, radix_cache=True, max_requests=8)
+    common = replace(plainly, drafter=args.drafter)
     begun = time.monotonic()
-    plain = run(SglangOptions(target, **common), work, args.port, abort=False)["said"]
+    plain = run(plainly, work, args.port, abort=False)["said"]
     servers = {
-        **{str(shape): SglangOptions(target, args.drafter, shape, **common) for shape in TREES},
-        "another tree every step, none among them": SglangOptions(
-            target, args.drafter, trees=CHOICE, cycle=True, **common
-        ),
-        "the batch chooses": SglangOptions(target, args.drafter, trees=CHOICE, **common),
+        **{str(shape): replace(common, shape=shape) for shape in TREES},
+        "another tree every step, none among them": replace(common, trees=CHOICE, cycle=True),
+        "the batch chooses": replace(common, trees=CHOICE),
     }
     rows: dict[str, Any] = {}
     lengths = embedded_lengths(target, args.drafter, work["batches of 8"][0], TREES)

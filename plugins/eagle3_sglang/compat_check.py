@@ -59,6 +59,17 @@ NAMES = (
             "cuda_graph_runner_for_draft_extend",
         ),
     ),
+    Name(
+        "sglang.srt.speculative.eagle_worker_common",
+        "prepare_for_draft_extend",
+        ("batch", "predict", "num_draft_tokens", "cuda_graph_runner", "return_hidden_states_before_norm"),
+    ),
+    Name(
+        "sglang.kernels.ops.speculative.cache_locs",
+        "assign_extend_cache_locs_uniform_func",
+        ("req_pool_indices", "req_to_token", "start_offset", "batch_size", "draft_token_num", "device"),
+    ),
+    Name("sglang.srt.speculative.eagle_info", "EagleDraftExtendInput", ("hidden_states", "num_accept_tokens")),
     Name("sglang.srt.model_executor.forward_context", "ForwardContext", ("attn_backend",)),
     Name("sglang.srt.model_executor.forward_context", "forward_context"),
     Name("sglang.srt.runtime_context", "get_spec"),

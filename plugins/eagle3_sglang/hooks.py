@@ -68,10 +68,14 @@ def choose_trees(
     original: Callable[..., tuple[int, int, int]], server_args: Any, model_arch: str
 ) -> tuple[int, int, int]:
     """SGLang asks where the user gave no tree: the largest of ours, for which memory is kept."""
-    if not _is_ours(server_args.speculative_algorithm) or name_problem():
-        return original(server_args, model_arch)
-    settings = read_settings()
-    trees = settings.trees or parse_trees(DEFAULT_TREES)
+    theirs = original(server_args, model_arch)
+    if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or name_problem():
+        return theirs
+    trees = read_settings().trees
+    if not trees and theirs[1] == 1:
+        log.info("eagle3: SGLang drafts a chain for %s, and so do we; %s asks for trees", model_arch, TREES)
+        return theirs
+    trees = trees or parse_trees(DEFAULT_TREES)
     # the scheduler's process learns of it from the environment it inherits
     os.environ[TREES] = os.environ.get(TREES) or DEFAULT_TREES
     shape = largest(trees)

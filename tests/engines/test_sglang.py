@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.sglang_cases import FEATURES, Body, ask_all, ask_and_hang_up, body
+from benchmarks.sglang_cases import FEATURES, PENALTIES, Body, ask_all, ask_and_hang_up, body
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server
@@ -75,7 +75,8 @@ def test_changing_trees_change_no_token(
     said = ask_all(changing, asked[feature], 8)
     assert tokens(said) == tokens(expected[feature])
     assert [answer.text for answer in said] == [answer.text for answer in expected[feature]]
-    assert (changing.counters() - before).accepted > 0
+    # SGLang relaxes penalties under speculation: such a batch drafts nothing, and its text is plain decoding's
+    assert ((changing.counters() - before).accepted > 0) == (feature not in PENALTIES)
 
 
 def test_a_request_alone_gets_the_same(
