@@ -54,7 +54,13 @@ STEPS = {
             ("target", "prompts", "eval_prompts", "answers", "minutes", "draft_vocab", "ablations"),
             "what does more data give?",
         ),
-        Step("engines", "engines", 10, ("engine_python", "target", "drafter"), "do the plugins hold on this device?"),
+        Step(
+            "engines",
+            "engines",
+            10,
+            ("engine_python", "target", "drafter", "eval_prompts"),
+            "do the plugins hold on this device?",
+        ),
     )
 }
 

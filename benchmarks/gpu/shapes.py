@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle3_serving.checkpoint.config import default_aux_layers
+from eagle3_serving.checkpoint.aux_layers import default_aux_layers
 from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
 from eagle3_serving.engine import Target
 

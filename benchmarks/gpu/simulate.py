@@ -21,13 +21,15 @@ from benchmarks.gpu.graphs import GraphedDraft
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine import DecodeOptions, Step
 from eagle3_serving.engine.batch import Batch
-from eagle3_serving.engine.draft import Draft, Grow, TreeShape
+from eagle3_serving.engine.draft import TreeShape
 from eagle3_serving.engine.policy import Experience
 from eagle3_serving.engine.speculate import Speculator
 from eagle3_serving.tree import (
     PADDING,
     Children,
+    Draft,
     DraftTree,
+    Grow,
     accept_greedy,
     expand,
     pool,
