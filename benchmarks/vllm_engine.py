@@ -121,6 +121,8 @@ def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
         said = dict(said)
         if "structured_outputs" in said:
             said["structured_outputs"] = StructuredOutputsParams(**said["structured_outputs"])
+        if "logit_bias" in said:  # JSON has text for keys
+            said["logit_bias"] = {int(token): bias for token, bias in said["logit_bias"].items()}
         params = params_type(**said, output_kind=RequestOutputKind.FINAL_ONLY)
         engine.add_request(f"{place}-{begun}", {"prompt_token_ids": prompt}, params)
     abort = {int(place): steps for place, steps in part["abort"].items()}

@@ -16,10 +16,12 @@ def settle(config: Any, settings: Settings, logger: Any) -> None:
     speculative = config.speculative_config
     if speculative is None or speculative.method != "eagle3" or speculative.draft_model_config is None:
         return
-    reasons = ["EAGLE3_MODE is chain"] if settings.mode == "chain" else config_reasons(config)
+    reasons = config_reasons(config, settings)
     if not reasons:
         with_trees.add(id(speculative))
-    elif speculative.num_speculative_tokens > LONGEST_CHAIN:
+    elif speculative.num_speculative_tokens <= LONGEST_CHAIN:
+        logger.info("eagle3: chains are drafted, not trees: %s", "; ".join(reasons))
+    else:
         # a chain gains nothing past its first few tokens, and every one more is verified for each request
         logger.warning(
             "eagle3: a chain of %d instead of %d nodes: %s",

@@ -5,15 +5,18 @@ from typing import Any
 import torch
 
 from eagle3_vllm.compat import TREES, VllmConfig, cpu_attn, problems, version_problem
+from eagle3_vllm.settings import Settings
 
 
-def server_reasons(config: VllmConfig) -> list[str]:
+def server_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     """Why this server verifies chains, by vLLM's own code; empty where it verifies trees."""
-    return config_reasons(config) or attention_reasons(config)
+    return config_reasons(config, settings) or attention_reasons(config)
 
 
-def config_reasons(config: VllmConfig) -> list[str]:
+def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     """The same, of a config that is not whole yet: the KV cache's layout is not settled."""
+    if settings.mode == "chain":
+        return ["EAGLE3_MODE is chain"]
     speculative, model, parallel = config.speculative_config, config.model_config, config.parallel_config
     assert speculative is not None
     if (version := version_problem()) is not None:

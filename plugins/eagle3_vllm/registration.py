@@ -27,9 +27,8 @@ def register_all() -> None:
     for name in compat.ARCHITECTURES:
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
     _register_settling(settings, logger)
-    if settings.mode != "chain":
-        open_folder()
-        _register_trees(settings, logger)
+    open_folder()
+    _register_trees(settings, logger)
 
 
 def _register_settling(settings: Settings, logger: Any) -> None:
@@ -75,9 +74,12 @@ def _register_trees(settings: Settings, logger: Any) -> None:
         runner.eagle3_trees.clear()
         if vllm_config.speculative_config.method != "eagle3":
             return make_speculator(vllm_config, device, req_states)
-        reasons = server_reasons(vllm_config)
+        from eagle3_vllm.architecture import announce_boundaries
+
+        announce_boundaries(vllm_config)
+        reasons = server_reasons(vllm_config, settings)
         if reasons:
-            logger.warning("eagle3: vLLM's own chain serves: no trees with %s", "; ".join(reasons))
+            logger.warning("eagle3: vLLM's own chain serves, and no trees: %s", "; ".join(reasons))
             tally = Tally(device)
             for reason in reasons:
                 tally.fell_back("server", reason)

@@ -12,7 +12,7 @@ from torch import Tensor
 from eagle3_serving.errors import InputError
 from eagle3_serving.tree import Children, DraftTree, grow_draft, likeliest_path, select, select_over_batch, top_children
 from eagle3_serving.tree.calibrate import Calibration
-from eagle3_vllm.architecture import Eagle3ServingForCausalLM, announce_boundaries, checkpoint_directory
+from eagle3_vllm.architecture import Eagle3ServingForCausalLM, checkpoint_directory
 from eagle3_vllm.compat import CUDAGraphMode, EagleSpeculator, InputBatch, VllmConfig, prepare_prefill_inputs
 from eagle3_vllm.drafting import DraftRowsOverPages
 from eagle3_vllm.trees import Trees, without_rows
@@ -26,7 +26,6 @@ class TreeSpeculator(EagleSpeculator):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, trees: Trees) -> None:
         super().__init__(vllm_config, device)
         self.trees, self.settings = trees, trees.settings
-        announce_boundaries(vllm_config)
         self.calibration = None
         if self.settings.calibrated:
             draft = self.draft_model_config
