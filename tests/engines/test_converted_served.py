@@ -16,7 +16,7 @@ from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
-K, MAX_TOKENS, PROMPTS = 3, 32, 5
+K, MAX_TOKENS, PROMPTS = 3, 24, 4
 Passes = list[tuple[list[int], int]]  # of each prompt: the answer, and the target passes that verified a draft
 
 
