@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from eagle3_serving.checkpoint.config import default_aux_layers
 from torch import Tensor
 
-from eagle3_serving.checkpoint.config import default_aux_layers
 from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
 from eagle3_serving.engine import Target
 
