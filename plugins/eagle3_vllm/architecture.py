@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from eagle3_serving.checkpoint.load import load_drafter
 from eagle3_serving.drafter import Drafter
+from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.errors import InputError
-from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, VllmConfig
+from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, LogitsProcessor, VllmConfig
 from eagle3_vllm.layers import VllmLayers, copy_weights
 
 
@@ -44,8 +45,7 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
         self.config.eagle_aux_hidden_state_layer_ids = list(config.aux_layers)
         ids = source.vocabulary.target_ids.to(torch.get_default_device())
         self.model = Drafter(config, ids, VllmLayers(config, prefix or "eagle3"))
-        self.lm_head = self.model.lm_head  # where vLLM looks for it
-        self.has_own_lm_head = True
+        self.has_own_lm_head = bool(weight_of(source.lm_head).any())
         self.has_own_embed_tokens = config.own_embedding
         ranks = vllm_config.parallel_config.tensor_parallel_size
         self.attention = nn.ModuleList(
@@ -61,6 +61,11 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
             for i in range(config.num_layers)
         )
         copy_weights(source, self.model)
+        self.gather_logits = LogitsProcessor(config.draft_vocab_size)
+        if self.has_own_lm_head:
+            self.lm_head = self.model.lm_head  # where vLLM looks for it
+        else:
+            self.model.lm_head = nn.Identity()  # vLLM puts the target's in `lm_head`
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing: all was read when the model was made; the stream is not even opened."""
@@ -86,7 +91,11 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
 
     def draft_logits(self, hidden_TH: Tensor) -> Tensor:
         """[T, H] -> [T, V], in draft ids."""
-        return self.model.logits(hidden_TH[None])[0]
+        last_TX = self.model.logits(hidden_TH[None])[0]
+        if self.has_own_lm_head:
+            return last_TX
+        logits_TV: Tensor = self.gather_logits(self.lm_head, last_TX)
+        return logits_TV
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """[T, H] -> [T, W], -inf outside the draft vocabulary."""
@@ -106,14 +115,15 @@ def read_checkpoint(draft_model_config: Any, num_target_layers: int) -> Drafter:
     """The drafter on the CPU, in fp32. Raises InputError naming the tensor or key that is not right."""
     directory = checkpoint_directory(str(draft_model_config.model), draft_model_config.revision)
     raw = draft_model_config.hf_config
-    # stands in for the target's embedding, which vLLM puts in its place; it takes no memory
+    # stands in for the target's embedding and head, which vLLM puts in its place; it takes no memory
     shape = int(raw.vocab_size), int(raw.hidden_size)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
         with torch.device("cpu"):
+            shared = torch.zeros(1, 1).expand(shape)
             return load_drafter(
-                directory, target_embedding=torch.zeros(1, 1).expand(shape), num_target_layers=num_target_layers
+                directory, target_embedding=shared, target_head=shared, num_target_layers=num_target_layers
             )
     finally:
         torch.set_default_dtype(before)

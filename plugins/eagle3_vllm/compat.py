@@ -16,6 +16,7 @@ from vllm.config import CUDAGraphMode, SpeculativeConfig, VllmConfig
 from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.sampling_params import SamplingParams
 from vllm.v1.attention.backend import AttentionCGSupport
@@ -53,6 +54,7 @@ __all__ = [
     "Eagle3LlamaForCausalLM",
     "EagleSpeculator",
     "InputBatch",
+    "LogitsProcessor",
     "ModelRegistry",
     "NewRequestData",
     "RejectionSampler",

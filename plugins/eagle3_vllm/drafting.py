@@ -48,7 +48,8 @@ class DraftRowsOverPages:
 
         tokens_BK = drafter.vocabulary.to_target(draft_ids_BK)
         step = drafter.step(tokens_BK, state_BKH, position_BK, attend_over)
-        return drafter.logits(step.hidden_BLH), step.feedback_BLH
+        logits_TV = self.model.draft_logits(step.hidden_BLH.flatten(0, 1))
+        return logits_TV.unflatten(0, draft_ids_BK.shape), step.feedback_BLH
 
 
 def _group_of(layer: str, kv_cache_config: Any) -> int:

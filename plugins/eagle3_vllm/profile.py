@@ -29,7 +29,7 @@ PROMPTS = (
     "A shop sells pens at 3 for 2 euros. What do 27 pens cost? Show each step.",
     "Write a friendly letter to a neighbour who looked after the garden in summer.",
 )
-STEPS, WARM_UP = 24, 4
+STEPS, WARM_UP = 18, 4
 
 
 class Engine:

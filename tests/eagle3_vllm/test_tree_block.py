@@ -12,7 +12,8 @@ pytest.importorskip("vllm")
 SHIM = Path(__file__).resolve().parents[1] / "engines" / "mrv2_on_cpu"
 SCRIPT = """
 import torch
-from eagle3_vllm.attention.tree_block import merged, merged_reference
+from eagle3_serving.attention import AttentionState, tree_attention
+from eagle3_vllm.attention.tree_block import merged
 
 torch.manual_seed(0)
 for batch, rows, tail, heads, kv_heads, dim, prefix in ((2, 5, 5, 4, 2, 16, 7), (1, 61, 61, 3, 3, 64, 0), (2, 10, 30, 9, 3, 64, 33)):
@@ -29,7 +30,8 @@ for batch, rows, tail, heads, kv_heads, dim, prefix in ((2, 5, 5, 4, 2, 16, 7), 
     lse = before.logsumexp(-1)
     part = torch.einsum("bras,bsad->brad", before.softmax(-1), wide_v[:, :prefix])
     arguments = q, k[:, prefix:], v[:, prefix:], mask, part, lse, scale
-    assert (merged_reference(*arguments) - whole).abs().max() < 1e-5
+    reference = tree_attention(*arguments[:4], lambda _: AttentionState(part, lse), scale).out_BRAD
+    assert (reference - whole).abs().max() < 1e-5
     assert (merged(*arguments) - whole).abs().max() < 1e-5, (merged(*arguments) - whole).abs().max()
     half = merged(*(x.bfloat16() for x in arguments[:3]), mask, part.bfloat16(), lse, scale)
     far = (half.float() - whole).abs().max()

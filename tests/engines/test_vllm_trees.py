@@ -15,7 +15,7 @@ from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
-TOGETHER, AGAIN, SPECIAL, ABORTED = range(4)
+TOGETHER, SPECIAL, ABORTED = range(3)
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 SPECIAL_PARAMS: tuple[dict[str, Any], ...] = (
     {"logprobs": 2},
@@ -34,42 +34,40 @@ def rounds(target_dir: Path, prompts: tuple[str, ...]) -> list[Round]:
     tokenizer = load_tokenizer(target_dir)
     ids = [chat_ids(tokenizer, prompt) for prompt in prompts]
     long = chat_ids(tokenizer, " ".join(prompts[:8]))
-    texts = [long, *ids[:6]]
-    lengths = [12, 5, 14, 9, 12, 7, 11]
+    # the first three want more blocks than there are before they end; the fourth repeats the first
+    texts = [long, ids[5], ids[18], long, ids[0], ids[1]]
+    lengths = [20, 20, 20, 6, 9, 5]
     return [
         Round(texts, [greedy(n, ignore_eos=True) for n in lengths]),
-        Round([long, ids[1]], greedy(8, ignore_eos=True)),
         Round(ids[8:12], [greedy(8, **more) for more in SPECIAL_PARAMS]),
-        Round(ids[:3], greedy(30, ignore_eos=True), abort={0: 3, 2: 4}),
+        Round(ids[:3], greedy(12, ignore_eos=True), abort={0: 3, 2: 4}),
     ]
 
 
 @pytest.fixture(scope="module")
 def plain(target_dir: Path, rounds: list[Round]) -> dict[str, Any]:
-    return run(Job(target_dir, rounds[:3], runner=1))
+    return run(Job(target_dir, rounds[:2], runner=1))
 
 
 @pytest.fixture(scope="module")
 def tree(target_dir: Path, drafter_dir: Path, rounds: list[Round]) -> dict[str, Any]:
-    """A KV cache of 12 blocks for three requests that want up to 8 each, and prompts cut into chunks of 96 tokens."""
+    """A KV cache of 13 blocks for three requests that come to want 14, and prompts cut into chunks of 96 tokens."""
     engine = {
         "max_num_seqs": 3,
         "max_num_batched_tokens": 96,
         "block_size": 32,
-        "num_gpu_blocks_override": 13,
+        "num_gpu_blocks_override": 14,
         "enable_prefix_caching": True,
         "max_model_len": 320,
     }
     return run(Job(target_dir, rounds, drafter_dir, nodes=16, engine=engine))
 
 
-def test_requests_that_join_leave_are_preempted_and_come_in_chunks(plain: dict[str, Any], tree: dict[str, Any]) -> None:
+def test_requests_that_join_leave_are_preempted_share_a_prefix_and_come_in_chunks(
+    plain: dict[str, Any], tree: dict[str, Any]
+) -> None:
     assert tree["rounds"][TOGETHER]["tokens"] == plain["rounds"][TOGETHER]["tokens"]
     assert tree["metrics"]["vllm:num_preemptions"] > 0
-
-
-def test_a_cached_prefix_gives_the_same(plain: dict[str, Any], tree: dict[str, Any]) -> None:
-    assert tree["rounds"][AGAIN]["tokens"] == plain["rounds"][AGAIN]["tokens"]
     assert tree["metrics"]["vllm:prefix_cache_hits"] > 0
 
 
@@ -86,7 +84,7 @@ def test_logprobs_are_those_of_the_path(plain: dict[str, Any], tree: dict[str, A
 
 
 def test_nothing_leaks_and_nothing_is_in_the_log(tree: dict[str, Any]) -> None:
-    assert tree["rounds"][ABORTED]["tokens"][0] is None and len(tree["rounds"][ABORTED]["tokens"][1]) == 30
+    assert tree["rounds"][ABORTED]["tokens"][0] is None and len(tree["rounds"][ABORTED]["tokens"][1]) == 12
     assert tree["blocks"][0] == tree["blocks"][1]
     assert "ERROR" not in tree["log"] and "Traceback" not in tree["log"]
     assert "eagle3: trees of 16 nodes" in tree["log"]

@@ -66,7 +66,8 @@ def test_the_endpoint_shows_the_trees(trees: ChatClient) -> None:
 def test_clients_that_hang_up_leave_nothing_behind(trees: ChatClient, log: Path) -> None:
     body = {"model": trees.model, "messages": [{"role": "user", "content": "Tell me a long story."}], "stream": True}
     for _ in range(3):
-        with httpx.stream("POST", f"{trees.url}/v1/chat/completions", json={**body, "max_tokens": 200}) as answer:
+        url, asked = f"{trees.url}/v1/chat/completions", {**body, "max_tokens": 200}
+        with httpx.stream("POST", url, json=asked, timeout=120.0) as answer:
             next(answer.iter_bytes())
     deadline = time.monotonic() + 60
     while metric(trees, "vllm:num_requests_running") and time.monotonic() < deadline:

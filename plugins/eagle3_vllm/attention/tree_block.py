@@ -1,7 +1,6 @@
-"""The dense block of a tree, merged with what the prefix gave: one small Triton kernel for CUDA, and its meaning in PyTorch.
+"""The dense block of a tree, merged with what the prefix gave, in one small Triton kernel for CUDA.
 
-Two softmaxes over disjoint keys merge by their log-sum-exp (FlashAttention's split rule; cascade inference, Ye et al. 2024):
-out = (e^a x + e^b y) / (e^a + e^b), with a and b the log-sum-exp of each part.
+What it computes is `eagle3_serving.attention.tree_attention`, which tests hold it to.
 
 Shape letters: B requests, R rows, S rows of the tail, A query heads, K key-value heads, G = A / K, D head size.
 """
@@ -9,21 +8,6 @@ Shape letters: B requests, R rows, S rows of the tail, A query heads, K key-valu
 import torch
 from torch import Tensor
 from vllm.triton_utils import tl, triton
-
-
-def merged_reference(
-    q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor, prefix_BRAD: Tensor, lse_BRA: Tensor, scale: float
-) -> Tensor:
-    """What `merged` computes, in fp32. `prefix_BRAD` and `lse_BRA` come from the attention over the prefix."""
-    groups = q_BRAD.shape[2] // k_BSKD.shape[2]
-    k_BSAD, v_BSAD = (x.float().repeat_interleave(groups, dim=2) for x in (k_BSKD, v_BSKD))
-    scores_BRAS = torch.einsum("brad,bsad->bras", q_BRAD.float(), k_BSAD) * scale
-    scores_BRAS = scores_BRAS.masked_fill(~mask_BRS[:, :, None], -torch.inf)
-    tail_BRA = scores_BRAS.logsumexp(-1)
-    tail_BRAD = torch.einsum("bras,bsad->brad", scores_BRAS.softmax(-1), v_BSAD)
-    share_BRA1 = torch.sigmoid(lse_BRA - tail_BRA)[..., None]
-    # a request without a prefix has a log-sum-exp of -inf, and whatever stands in its place
-    return torch.where(share_BRA1 > 0, share_BRA1 * prefix_BRAD.float(), 0.0) + (1 - share_BRA1) * tail_BRAD
 
 
 @triton.jit
