@@ -54,13 +54,16 @@ def stop(problem: str) -> NoReturn:
 def before_resolution(original: Callable[..., None], server_args: Any) -> None:
     """Before SGLang reads any file: is the drafter one it can serve?"""
     drafter = server_args.speculative_draft_model_path
-    if _is_ours(server_args.speculative_algorithm) and drafter and read_settings().check:
+    resolved = getattr(server_args, "_resolution_finished", False)  # SGLang asks again in each of its processes
+    if _is_ours(server_args.speculative_algorithm) and drafter and not resolved and read_settings().check:
         from eagle3_sglang.preflight import servable
 
         try:
-            server_args.speculative_draft_model_path = servable(str(drafter), str(server_args.model_path))
+            path = servable(str(drafter), str(server_args.model_path))
         except Eagle3Error as error:
             stop(str(error))
+        if path != drafter:
+            server_args.speculative_draft_model_path = path
     original(server_args)
 
 
