@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -31,13 +30,14 @@ TREES = "0;1,4,3;3,4,6;5,4,12"
 WRONG = re.compile(r"Traceback|leak|ERROR|exception", re.IGNORECASE)
 
 
-def free_slots(url: str) -> int:
-    """Cache slots free now, after the prefix cache is emptied."""
-    httpx.post(f"{url}/flush_cache", timeout=60.0)
-    state: dict[str, Any] = httpx.get(f"{url}/server_info", timeout=60.0).json()
+def used_slots(url: str, client: SglangClient, prompt_ids: list[int]) -> float:
+    """Cache slots that SGLang counts as used by one lone request's last step, the prefix cache emptied before it."""
+    httpx.post(f"{url}/flush_cache", timeout=60.0).raise_for_status()
+    client.generate(body(prompt_ids, 4))
+    time.sleep(3.0)
     metrics = httpx.get(f"{url}/metrics", timeout=60.0).text
-    used = re.findall(r"^sglang:num_used_tokens\{[^}]*\} (\S+)$", metrics, re.MULTILINE)
-    return int(state["max_total_num_tokens"]) - int(float(used[-1]) if used else 0)
+    [used] = re.findall(r"^sglang:num_used_tokens\{[^}]*\} (\S+)$", metrics, re.MULTILINE)
+    return float(used)
 
 
 def main() -> None:
@@ -63,9 +63,7 @@ def main() -> None:
             Server(sglang_command(options), log, port=args.port) as server,
             SglangClient(server.url, target) as client,
         ):
-            client.generate(body(prompts[0], 4))
-            time.sleep(2.0)
-            before, begun = free_slots(server.url), time.monotonic()
+            before, begun = used_slots(server.url, client, prompts[0]), time.monotonic()
 
             def one(_: int) -> str:
                 ids, tokens = dice.choice(prompts), dice.randint(1, 12)
@@ -82,16 +80,15 @@ def main() -> None:
             with ThreadPoolExecutor(args.concurrency) as pool:
                 done.update(pool.map(one, range(args.requests)))
             time.sleep(5.0)
-            client.generate(body(prompts[0], 4))
-            time.sleep(2.0)
-            after, seconds = free_slots(server.url), time.monotonic() - begun
+            seconds = time.monotonic() - begun
+            after = used_slots(server.url, client, prompts[0])
             passes = re.findall(
                 r"^(eagle3:verify_passes_total\{.*\}) (\S+)$", httpx.get(f"{server.url}/metrics").text, re.MULTILINE
             )
             serving = [line for line in log.read_text().splitlines() if WRONG.search(line)]
     result = {
         "requests": dict(done),
-        "free_slots": [before, after],
+        "used_slots": [before, after],
         "log_lines": serving,
         "passes": dict(passes),
         "seconds": seconds,

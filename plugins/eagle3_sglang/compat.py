@@ -140,7 +140,12 @@ def draft_extend(worker: Any, batch: Any, back_B: Tensor, features: Tensor, toke
 def penalises(batch: Any) -> bool:
     """Whether some request's next token hangs on how many it has: SGLang's penalties, which it relaxes under speculation."""
     info = batch.sampling_info
-    return info is not None and bool(info.penalizer_orchestrator.is_required)
+    if info is None:
+        return False
+    # in a forward pass SGLang hands over the sums and not what made them
+    sums = info.acc_additive_penalties, info.acc_scaling_penalties
+    orchestrator = info.penalizer_orchestrator
+    return any(one is not None for one in sums) or (orchestrator is not None and bool(orchestrator.is_required))
 
 
 def skip_catching_up(skip: bool) -> None:

@@ -25,7 +25,7 @@ NAMES = (
         ("server_args",),
     ),
     Name("sglang.srt.arg_groups.speculative_hook", "_auto_choose_speculative_params", ("server_args", "model_arch")),
-    Name("sglang.srt.server_args", "ServerArgs.__post_init__"),
+    Name("sglang.srt.server_args", "ServerArgs.resolve_once"),
     Name(_WORKER, "EAGLEWorkerV2.__init__", ("server_args", "target_worker")),
     Name(_WORKER, "EAGLEWorkerV2.init_cuda_graphs"),
     Name(_WORKER, "EAGLEWorkerV2.forward_batch_generation", ("batch",)),

@@ -141,7 +141,7 @@ def test_its_own_tree_says_what_plain_decoding_says(
     assert tokens(said) == tokens(expected["plain text"])
     assert spent.drafts > 0 and spent.accepted == sum(spent.accepted_by_position)
     assert spent.accepted_length > 1.2
-    assert "SGLang's own EAGLE3 serves" in log.read_text()
+    assert "eagle3: trees" not in log.read_text()  # what our worker says when it is ready
 
 
 def test_a_drafter_sglang_would_read_wrongly_stops_the_server_with_one_line(
