@@ -10,8 +10,9 @@ from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import summarise
 from eagle3_serving.eval.vllm import measure
 from eagle3_serving.serve.server import Server, log_directory
-from eagle3_serving.serve.sglang import SglangOptions, Shape, on_cpu, sglang_command
+from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
+from eagle3_serving.serve.shape import Shape
 
 _WARM_UP = "Name three colours."
 

@@ -10,38 +10,26 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import HOST, ServerCommand
+from eagle3_serving.serve.shape import Shape
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 INTERPRETER = "EAGLE3_SGLANG_PYTHON"
 SWITCH = "EAGLE3_SERVING"  # "off" gives SGLang's own EAGLE-3 back
+TREES = "EAGLE3_TREES"  # the trees to choose from, as "0;1,4,3;5,4,8"
+CHECK = "EAGLE3_CHECK"  # "off" serves a drafter that the check at start refuses
+CHOICE = "EAGLE3_CHOICE"  # "cycle" takes the trees in turn, a step each: for tests
 PROFILE = "EAGLE3_PROFILE"  # a file of measured costs for trees that follow the batch
-
-
-class Shape(NamedTuple):
-    """A tree as SGLang counts it: draft `steps` (its depth), `top_k` children a node, verified `tokens`, root included."""
-
-    steps: int
-    top_k: int
-    tokens: int
-
-    @classmethod
-    def chain(cls, k: int) -> "Shape":
-        return cls(k, 1, k + 1)
-
-    def __str__(self) -> str:
-        return f"{self.steps},{self.top_k},{self.tokens}"
 
 
 @dataclass(frozen=True)
 class SglangOptions:
     """One server. `drafter` None is plain decoding. `shape` None leaves the tree to the server: with `plugin` it
-    follows the batch, else it is SGLang's default. `kv_tokens` positions of all requests together."""
+    follows the batch, else it is SGLang's default. `kv_tokens` positions of all requests together, None: what fits."""
 
     target: Path
     drafter: Path | None = None
@@ -49,10 +37,12 @@ class SglangOptions:
     plugin: bool = True
     dtype: str = "fp32"
     max_requests: int = 16
-    kv_tokens: int = 16384
+    kv_tokens: int | None = 16384
     context: int = 2048
     radix_cache: bool = False  # a prefix kept from an earlier round would make the later rounds' prefill free
     profile: Path | None = None
+    trees: str = ""
+    cycle: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -62,7 +52,9 @@ def sglang_command(options: SglangOptions) -> ServerCommand:
     _check(options)
     argv = [str(python), "-m", "sglang.launch_server", "--model-path", str(options.target)]
     argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype], "--enable-metrics"]
-    argv += ["--max-running-requests", str(options.max_requests), "--max-total-tokens", str(options.kv_tokens)]
+    argv += ["--max-running-requests", str(options.max_requests)]
+    if options.kv_tokens is not None:
+        argv += ["--max-total-tokens", str(options.kv_tokens)]
     argv += ["--context-length", str(options.context)]
     if not options.radix_cache:
         argv.append("--disable-radix-cache")
@@ -86,6 +78,10 @@ def sglang_environment(options: SglangOptions) -> dict[str, str]:
     environment = {"HF_HUB_OFFLINE": "1", SWITCH: "on" if options.plugin else "off"}
     if options.profile is not None:
         environment[PROFILE] = str(options.profile.resolve())
+    if options.cycle:
+        environment[CHOICE] = "cycle"
+    if options.trees:
+        environment[TREES] = options.trees
     if on_cpu():
         environment |= {"SGLANG_USE_CPU_ENGINE": "1", "TORCH_COMPILE_DISABLE": "1"}
         # one thread unless told: where cores are shared, more of them wait for each other
@@ -119,11 +115,5 @@ def _check(options: SglangOptions) -> None:
     for role, directory in (("target", options.target), ("drafter", options.drafter)):
         if directory is not None and not (directory / "config.json").is_file():
             raise InputError(f"no config.json in the {role} directory {directory}")
-    shape = options.shape
-    if shape is None:
-        return
-    if min(shape) < 1:
-        raise InputError(f"tree {shape}: steps, top-k and tokens are each at least 1")
-    most = shape.top_k + (shape.steps - 1) * shape.top_k**2 + 1
-    if not shape.steps < shape.tokens <= most:
-        raise InputError(f"tree {shape}: {shape.steps} steps of {shape.top_k} give {shape.steps + 1} to {most} tokens")
+    if options.shape is not None and (wrong := options.shape.wrong()):
+        raise InputError(wrong)

@@ -1,17 +1,24 @@
-"""Stock SGLang on this machine, plain and with its own EAGLE-3 on the drafter that ships: what the plugin stands on."""
+"""Real SGLang on this machine: its own EAGLE-3, and ours with a tree that changes at every step. No token may change."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from eagle3_serving.errors import InputError
+from benchmarks.sglang_cases import FEATURES, PENALTIES, Body, ask_all, ask_and_hang_up, body
+from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server
-from eagle3_serving.serve.sglang import SglangOptions, Shape, sglang_command, sglang_python
+from eagle3_serving.serve.sglang import SglangOptions, sglang_command, sglang_python
 from eagle3_serving.serve.sglang_client import SglangClient
+from eagle3_serving.serve.shape import Shape
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
-MAX_TOKENS = 32
+MAX_TOKENS = 24
 OWN = Shape(3, 2, 6)
+TREES = "0;1,4,3;3,4,6;5,4,12"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,23 +30,144 @@ def installed() -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SglangClient]:
+def asked(target_dir: Path, prompts: tuple[str, ...]) -> dict[str, list[Body]]:
+    """Feature -> requests; the same prompts, so that later features find their prefixes in the cache."""
+    tokenizer = load_tokenizer(target_dir)
+    ids = [chat_ids(tokenizer, prompt) for prompt in prompts]
+    few = {name: [make(one, MAX_TOKENS) for one in ids[:4]] for name, make in FEATURES.items()}
+    return {**few, "plain text": [body(one, MAX_TOKENS - 8 + index) for index, one in enumerate(ids[:12])]}
+
+
+@pytest.fixture(scope="module")
+def expected(
+    target_dir: Path, asked: dict[str, list[Body]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Answer]]:
     log = tmp_path_factory.mktemp("plain") / "server.log"
-    command = sglang_command(SglangOptions(target_dir))
+    command = sglang_command(SglangOptions(target_dir, radix_cache=True))
     with Server(command, log) as server, SglangClient(server.url, target_dir) as client:
+        said = {name: ask_all(client, bodies, 4) for name, bodies in asked.items()}
+        assert client.counters().drafts == 0
+        return said
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("changing") / "server.log"
+
+
+@pytest.fixture(scope="module")
+def changing(target_dir: Path, drafter_dir: Path, log: Path) -> Iterator[SglangClient]:
+    """Every step another tree, no drafting among them."""
+    options = SglangOptions(target_dir, drafter_dir, cycle=True, radix_cache=True, max_requests=8, trees=TREES)
+    with Server(sglang_command(options), log) as server, SglangClient(server.url, target_dir) as client:
         yield client
 
 
-def test_its_own_tree_says_what_plain_decoding_says(
-    plain: SglangClient, target_dir: Path, drafter_dir: Path, prompts: tuple[str, ...], tmp_path: Path
+def tokens(answers: list[Answer]) -> list[tuple[int, ...]]:
+    return [answer.token_ids for answer in answers]
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_changing_trees_change_no_token(
+    feature: str, changing: SglangClient, asked: dict[str, list[Body]], expected: dict[str, list[Answer]]
 ) -> None:
-    command = sglang_command(SglangOptions(target_dir, drafter_dir, OWN, plugin=False))
-    asked = prompts[:8]
-    with Server(command, tmp_path / "server.log") as server, SglangClient(server.url, target_dir) as client:
-        said, _ = client.ask_all(asked, MAX_TOKENS, concurrency=4)
+    before = changing.counters()
+    said = ask_all(changing, asked[feature], 8)
+    assert tokens(said) == tokens(expected[feature])
+    assert [answer.text for answer in said] == [answer.text for answer in expected[feature]]
+    # SGLang relaxes penalties under speculation: such a batch drafts nothing, and its text is plain decoding's
+    assert ((changing.counters() - before).accepted > 0) == (feature not in PENALTIES)
+
+
+def test_a_request_alone_gets_the_same(
+    changing: SglangClient, asked: dict[str, list[Body]], expected: dict[str, list[Answer]]
+) -> None:
+    assert tokens([changing.generate(request) for request in asked["plain text"][:2]]) == tokens(
+        expected["plain text"][:2]
+    )
+
+
+def test_logprobs_are_those_of_plain_decoding(
+    changing: SglangClient, asked: dict[str, list[Body]], target_dir: Path
+) -> None:
+    request = {**asked["logprobs"][0], "stream": False}
+    reply = httpx.post(f"{changing.url}/generate", json=request, timeout=120.0).json()
+    logprobs = reply["meta_info"]["output_token_logprobs"]
+    assert [entry[1] for entry in logprobs] == reply["output_ids"]
+    assert all(entry[0] <= 0 for entry in logprobs)
+
+
+def test_the_answer_streams(changing: SglangClient, asked: dict[str, list[Body]]) -> None:
+    pieces: list[str] = []
+    answer = changing.generate(asked["plain text"][0], on_text=pieces.append)
+    assert len(pieces) > 1 and "".join(pieces) == answer.text
+    assert 0 < answer.first_token_s < answer.total_s
+
+
+def test_every_tree_was_verified_and_is_in_the_metrics(changing: SglangClient) -> None:
+    metrics = httpx.get(f"{changing.url}/metrics", timeout=30.0).text
+    passes = re.findall(
+        r'^eagle3:verify_passes_total\{.*steps="(\d)",tokens="(\d+)",top_k="4".*\} (\S+)$', metrics, re.MULTILINE
+    )
+    assert {(int(steps), int(size)) for steps, size, count in passes if float(count) > 0} == {
+        (0, 1), (1, 3), (3, 6), (5, 12),
+    }  # fmt: skip
+    length = re.search(r"^eagle3:accepted_length(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)
+    assert length is not None and float(length[1]) > 1.0
+
+
+def test_aborted_requests_give_their_cache_back(
+    changing: SglangClient, asked: dict[str, list[Body]], log: Path
+) -> None:
+    ask_and_hang_up(changing.url, [body(request["input_ids"], 64) for request in asked["plain text"]], after=2)
+    ask_all(changing, asked["plain text"][:2], 2)
+    # SGLang checks its pools whenever it is idle, and says so where they leak
+    assert httpx.get(f"{changing.url}/health_generate", timeout=120.0).status_code == 200
+    assert not re.findall(r"memory leak|Traceback|ERROR", log.read_text())
+
+
+def test_its_own_tree_says_what_plain_decoding_says(
+    target_dir: Path,
+    drafter_dir: Path,
+    asked: dict[str, list[Body]],
+    expected: dict[str, list[Answer]],
+    tmp_path: Path,
+) -> None:
+    options = SglangOptions(target_dir, drafter_dir, OWN, plugin=False)
+    log = tmp_path / "server.log"
+    with Server(sglang_command(options), log) as server, SglangClient(server.url, target_dir) as client:
+        said = ask_all(client, asked["plain text"], 4)
         spent = client.counters()
-    expected, _ = plain.ask_all(asked, MAX_TOKENS, concurrency=4)
-    assert [answer.token_ids for answer in said] == [answer.token_ids for answer in expected]
+    assert tokens(said) == tokens(expected["plain text"])
     assert spent.drafts > 0 and spent.accepted == sum(spent.accepted_by_position)
     assert spent.accepted_length > 1.2
-    assert plain.counters().drafts == 0
+    assert "eagle3: trees" not in log.read_text()  # what our worker says when it is ready
+
+
+def test_a_drafter_sglang_would_read_wrongly_stops_the_server_with_one_line(
+    target_dir: Path, renamed: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "server.log"
+    with (
+        pytest.raises(CheckError, match="ended at start"),
+        Server(sglang_command(SglangOptions(target_dir, renamed)), log),
+    ):
+        pass
+    [line] = [line for line in log.read_text().splitlines() if line.startswith("eagle3: ")]
+    assert "down_proj" in line
+    assert "Traceback" not in log.read_text() and "Load weight" not in log.read_text()
+
+
+@pytest.fixture
+def renamed(drafter_dir: Path, tmp_path: Path) -> Path:
+    """The drafter with one tensor under a name that SGLang skips."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "renamed"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((drafter_dir / "config.json").read_bytes())
+    tensors = load_file(drafter_dir / "model.safetensors")
+    [name] = [name for name in tensors if name.endswith("down_proj.weight")]
+    tensors[name.replace("down_proj", "down_projection")] = tensors.pop(name)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder

@@ -1,0 +1,156 @@
+"""Trees that follow the batch, on real SGLang: against each fixed tree, SGLang's own tree and adaptive chain, and plain decoding.
+
+All servers of a run are up at once and take turns at each batch size, so that they meet the same minutes. Every request
+is as long as it may be (`ignore_eos`), so that a batch stays whole; its prefill counts.
+
+    python -m benchmarks.sglang_sweep --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl \\
+        --servers plain,auto,1:4:3,3:4:6 --out benchmarks/results/sglang-sweep
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import add_pair, write_json
+from benchmarks.sglang_cases import Body, ask_all, body
+from eagle3_serving.eval.prompts import read_prompts
+from eagle3_serving.serve.server import Server, log_directory
+from eagle3_serving.serve.sglang import SglangOptions, sglang_command
+from eagle3_serving.serve.sglang_client import SglangClient
+from eagle3_serving.serve.shape import Shape
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+from eagle3_serving.targets.smollm2 import fetch_target
+
+TREES = "0;1,4,3;3,4,6;5,4,12"
+
+
+def server_options(name: str, common: SglangOptions, profile: Path) -> SglangOptions:
+    """`plain`, `auto`, `own:S:K:N` or `S:K:N` for a fixed tree of SGLang's or ours, `own-adaptive`."""
+    if name == "plain":
+        return replace(common, drafter=None)
+    if name == "auto":
+        return replace(common, trees=TREES, profile=profile)
+    if name == "own-adaptive":
+        # SGLang's own adapts a chain, and only without CUDA graphs of a CPU
+        return replace(
+            common, plugin=False, extra=("--sleep-on-idle", "--speculative-adaptive", "--disable-cuda-graph")
+        )
+    *own, steps, top_k, tokens = name.split(":")
+    return replace(common, shape=Shape(int(steps), int(top_k), int(tokens)), plugin=not own)
+
+
+def measure(clients: dict[str, SglangClient], work: dict[int, list[Body]], rounds: int) -> list[dict[str, Any]]:
+    """Tokens a second and tokens a pass of every server in every round at every batch size."""
+    rows = []
+    order = list(clients)
+    for turn in range(rounds):
+        for batch, bodies in work.items():
+            random.Random(f"{turn} {batch}").shuffle(order)
+            for name in order:
+                before, begun = clients[name].counters(), time.perf_counter()
+                said = ask_all(clients[name], bodies, batch)
+                seconds = time.perf_counter() - begun
+                passes = (clients[name].counters() - before).drafts
+                tokens = sum(len(a.token_ids) for a in said)
+                length = (tokens - len(said)) / passes if passes else 1.0
+                rows.append(
+                    {"server": name, "batch": batch, "round": turn, "tokens_per_second": tokens / seconds, "length": length}
+                )  # fmt: skip
+                print(
+                    f"round {turn} batch {batch:2} {name:14} {tokens / seconds:6.1f} tokens/s {length:.2f}", flush=True
+                )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
+    """Server -> batch -> medians, and the ratio to plain decoding of the same round."""
+    plain = {(row["batch"], row["round"]): row["tokens_per_second"] for row in rows if row["server"] == "plain"}
+    made: dict[str, dict[int, dict[str, float]]] = {}
+    for name in dict.fromkeys(row["server"] for row in rows):
+        for batch in dict.fromkeys(row["batch"] for row in rows):
+            mine = [row for row in rows if (row["server"], row["batch"]) == (name, batch)]
+            ratios = [row["tokens_per_second"] / plain[batch, row["round"]] for row in mine]
+            made.setdefault(name, {})[batch] = {
+                "tokens_per_second": statistics.median(row["tokens_per_second"] for row in mine),
+                "ratio": statistics.median(ratios),
+                "least": min(ratios),
+                "most": max(ratios),
+                "length": statistics.median(row["length"] for row in mine),
+            }
+    return made
+
+
+def plot(figures: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for name, by_batch in figures.items():
+        if name == "plain":
+            continue
+        batches = sorted(by_batch)
+        style = {"linewidth": 3, "color": "black", "zorder": 5} if name == "auto" else {"linewidth": 1.2}
+        axes.plot(batches, [by_batch[b]["ratio"] for b in batches], marker="o", label=name, **style)
+    axes.axhline(1.0, color="grey", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("requests in flight")
+    axes.set_ylabel("tokens a second, plain SGLang = 1")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_pair(parser)
+    parser.add_argument("--servers", default="plain,auto,1:4:3,3:4:6,5:4:12,own:5:4:8,own-adaptive")
+    parser.add_argument("--batches", default="1,2,4,8,16")
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=2, help="rounds before those that count (default 2)")
+    parser.add_argument("--port", type=int, default=18320, help="the first server's port")
+    parser.add_argument("--profile", type=Path, help="measured step costs for auto (default: measured in the warm-up)")
+    parser.add_argument("--out", type=Path, required=True, help="written with .json and .png")
+    args = parser.parse_args()
+    target = args.target or fetch_target()
+    tokenizer = load_tokenizer(target)
+    prompts = read_prompts(args.prompts, None)
+    random.Random(0).shuffle(prompts)
+    asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < 200]
+    batches = [int(batch) for batch in args.batches.split(",")]
+    work = {batch: [body(ids, args.max_tokens, ignore_eos=True) for ids in asked[: max(batch, 2)]] for batch in batches}
+    common = SglangOptions(target, args.drafter, max_requests=max(batches), kv_tokens=6144, extra=("--sleep-on-idle",))
+    with ExitStack() as stack:
+        logs = stack.enter_context(log_directory("sweep"))
+        profile = args.profile or logs / "profile.json"
+        servers = {
+            name: Server(
+                sglang_command(server_options(name, common, profile)), logs / f"{place}.log", args.port + place
+            )
+            for place, name in enumerate(args.servers.split(","))
+        }
+        for server in servers.values():
+            stack.callback(server.stop)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(Server.__enter__, servers.values()))
+        clients = {name: stack.enter_context(SglangClient(server.url, target)) for name, server in servers.items()}
+        measure(clients, work, args.warm_up)
+        rows = measure(clients, work, args.rounds)
+    figures = table(rows)
+    write_json(args.out.with_suffix(".json"), {"figures": figures, "rows": rows, "max_tokens": args.max_tokens})
+    plot(figures, args.out.with_suffix(".png"))
+    print(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

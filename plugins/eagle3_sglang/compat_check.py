@@ -1,0 +1,100 @@
+"""Whether the SGLang that runs has the names and signatures the plugin was written for; asked before they are imported."""
+
+import importlib
+import inspect
+from typing import NamedTuple
+
+# read in and run on the first and the last; the others read only
+VERSIONS = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
+
+
+class Name(NamedTuple):
+    """`parameters` are those the plugin passes or receives, in any order; others may stand beside them."""
+
+    module: str
+    path: str
+    parameters: tuple[str, ...] = ()
+
+
+_WORKER = "sglang.srt.speculative.eagle_worker_v2"
+NAMES = (
+    Name("sglang.srt.speculative.spec_info", "SpeculativeAlgorithm.create_worker", ("server_args",)),
+    Name(
+        "sglang.srt.speculative.spec_info",
+        "SpeculativeAlgorithm.resolve_max_speculative_num_draft_tokens",
+        ("server_args",),
+    ),
+    Name("sglang.srt.arg_groups.speculative_hook", "_auto_choose_speculative_params", ("server_args", "model_arch")),
+    Name("sglang.srt.server_args", "ServerArgs.resolve_once"),
+    Name(_WORKER, "EAGLEWorkerV2.__init__", ("server_args", "target_worker")),
+    Name(_WORKER, "EAGLEWorkerV2.init_cuda_graphs"),
+    Name(_WORKER, "EAGLEWorkerV2.forward_batch_generation", ("batch",)),
+    Name(_WORKER, "EAGLEWorkerV2.activate_step_by_batch", ("batch_size",)),
+    Name(_WORKER, "EAGLEWorkerV2.on_verify_complete_cpu", ("num_correct_drafts_per_req", "batch_size")),
+    Name(
+        _WORKER,
+        "EAGLEWorkerV2.build_adaptive_runtime_state",
+        ("speculative_num_steps", "speculative_num_draft_tokens"),
+    ),
+    Name(_WORKER, "EAGLEWorkerV2.apply_runtime_state", ("state",)),
+    Name(_WORKER, "EAGLEWorkerV2._build_trivial_verify_input", ("batch",)),
+    Name(_WORKER, "EAGLEWorkerV2._stub_skipped_draft_extend", ("batch", "batch_output")),
+    Name(_WORKER, "EagleDraftWorker.draft_forward", ("forward_batch",)),
+    Name(
+        "sglang.srt.speculative.eagle_utils",
+        "per_step_draft_out_cache_loc",
+        ("out_cache_loc", "batch_size", "topk", "num_steps"),
+    ),
+    Name(
+        "sglang.srt.speculative.adaptive_runtime_state",
+        "SpecRuntimeState",
+        (
+            "speculative_num_steps",
+            "speculative_num_draft_tokens",
+            "draft_attn_backend",
+            "cuda_graph_runner",
+            "target_attn_backend",
+            "target_graph_runner",
+            "draft_extend_attn_backend",
+            "cuda_graph_runner_for_draft_extend",
+        ),
+    ),
+    Name(
+        "sglang.srt.speculative.eagle_worker_common",
+        "prepare_for_draft_extend",
+        ("batch", "predict", "num_draft_tokens", "cuda_graph_runner", "return_hidden_states_before_norm"),
+    ),
+    Name(
+        "sglang.kernels.ops.speculative.cache_locs",
+        "assign_extend_cache_locs_uniform_func",
+        ("req_pool_indices", "req_to_token", "start_offset", "batch_size", "draft_token_num", "device"),
+    ),
+    Name("sglang.srt.speculative.eagle_info", "EagleDraftExtendInput", ("hidden_states", "num_accept_tokens")),
+    Name("sglang.srt.model_executor.forward_context", "ForwardContext", ("attn_backend",)),
+    Name("sglang.srt.model_executor.forward_context", "forward_context"),
+    Name("sglang.srt.runtime_context", "get_spec"),
+    Name("sglang.srt.runtime_context", "get_parallel"),
+)
+
+
+def version_problem(version: str) -> str:
+    """Why this version is not served, "" where it is."""
+    if version in VERSIONS:
+        return ""
+    return f"SGLang {version} is not one of those it was written for ({VERSIONS[0]} to {VERSIONS[-1]})"
+
+
+def name_problem(names: tuple[Name, ...] = NAMES) -> str:
+    """The first name that is missing or takes other parameters, "" where all are as expected."""
+    for name in names:
+        try:
+            found: object = importlib.import_module(name.module)
+            for part in name.path.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            return f"SGLang has no {name.module}.{name.path} ({error})"
+        parameters = inspect.signature(found).parameters  # type: ignore[arg-type]
+        missing = [parameter for parameter in name.parameters if parameter not in parameters]
+        if missing:
+            return f"SGLang's {name.module}.{name.path} takes no {missing[0]}"
+    return ""

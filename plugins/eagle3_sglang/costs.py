@@ -1,0 +1,78 @@
+"""What a step of each tree takes, measured while it serves and kept for the next start."""
+
+import json
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from eagle3_serving.serve.shape import Shape
+from eagle3_serving.tree.budget import Curve
+
+KEPT = 9  # steps whose median counts
+PROVEN = 4  # steps after which a cost is known
+
+
+def bucket(batch: int) -> int:
+    """Batch sizes that are alike: 1, 2, 3-4, 5-8, 9-16, ..."""
+    return (batch - 1).bit_length()
+
+
+class StepCosts:
+    """Seconds of a whole step (draft, verification, the draft's catching up) by batch size and tree.
+
+    A tree's number of verified rows stands for it on the shared `Curve`, so that batch sizes not yet met lie on a line
+    between those that were.
+    """
+
+    def __init__(self, shapes: Iterable[Shape]) -> None:
+        self.shapes = tuple(shapes)
+        self._seen: dict[tuple[int, Shape], deque[float]] = {}
+        self._curve = Curve({})
+
+    def add(self, batch: int, shape: Shape, seconds: float) -> None:
+        self._seen.setdefault((batch, shape), deque(maxlen=KEPT)).append(seconds)
+        self._draw(batch)
+
+    def _draw(self, batch: int) -> None:
+        seen = {shape: self._seen[batch, shape] for shape in self.shapes if (batch, shape) in self._seen}
+        rows = [(float(batch * shape.tokens), statistics.median(seconds)) for shape, seconds in seen.items()]
+        self._curve.points[batch] = tuple(sorted(rows))
+
+    def steps(self, batch: int, shape: Shape) -> int:
+        """How many steps were measured at batch sizes like this."""
+        return sum(len(seen) for (b, s), seen in self._seen.items() if s == shape and bucket(b) == bucket(batch))
+
+    def seconds(self, batch: int, shape: Shape) -> float | None:
+        """None before anything was measured."""
+        if not self._curve.points:
+            return None
+        return self._curve.at(batch, batch * shape.tokens)
+
+    def save(self, path: Path, about: dict[str, str]) -> None:
+        """Beside, then renamed."""
+        rows = [[batch, list(shape), statistics.median(seen)] for (batch, shape), seen in sorted(self._seen.items())]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.partial")
+        beside.write_text(json.dumps({"about": about, "seconds": rows}) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+    def read(self, path: Path, about: dict[str, str]) -> bool:
+        """Takes over what another run measured of the same things; false where it measured others. Raises ValueError
+        naming the file where it is no profile."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            rows = [(int(batch), Shape(*map(int, shape)), float(seconds)) for batch, shape, seconds in raw["seconds"]]
+            same = raw["about"] == about
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not a profile of step costs ({error}): remove it, it is measured again"
+            ) from None
+        if not same:
+            return False
+        for batch, shape, seconds in rows:
+            if shape in self.shapes and batch > 0 and seconds > 0:
+                # known well enough not to be tried again
+                self._seen[batch, shape] = deque([seconds] * PROVEN, maxlen=KEPT)
+                self._draw(batch)
+        return True

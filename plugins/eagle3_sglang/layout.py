@@ -1,0 +1,36 @@
+"""Between the shared tree and SGLang's: what its kernels want to be told, and what a draft tells of every tree.
+
+Shape letters: B requests, K branches (top-k), C candidates, D draft steps, S trees.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eagle3_serving.serve.shape import Shape
+from eagle3_serving.tree import Candidates, Frontier
+
+
+def told_gains(depths: Sequence[Candidates], shapes: Sequence[Shape]) -> Tensor:
+    """[S, B] fp32: accepted drafts that each tree is expected to give, zero for one deeper than `depths`."""
+    batch = depths[0].scores_BC.shape[0]
+    gains = []
+    for shape in shapes:
+        if not 0 < shape.steps <= len(depths):
+            gains.append(depths[0].scores_BC.new_zeros(batch))
+            continue
+        chance_BC = torch.cat([depth.scores_BC for depth in depths[: shape.steps]], dim=1).exp()
+        gains.append(chance_BC.topk(min(shape.tokens - 1, chance_BC.shape[1]), dim=1).values.sum(1))
+    return torch.stack(gains)
+
+
+def parent_list(frontiers: Sequence[Frontier]) -> Tensor:
+    """[B, 1 + K * (D - 1)] as SGLang's kernels want it: entry g is the candidate that group g of candidates hangs under.
+
+    Group 0 hangs under the root, and group 1 + K * d + k under node k of frontier d. [B, 0] where there is one depth.
+    """
+    nodes = [frontier.nodes_BK for frontier in frontiers]
+    if len(nodes) == 1:
+        return nodes[0][:, :0]
+    return torch.cat([torch.full_like(nodes[0][:, :1], -1), *nodes[:-1]], dim=1)

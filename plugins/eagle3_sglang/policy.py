@@ -1,0 +1,148 @@
+"""Which tree the next step takes: the one with the best rate of tokens, by measured costs and measured acceptance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eagle3_serving.serve.shape import Shape
+from eagle3_sglang.costs import PROVEN, StepCosts, bucket
+
+
+@dataclass
+class Gains:
+    """Accepted tokens a request and step that each tree is good for.
+
+    `told` comes from the calibrated scores of what was drafted, for every tree at once; `truth` is how much of what was
+    told came, so that a drafter whose confidence is off is still judged by its acceptance.
+    """
+
+    shapes: Sequence[Shape]
+    told: dict[Shape, float] = field(default_factory=dict)
+    accepted: float = 8.0  # decaying sums; their start is a belief in the calibration
+    expected: float = 8.0
+
+    def tell(self, told: Sequence[float], deepest: Shape, weight: float = 0.1) -> None:
+        """Means over the batch, one a shape; those of trees deeper than `deepest`, which was drafted, say nothing."""
+        moved = 1.0
+        for shape, seen in zip(self.shapes, told, strict=True):
+            if not shape.drafts:
+                continue
+            before = self.told.get(shape)
+            if shape.steps <= deepest.steps:
+                self.told[shape] = seen if before is None else before + weight * (seen - before)
+                moved = self.told[shape] / before if before else 1.0
+            elif before is not None:
+                # they rise and fall with the deepest that was seen
+                self.told[shape] = before * moved
+
+    def came(self, accepted: float, shape: Shape) -> None:
+        """Mean accepted drafts of a verified batch."""
+        if (told := self.told.get(shape)) is not None:
+            self.accepted = self.accepted * 0.98 + accepted
+            self.expected = self.expected * 0.98 + told
+
+    def of(self, shape: Shape) -> float | None:
+        """None before anything like it was drafted."""
+        if not shape.drafts:
+            return 0.0
+        told = self.told.get(shape)
+        return None if told is None else told * self.accepted / self.expected
+
+
+@dataclass
+class Idle:
+    """A batch size at which nothing is drafted: for how many steps, and after how many it is tried again."""
+
+    steps: int = 0
+    patience: int = 200
+
+
+class Cycle:
+    """Every step the next tree: what tests drive the changes of trees with."""
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self.shapes = tuple(shapes)
+        self._next = 0
+
+    def choose(self, batch: int) -> Shape:
+        self._next += 1
+        return self.shapes[self._next % len(self.shapes)]
+
+
+class ShapePolicy:
+    """Works without looking at the device: costs are wall clock, gains arrive when they arrive."""
+
+    tries = 3  # steps by which a tree is first judged at a batch size
+    hopeless = 0.75  # of the best rate: no larger tree is tried after one this slow
+    margin = 1.03  # what drafting must be ahead of plain decoding by: less is noise, and plain is the safe side of it
+    inertia = 1.02  # what another tree must be ahead by
+    look_every = 64  # drafting steps after which one takes a deeper tree, whose gain nothing else tells
+    too_dear = 2.0  # times the seconds of the tree in use: no look at such a one
+    probe = 3  # steps of a probe after `Idle.patience`
+    longest_patience = 3200
+
+    def __init__(self, shapes: Sequence[Shape], costs: StepCosts) -> None:
+        self.shapes = tuple(shapes)
+        self.costs, self.gains = costs, Gains(self.shapes)
+        self.current = self.shapes[-1]
+        self.idle: dict[int, Idle] = {}
+        self._probing = 0
+        self._since_look = 0
+
+    def choose(self, batch: int) -> Shape:
+        """For the next step of `batch` requests."""
+        self.current = self._untried(batch) or self._best(batch)
+        return self.current
+
+    def rate(self, batch: int, shape: Shape) -> float | None:
+        """Tokens a second, None where cost or gain is not known yet."""
+        seconds, gain = self.costs.seconds(batch, shape), self.gains.of(shape)
+        return None if seconds is None or gain is None else batch * (1 + gain) / seconds
+
+    def _untried(self, batch: int) -> Shape | None:
+        best = 0.0
+        for shape in self.shapes:
+            if self.costs.steps(batch, shape) < (self.tries if shape.drafts else PROVEN):
+                return shape
+            rate = self.rate(batch, shape)
+            if rate is None:
+                return shape
+            best = max(best, rate)
+            if rate < self.hopeless * best:
+                return None
+        return None
+
+    def _best(self, batch: int) -> Shape:
+        rates = {shape: rate for shape in self.shapes if (rate := self.rate(batch, shape)) is not None}
+        drafting = {shape: rate for shape, rate in rates.items() if shape.drafts}
+        if not drafting:
+            return self.shapes[0]
+        best = max(drafting, key=drafting.__getitem__)
+        if self.current in drafting and drafting[best] < self.inertia * drafting[self.current]:
+            best = self.current
+        plain = next((rate for shape, rate in rates.items() if not shape.drafts), None)
+        if plain is None or drafting[best] > self.margin * plain:
+            self.idle.pop(bucket(batch), None)
+            return self._deeper(batch, best) or best
+        return best if self._probe(batch) else self.shapes[0]
+
+    def _deeper(self, batch: int, best: Shape) -> Shape | None:
+        self._since_look += 1
+        if self._since_look < self.look_every:
+            return None
+        self._since_look = 0
+        limit = self.too_dear * (self.costs.seconds(batch, best) or 0.0)
+        deeper = [shape for shape in self.shapes if shape.steps > best.steps]
+        return next((shape for shape in deeper if (self.costs.seconds(batch, shape) or limit) < limit), None)
+
+    def _probe(self, batch: int) -> bool:
+        """Texts change: after long idleness a few steps draft, so that the gains are those of now."""
+        if self._probing:
+            self._probing -= 1
+            return True
+        idle = self.idle.setdefault(bucket(batch), Idle())
+        idle.steps += 1
+        if idle.steps < idle.patience:
+            return False
+        idle.steps, idle.patience = 0, min(2 * idle.patience, self.longest_patience)
+        self._probing = self.probe - 1
+        return True

@@ -1,0 +1,73 @@
+"""What the environment says of the plugin: SGLang has no flags for it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eagle3_serving.serve.sglang import CHECK, CHOICE, PROFILE, SWITCH, TREES
+from eagle3_serving.serve.shape import Shape
+
+DEFAULT_TREES = "0;1,4,3;3,4,6;5,4,12"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`trees` to choose from, fewest tokens first; () where the user's own flags fix one. `profile`: where costs are kept."""
+
+    on: bool = True
+    trees: tuple[Shape, ...] = ()
+    profile: Path | None = None
+    check: bool = True
+    cycle: bool = False  # for tests: every step takes the next tree, whatever it costs
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Raises ValueError where a value cannot be read."""
+    profile = environment.get(PROFILE)
+    return Settings(
+        on=_switch(environment, SWITCH),
+        trees=parse_trees(environment.get(TREES, "")),
+        profile=Path(profile) if profile else None,
+        check=_switch(environment, CHECK),
+        cycle=environment.get(CHOICE) == "cycle",
+    )
+
+
+def parse_trees(text: str) -> tuple[Shape, ...]:
+    """`0;1,4,3;5,4,8`: trees as steps,top-k,tokens; 0 is a plain decoding step. Raises ValueError naming a wrong one."""
+    parts = [part.strip() for part in text.split(";") if part.strip()]
+    if not parts:
+        return ()
+    shapes: list[Shape] = []
+    for part in parts:
+        if part == "0":
+            continue
+        try:
+            steps, top_k, tokens = map(int, part.split(","))
+        except ValueError:
+            raise ValueError(f"{TREES}: {part!r} is not steps,top-k,tokens") from None
+        if wrong := Shape(steps, top_k, tokens).wrong():
+            raise ValueError(f"{TREES}: {wrong}")
+        shapes.append(Shape(steps, top_k, tokens))
+    if not shapes:
+        raise ValueError(f"{TREES} holds no tree that drafts: {text!r}")
+    if len({shape.top_k for shape in shapes}) > 1:
+        # what one step's draft hands to the next is top-k wide, and SGLang fixes that width at start
+        raise ValueError(f"{TREES}: the trees of one server have the same top-k: {text!r}")
+    if "0" in parts:
+        shapes.append(Shape.nothing(shapes[0].top_k))
+    return tuple(sorted(set(shapes), key=lambda shape: (shape.tokens, shape.steps)))
+
+
+def largest(shapes: Sequence[Shape]) -> Shape:
+    return max(shapes, key=lambda shape: (shape.tokens, shape.steps))
+
+
+def _switch(environment: Mapping[str, str], name: str) -> bool:
+    value = environment.get(name, "on").lower()
+    if value in ("on", "1", "true", "yes", ""):
+        return True
+    if value in ("off", "0", "false", "no"):
+        return False
+    raise ValueError(f"{name} is {value!r}: on or off")

@@ -1,0 +1,163 @@
+"""SGLang's EAGLE worker, with a tree chosen anew for every decoding step."""
+
+import logging
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from eagle3_serving.serve.shape import Shape
+from eagle3_serving.targets.cache import cache_directory
+from eagle3_serving.tree.calibrate import Calibration
+from eagle3_sglang import compat
+from eagle3_sglang.catch_up import Backlog, take_in
+from eagle3_sglang.costs import StepCosts
+from eagle3_sglang.draft import DraftWorker
+from eagle3_sglang.metrics import Metrics
+from eagle3_sglang.policy import Cycle, ShapePolicy
+from eagle3_sglang.settings import read_settings
+from eagle3_sglang.telling import Telling
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 20.0
+
+
+class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
+    """One runtime state (attention backends, CUDA graphs) a tree, built at start; each step activates one.
+
+    A step that drafts nothing is a plain decoding step in SGLang's verify path, and the draft does not even catch up.
+    Before drafting goes on, one such step does let it catch up, so that the draft starts from true features. A batch with
+    penalised requests (repetition, presence, frequency, minimum length) drafts nothing: only so is its text plain decoding's.
+    """
+
+    speculative_num_steps: int  # SGLang's own: the state that is active
+
+    def __init__(self, server_args: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(server_args, *args, **kwargs)
+        self.settings = read_settings()
+        self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
+        self.shapes = compat.shapes_of(self, self.settings)
+        self.nothing = Shape.nothing(self.topk)
+        self.costs = StepCosts(self.shapes)
+        self.policy = ShapePolicy(self.shapes, self.costs)
+        self.chooser: ShapePolicy | Cycle = Cycle(self.shapes) if self.settings.cycle else self.policy
+        self.metrics = Metrics.when(compat.counts_here(server_args))
+        self.states: dict[Shape, Any] = {}
+        self._caught_up = self._penalised = False
+        self._cold = False  # the draft has not seen the last tokens
+        self._begun: tuple[float, int, Shape] | None = None  # the step that the next one ends
+        self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
+        self._saved = time.monotonic()
+        self._server_args = server_args
+        self._batch: Any = None  # the one in hand
+        self.backlog = Backlog()
+
+    def init_cuda_graphs(self) -> None:
+        """The last of SGLang's steps at start: pools and backends are there, so each tree's state can be built."""
+        arguments = self._server_args
+        calibration = _calibration(Path(arguments.speculative_draft_model_path))
+        draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.sessions(self))
+        self.telling = Telling(draft.told_SB)
+        super().init_cuda_graphs()
+        self.states[self.shape] = compat.present_state(self)
+        for shape in {*self.shapes, self.nothing} - {self.shape}:
+            self.states[shape] = compat.build_state(self, shape.steps, shape.tokens)
+        self._about = compat.about(self, arguments)
+        name = f"sglang-{compat.digest(self._about)}.json"
+        self._kept = self.settings.profile or cache_directory() / "profiles" / name
+        self._read_costs()
+        log.info("eagle3: trees %s (steps,top-k,tokens); costs in %s", "; ".join(map(str, self.shapes)), self._kept)
+
+    # ---- one step
+
+    def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
+            self._begun = None
+            return super().forward_batch_generation(batch, *args, **kwargs)
+        size, begun = batch.seq_lens.shape[0], time.perf_counter()
+        self._batch, self._penalised = batch, compat.penalises(batch)
+        self._measure(size, begun)
+        result = super().forward_batch_generation(batch, *args, **kwargs)
+        if size:
+            self._in_flight.append(self.shape)
+            if self.shape.drafts and self.topk > 1:
+                self.telling.note(size, self.shape)
+            # a step that let the draft catch up costs more than one that drafts nothing
+            self._begun = None if self._caught_up else (begun, size, self.shape)
+        self._batch = None
+        return result
+
+    def _stub_skipped_draft_extend(self, batch: Any, batch_output: Any) -> None:
+        """SGLang calls it in place of the draft's catching up."""
+        # copies: a graph writes the next step's into the same place
+        features_BF, tokens_B = batch_output.logits_output.hidden_states.clone(), batch_output.next_token_ids.clone()
+        self.backlog.miss([request.rid for request in batch.reqs], features_BF, tokens_B)
+        super()._stub_skipped_draft_extend(batch, batch_output)
+
+    def activate_step_by_batch(self, batch_size: int) -> None:
+        """SGLang calls it before each decoding step."""
+        if not self.states or batch_size == 0:
+            return
+        # SGLang counts a penalty once a step, so that more than one token a step changes the text
+        shape = self.nothing if self._penalised else compat.agreed(self.chooser.choose(batch_size), self.shapes)
+        catch_up = self._cold and shape.drafts
+        if catch_up:
+            shape = self.nothing
+            take_in(self.backlog, self, self._batch)
+        self._cold = not shape.drafts and not catch_up
+        self._caught_up = catch_up
+        compat.skip_catching_up(self._cold)
+        if shape != self.shape:
+            # SGLang takes equal steps for an equal state; ours may differ in tokens alone
+            self.speculative_num_steps = -1
+            with compat.quiet():
+                self.apply_runtime_state(self.states[shape])
+            self.shape = shape
+
+    def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
+        """Acceptance reaches the host with the tokens themselves, a step later where steps overlap."""
+        shape = self._in_flight.popleft() if self._in_flight else self.shape
+        for told, drafted in self.telling.arrived():
+            self.policy.gains.tell(told, drafted)
+        if num_correct_drafts_per_req:
+            self.policy.gains.came(sum(num_correct_drafts_per_req) / len(num_correct_drafts_per_req), shape)
+            if self.metrics is not None:
+                self.metrics.verified(shape, num_correct_drafts_per_req)
+
+    # ---- costs
+
+    def _measure(self, size: int, now: float) -> None:
+        """The last step lasted until this one begins, where nothing came between them."""
+        if self._begun is not None and self._begun[1] == size and self.states:
+            begun, batch, shape = self._begun
+            self.costs.add(batch, shape, now - begun)
+            if time.monotonic() - self._saved > SAVE_EVERY_S:
+                self._save_costs()
+
+    def _read_costs(self) -> None:
+        if not self._kept.is_file():
+            return
+        try:
+            if not self.costs.read(self._kept, self._about):
+                log.warning("eagle3: %s was measured with something else; costs are measured anew", self._kept)
+        except ValueError as error:
+            log.warning("eagle3: %s", error)
+
+    def _save_costs(self) -> None:
+        self._saved = time.monotonic()
+        try:
+            self.costs.save(self._kept, self._about)
+        except OSError as error:
+            log.warning("eagle3: the costs are not kept: %s", error)
+
+
+def _calibration(drafter: Path) -> Calibration | None:
+    try:
+        found = Calibration.beside(drafter)
+    except ValueError as error:
+        log.warning("eagle3: %s; trees are ranked by the drafter's own probabilities", error)
+        return None
+    if found is None:
+        log.info("eagle3: no calibration beside the drafter; trees are ranked by its own probabilities")
+    return found

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+from eagle3_sglang.costs import StepCosts, bucket
+
+from eagle3_serving.serve.shape import Shape
+
+SHAPES = (Shape(0, 4, 1), Shape(3, 4, 6))
+
+
+@pytest.fixture
+def costs() -> StepCosts:
+    made = StepCosts(SHAPES)
+    for batch in (1, 4):
+        for shape in SHAPES:
+            for noise in (1.0, 1.1, 5.0):
+                made.add(batch, shape, noise * 0.01 * (1 + batch * shape.tokens))
+    return made
+
+
+def test_the_median_counts(costs: StepCosts) -> None:
+    assert costs.seconds(4, SHAPES[1]) == pytest.approx(1.1 * 0.25)
+
+
+def test_a_batch_size_not_met_lies_between_those_that_were(costs: StepCosts) -> None:
+    low, between, high = (costs.seconds(batch, SHAPES[0]) for batch in (1, 2, 4))
+    assert low is not None and between is not None and high is not None
+    assert low < between < high
+
+
+def test_like_batch_sizes_count_together(costs: StepCosts) -> None:
+    assert [bucket(batch) for batch in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
+    assert costs.steps(3, SHAPES[0]) == costs.steps(4, SHAPES[0]) == 3
+    assert costs.steps(8, SHAPES[0]) == 0
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert StepCosts(SHAPES).seconds(1, SHAPES[0]) is None
+
+
+def test_a_profile_is_taken_over_whole(costs: StepCosts, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "profile.json"
+    costs.save(path, {"device": "here"})
+    again = StepCosts(SHAPES)
+    assert again.read(path, {"device": "here"})
+    assert again.seconds(2, SHAPES[1]) == pytest.approx(costs.seconds(2, SHAPES[1]))
+    assert again.steps(4, SHAPES[1]) >= 3  # and is not measured again
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_profile_of_something_else_is_left_alone(costs: StepCosts, tmp_path: Path) -> None:
+    costs.save(tmp_path / "p.json", {"device": "there"})
+    again = StepCosts(SHAPES)
+    assert not again.read(tmp_path / "p.json", {"device": "here"})
+    assert again.seconds(1, SHAPES[0]) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"about": {}, "seconds": [[1, 2]]}', '{"about": {}, "seconds": [["x", [0,4,1], 1]]}']
+)
+def test_what_is_no_profile_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ValueError, match=r"p\.json is not a profile"):
+        StepCosts(SHAPES).read(tmp_path / "p.json", {})

@@ -1,0 +1,106 @@
+"""Where something does not fit, SGLang's own EAGLE3 serves and a line says why. SGLang itself is stood in for here."""
+
+import logging
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from eagle3_sglang import hooks
+from eagle3_sglang.compat_check import Name, name_problem, version_problem
+
+
+def test_versions() -> None:
+    assert version_problem("0.5.20") == version_problem("0.5.23") == ""
+    assert "0.6.0 is not one of those" in version_problem("0.6.0")
+
+
+def test_a_missing_name_and_a_changed_signature_are_named() -> None:
+    assert name_problem((Name("json", "dumps", ("obj", "indent")),)) == ""
+    assert "no json.JSONEncoder.later" in name_problem((Name("json", "JSONEncoder.later"),))
+    assert "json.dumps takes no colour" in name_problem((Name("json", "dumps", ("colour",)),))
+
+
+class EAGLEWorkerV2:
+    """Stands in for SGLang's."""
+
+
+def arguments(**changed: object) -> SimpleNamespace:
+    values = {"speculative_adaptive": False, "pp_size": 1, "enable_dp_attention": False}
+    return SimpleNamespace(speculative_algorithm="EAGLE3", **{**values, **changed})
+
+
+@pytest.mark.parametrize(
+    "changed, why",
+    [({"speculative_adaptive": True}, "--speculative-adaptive"), ({"pp_size": 2}, "pipeline"), ({}, "no ")],
+)
+def test_sglangs_own_worker_serves_where_ours_does_not_fit(
+    changed: dict[str, object], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hooks, "name_problem", lambda: "SGLang has no such name")
+    with caplog.at_level(logging.WARNING):
+        made = hooks.create_worker(lambda *_: EAGLEWorkerV2, SimpleNamespace(name="EAGLE3"), arguments(**changed))
+    assert made is EAGLEWorkerV2
+    assert why in caplog.text and "SGLang's own EAGLE3 serves" in caplog.text
+
+
+def test_other_algorithms_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    algorithm = SimpleNamespace(name="EAGLE")
+    assert hooks.create_worker(lambda *_: EAGLEWorkerV2, algorithm, arguments()) is EAGLEWorkerV2
+    assert hooks.reserve(lambda *_: 8, algorithm, arguments()) == 8
+    asked = arguments()
+    asked.speculative_algorithm = "STANDALONE"
+    assert hooks.choose_trees(lambda *_: (5, 4, 8), asked, "LlamaForCausalLM") == (5, 4, 8)
+    assert not caplog.text
+
+
+def test_memory_is_kept_for_the_largest_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EAGLE3_TREES", "0;1,8,3;5,8,12")
+    # a draft of 5 steps of 8 branches writes 40 slots, more than its 12 tokens
+    assert hooks.reserve(lambda *_: 12, SimpleNamespace(name="EAGLE3"), arguments()) == 40
+    assert hooks.reserve(lambda *_: None, SimpleNamespace(name="EAGLE3"), arguments()) is None
+
+
+def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setenv("EAGLE3_TREES", "")
+    with caplog.at_level(logging.INFO):
+        # some models' attention draws chains alone: where SGLang would not draw a tree, we do not either
+        assert hooks.choose_trees(lambda *_: (3, 1, 4), arguments(), "DeepseekV3ForCausalLM") == (3, 1, 4)
+        assert not hooks.read_settings().trees
+        assert hooks.choose_trees(lambda *_: (5, 4, 8), arguments(), "LlamaForCausalLM") == (5, 4, 12)
+    assert hooks.read_settings().trees
+    assert "no tree was asked for" in caplog.text
+
+
+def test_off_and_an_unknown_version_hook_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = ModuleType("sglang.srt.plugins.hook_registry")
+    registered: list[str] = []
+    registry.HookRegistry = SimpleNamespace(register=lambda target, *_: registered.append(target))  # type: ignore[attr-defined]
+    registry.HookType = SimpleNamespace(AROUND="around")  # type: ignore[attr-defined]
+    sglang = ModuleType("sglang")
+    sglang.__version__ = "0.7.1"  # type: ignore[attr-defined]
+    for name, module in {"sglang": sglang, "sglang.srt.plugins.hook_registry": registry}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    hooks.register()
+    assert not registered and "0.7.1" in caplog.text
+    monkeypatch.setenv("EAGLE3_SERVING", "off")
+    hooks.register()
+    assert not registered
+    monkeypatch.setenv("EAGLE3_SERVING", "on")
+    sglang.__version__ = "0.5.23"  # type: ignore[attr-defined]
+    hooks.register()
+    assert len(registered) == 4
+
+
+def test_a_setting_that_cannot_be_read_ends_the_server_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EAGLE3_TREES", "3,4,99")
+    with pytest.raises(SystemExit) as ended:
+        hooks.register()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("eagle3: EAGLE3_TREES: tree 3,4,99")

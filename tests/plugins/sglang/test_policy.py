@@ -1,0 +1,104 @@
+"""The choice of tree on a machine of known costs, with a drafter of known worth."""
+
+import itertools
+
+import pytest
+from eagle3_sglang.costs import StepCosts
+from eagle3_sglang.policy import Cycle, Gains, ShapePolicy
+
+from eagle3_serving.serve.shape import Shape
+
+ZERO, SMALL, MIDDLE, LARGE = SHAPES = (Shape(0, 4, 1), Shape(1, 4, 3), Shape(3, 4, 6), Shape(5, 4, 12))
+TOLD = [0.0, 0.6, 1.2, 1.6]
+
+
+def memory_bound(batch: int, shape: Shape) -> float:
+    """A machine on which rows up to 8 cost nothing more, and each further one as much as the first."""
+    return 1.0 * max(1.0, batch * shape.tokens / 8) + 0.05 * shape.steps
+
+
+def run(
+    policy: ShapePolicy, batch: int, steps: int, told: list[float], cost: float = 1.0, truth: float = 1.0
+) -> list[Shape]:
+    chosen = []
+    for _ in range(steps):
+        shape = policy.choose(batch)
+        chosen.append(shape)
+        policy.costs.add(batch, shape, cost * memory_bound(batch, shape))
+        if shape.drafts:
+            policy.gains.tell(
+                [gain if s.steps <= shape.steps else 0.0 for s, gain in zip(SHAPES, told, strict=True)], shape
+            )
+            policy.gains.came(truth * told[SHAPES.index(shape)], shape)
+    return chosen
+
+
+def best(batch: int, told: list[float]) -> Shape:
+    return max(SHAPES, key=lambda shape: batch * (1 + told[SHAPES.index(shape)]) / memory_bound(batch, shape))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16])
+def test_it_settles_on_the_tree_with_the_best_rate(batch: int) -> None:
+    policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
+    chosen = run(policy, batch, 60, TOLD)
+    # one step in 64 looks at a deeper tree
+    assert sum(shape != best(batch, TOLD) for shape in chosen[30:]) <= 1
+
+
+def test_one_policy_serves_changing_batches() -> None:
+    policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
+    for batch in (1, 16, 4, 1, 8, 16):
+        run(policy, batch, 40, TOLD)
+    for batch in (1, 4, 8, 16):
+        assert sum(shape != best(batch, TOLD) for shape in run(policy, batch, 20, TOLD)[2:]) <= 1
+
+
+def test_a_drafter_that_is_never_right_is_switched_off() -> None:
+    policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
+    # its confidence says otherwise: what came of it decides
+    chosen = run(policy, 1, 300, TOLD, truth=0.0)
+    assert sum(shape.drafts for shape in chosen[150:]) <= ShapePolicy.probe
+
+
+def test_after_long_idleness_it_tries_again_and_finds_that_texts_changed() -> None:
+    policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
+    nothing = [0.0, 0.01, 0.01, 0.01]
+    assert set(run(policy, 1, 150, nothing)[100:]) == {ZERO}
+    later = run(policy, 1, 2000, TOLD)
+    assert sum(shape != best(1, TOLD) for shape in later[-60:]) <= 1
+    assert later.index(next(shape for shape in later if shape.drafts)) > 50  # and does not try all the time
+
+
+def test_trying_costs_a_plain_decoding_server_little() -> None:
+    policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
+    chosen = run(policy, 16, 2000, [0.0, 0.1, 0.15, 0.2])
+    drafting = sum(shape.drafts for shape in chosen)
+    assert 0 < drafting < 0.02 * len(chosen)
+
+
+def test_no_larger_tree_is_tried_after_a_hopeless_one() -> None:
+    policy = ShapePolicy(SHAPES, StepCosts(SHAPES))
+    chosen = run(policy, 32, 100, [0.0, 0.1, 0.15, 0.2])
+    assert LARGE not in chosen
+
+
+def test_gains_of_deeper_trees_move_with_those_seen() -> None:
+    gains = Gains(SHAPES)
+    gains.tell(TOLD, LARGE)
+    for _ in range(60):
+        gains.tell([0.0, 0.3, 0.0, 0.0], SMALL)
+    assert gains.told[SMALL] == pytest.approx(0.3, rel=0.05)
+    assert gains.told[LARGE] == pytest.approx(0.8, rel=0.1)
+    assert gains.of(ZERO) == 0.0
+
+
+def test_unknown_is_not_zero() -> None:
+    gains = Gains(SHAPES)
+    assert gains.of(MIDDLE) is None
+    assert ShapePolicy(SHAPES, StepCosts(SHAPES)).rate(4, MIDDLE) is None
+
+
+def test_cycle_takes_each_in_turn() -> None:
+    cycle = Cycle(SHAPES)
+    taken = [cycle.choose(batch) for batch in itertools.repeat(3, 8)]
+    assert set(taken[:4]) == set(SHAPES) and taken[:4] == taken[4:]

@@ -1,0 +1,36 @@
+import pytest
+from eagle3_sglang.settings import DEFAULT_TREES, largest, parse_trees, read_settings
+
+from eagle3_serving.serve.shape import Shape
+
+
+def test_trees_are_read_fewest_tokens_first() -> None:
+    assert parse_trees(" 5,4,12; 0 ;1,4,3;") == (Shape(0, 4, 1), Shape(1, 4, 3), Shape(5, 4, 12))
+    assert parse_trees("") == ()
+    assert len(parse_trees(DEFAULT_TREES)) == 4
+    assert largest(parse_trees(DEFAULT_TREES)) == Shape(5, 4, 12)
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("3,4", "not steps,top-k,tokens"),
+        ("a,4,3", "not steps,top-k,tokens"),
+        ("3,4,3", "3 steps of 4 hold 4 to 37 tokens"),
+        ("1,2,9", "1 steps of 2 hold 2 to 3 tokens"),
+        ("0,4,4", "at least 1"),
+        ("1,4,3;1,2,3", "same top-k"),
+        ("0", "no tree that drafts"),
+    ],
+)
+def test_what_cannot_be_served_is_named(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_trees(text)
+
+
+def test_switches() -> None:
+    assert read_settings({}).on and read_settings({}).check
+    assert not read_settings({"EAGLE3_SERVING": "OFF"}).on
+    assert not read_settings({"EAGLE3_CHECK": "0"}).check
+    with pytest.raises(ValueError, match="EAGLE3_SERVING is 'perhaps'"):
+        read_settings({"EAGLE3_SERVING": "perhaps"})
