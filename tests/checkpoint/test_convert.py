@@ -230,3 +230,18 @@ def test_mutated_checkpoints_end_in_a_clear_line() -> None:
     record = fuzz(250, first=100_000)
     assert not record["failures"]
     assert sum(record["exit_codes"][kind].get("2", 0) for kind in record["exit_codes"]) > 50
+
+
+def test_a_parallel_drafter_goes_between_vllm_and_speculators_alone(tmp_path: Path) -> None:
+    source = drafters.as_vllm(tmp_path / "d", known())
+    tensors = {**load_file(source / "model.safetensors"), "mask_hidden": torch.randn(1, 1, 96)}
+    save_file(tensors, source / "model.safetensors")
+    drafters.edit(source, architectures=["PEagleDraftModel"], mask_token_id=7)
+    report = convert(source, tmp_path / "s", to="speculators", num_target_layers=N)
+    assert report.parity[0].max_difference == 0
+    convert(tmp_path / "s", tmp_path / "v", to="vllm", num_target_layers=N)
+    assert torch.equal(load_file(tmp_path / "v" / "model.safetensors")["mask_hidden"], tensors["mask_hidden"])
+    assert json.loads((tmp_path / "v" / "config.json").read_text())["mask_token_id"] == 7
+    for to in ("sglang", "universal", "eagle"):
+        with pytest.raises(CheckError, match="P-EAGLE"):
+            convert(source, tmp_path / to, to=to, num_target_layers=N)
