@@ -16,6 +16,7 @@ FROM ${ENGINE}
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY eagle3_serving ./eagle3_serving
+COPY plugins ./plugins
 # the engine's own torch satisfies ours, so pip leaves it; the variable is for bases whose Python is the system's
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir . && useradd --create-home --uid 10001 server
 USER 10001

@@ -47,6 +47,7 @@ FEATURES: dict[str, Callable[[Sequence[int], int], Body]] = {
     "repetition penalty": lambda ids, n: body(ids, n, repetition_penalty=1.2),
     "minimum length": lambda ids, n: body(ids, n, min_new_tokens=n // 2),
 }
+PENALTIES = ("repetition penalty", "minimum length")
 
 
 def ask_all(client: SglangClient, bodies: Sequence[Body], concurrency: int) -> list[Answer]:

@@ -8,6 +8,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,16 @@ def compare(plain: dict[str, list[Answer]], said: dict[str, list[Answer]]) -> di
 def embedded_lengths(target: Path, drafter: Path, bodies: Sequence[Body], trees: Sequence[Shape]) -> dict[Shape, float]:
     """Tokens a pass of the embedded engine, batches of 8, the same trees and prompts."""
     engine = EmbeddedEngine.load(target, drafter)
+    by_length: dict[int, list[list[int]]] = {}
+    for request in bodies:
+        by_length.setdefault(request["sampling_params"]["max_new_tokens"], []).append(request["input_ids"])
     lengths = {}
     for shape in trees:
-        options = [
-            DecodeOptions(request["sampling_params"]["max_new_tokens"], "tree", nodes=shape.tokens - 1, depth=shape.steps, top_k=shape.top_k)
-            for request in bodies
-        ]  # fmt: skip
-        said = [engine.generate(request["input_ids"], each) for request, each in zip(bodies, options, strict=True)]
-        lengths[shape] = accepted_length(said)
+        tree = DecodeOptions(mode="tree", nodes=shape.tokens - 1, depth=shape.steps, top_k=shape.top_k)
+        groups = [
+            engine.generate_many(prompts, replace(tree, max_new_tokens=n), batch=8) for n, prompts in by_length.items()
+        ]
+        lengths[shape] = accepted_length([answer for group in groups for answer in group])
     return lengths
 
 
@@ -100,32 +103,32 @@ def main() -> None:
     tokenizer = load_tokenizer(target)
     asked = [chat_ids(tokenizer, prompt.turns[0])[:400] for prompt in read_prompts(args.prompts, args.limit)]
     work = cases(asked, args.few, args.max_tokens)
-    common = {"radix_cache": True, "max_requests": 8}
+    plainly = SglangOptions(target, radix_cache=True, max_requests=8)
+    common = replace(plainly, drafter=args.drafter)
     begun = time.monotonic()
-    plain = run(SglangOptions(target, **common), work, args.port, abort=False)["said"]
+    plain = run(plainly, work, args.port, abort=False)["said"]
     servers = {
-        **{str(shape): SglangOptions(target, args.drafter, shape, **common) for shape in TREES},
-        "another tree every step, none among them": SglangOptions(
-            target, args.drafter, trees=CHOICE, cycle=True, **common
-        ),
-        "the batch chooses": SglangOptions(target, args.drafter, trees=CHOICE, **common),
+        **{str(shape): replace(common, shape=shape) for shape in TREES},
+        "another tree every step, none among them": replace(common, trees=CHOICE, cycle=True),
+        "the batch chooses": replace(common, trees=CHOICE),
     }
     rows: dict[str, Any] = {}
-    lengths = embedded_lengths(target, args.drafter, work["batches of 8"][0], TREES)
     for name, options in servers.items():
         done = run(options, work, args.port, abort=True)
         answers = done["said"]["batches of 8"]
         tokens = sum(len(a.token_ids) - 1 for a in answers)
         rows[name] = {"cases": compare(plain, done["said"]), "errors": done["errors"]}
         rows[name]["tokens_a_pass"] = tokens / done["passes"]["batches of 8"]
-        if options.shape is not None:
-            rows[name]["embedded_tokens_a_pass"] = lengths[options.shape]
         same = all(row["identical"] == row["requests"] for row in rows[name]["cases"].values())
         print(
             f"{name}: {'identical' if same else 'NOT identical'}, {rows[name]['tokens_a_pass']:.3f} tokens a pass",
             flush=True,
         )
         write_json(args.out, {"prompts": len(asked), "servers": rows, "seconds": time.monotonic() - begun})
+    for shape, length in embedded_lengths(target, args.drafter, work["batches of 8"][0], TREES).items():
+        rows[str(shape)]["embedded_tokens_a_pass"] = length
+        print(f"{shape}: {length:.3f} tokens a pass on the embedded engine", flush=True)
+    write_json(args.out, {"prompts": len(asked), "servers": rows, "seconds": time.monotonic() - begun})
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def main() -> None:
     asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < 200]
     batches = [int(batch) for batch in args.batches.split(",")]
     work = {batch: [body(ids, args.max_tokens, ignore_eos=True) for ids in asked[: max(batch, 2)]] for batch in batches}
-    common = SglangOptions(target, args.drafter, max_requests=max(batches), extra=("--sleep-on-idle",))
+    common = SglangOptions(target, args.drafter, max_requests=max(batches), kv_tokens=6144, extra=("--sleep-on-idle",))
     with ExitStack() as stack:
         logs = stack.enter_context(log_directory("sweep"))
         profile = args.profile or logs / "profile.json"

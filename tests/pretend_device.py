@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
 _CROSSING = {"copy_", "_to_copy", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_", "_pin_memory"}
@@ -114,6 +113,8 @@ def pretend_device() -> Iterator[type[Crossings]]:
     """Inside, the device "pretend" exists. Registered for the whole process, harmless to what does not name it."""
     global _ready
     if not _ready:
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend  # torch 2.10
+
         _setup_privateuseone_for_python_backend(NAME)
         # what torch.autocast asks of a device
         torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]

@@ -41,6 +41,15 @@ def test_the_core_imports_no_engine() -> None:
         assert not {name.split(".")[0] for name in imports(path)} & {"vllm", "sglang"}, path
 
 
+def test_what_is_private_to_sglang_stands_in_one_file() -> None:
+    touching = {
+        path.stem
+        for path in (ROOT / "plugins" / "eagle3_sglang").glob("*.py")
+        if any(name.split(".")[0] == "sglang" for name in imports(path))
+    }
+    assert touching == {"compat", "hooks"}  # hooks: the public registry, and the version
+
+
 def test_the_tree_knows_tensors_not_models() -> None:
     for path in (ROOT / "eagle3_serving" / "tree").glob("*.py"):
         ours = {name for name in imports(path) if name.startswith("eagle3_serving")}
@@ -88,7 +97,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 def test_help_has_examples() -> None:
-    for command in ("demo", "fetch-target", "eval", "train"):
+    for command in ("demo", "fetch-target", "eval", "train", "convert", "check"):
         done = subprocess.run(
             [sys.executable, "-m", "eagle3_serving.cli.main", command, "--help"],
             capture_output=True,

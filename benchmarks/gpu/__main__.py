@@ -9,10 +9,12 @@ done with the same inputs. A table of everything comes last, and stands in OUT/s
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -66,12 +68,7 @@ def parser() -> argparse.ArgumentParser:
         help_text = _HELP.get(field.name, f"(default {default})")
         if field.name in _LISTS:
             kind = _LISTS[field.name]
-            made.add_argument(
-                name,
-                type=lambda text, kind=kind: tuple(kind(x) for x in text.split(",")),
-                default=default,
-                help=help_text,
-            )
+            made.add_argument(name, type=partial(_list, kind), default=default, help=help_text)
         elif field.name == "ablations":
             made.add_argument(name, action="append", help=help_text)
         elif isinstance(default, bool):
@@ -79,6 +76,13 @@ def parser() -> argparse.ArgumentParser:
         else:
             made.add_argument(name, type=type(default), default=default, help=help_text)
     return made
+
+
+def _list(kind: Callable[[str], Any], text: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers with commas between") from None
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

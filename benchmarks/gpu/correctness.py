@@ -196,7 +196,7 @@ def real_prompts(settings: Settings) -> list[list[int]]:
     tokenizer = load_tokenizer(Path(settings.target))
     texts = ["Name three colours.", "Write a Python function that adds two numbers.", "Why is the sky blue?"]
     if settings.prompts:
-        texts += [prompt.turns[0][:1500] for prompt in read_prompts(map(Path, settings.prompts))[:29]]
+        texts += [prompt.turns[0][:1500] for prompt in read_prompts(map(Path, settings.prompts), family="train")[:29]]
     return [chat_ids(tokenizer, text) for text in texts[: 1 if settings.tiny else None]]
 
 

@@ -17,7 +17,7 @@ from benchmarks.gpu.graphs import GraphedDraft, GraphedTarget
 from benchmarks.gpu.probe import floors
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.shapes import LLAMA_8B, TINY, Shape, random_drafter, random_target
-from benchmarks.gpu.simulate import SHAPES, AcceptanceLaw, Record, SimulatedSpeculator, expected_lengths
+from benchmarks.gpu.simulate import SHAPES, WIDTHS, AcceptanceLaw, Record, SimulatedSpeculator, expected_lengths
 from benchmarks.gpu.sink import Sink
 from benchmarks.gpu.timing import measure, synchronize
 from eagle3_serving.drafter import Drafter
@@ -66,7 +66,7 @@ class World:
     ) -> tuple[Batch, SimulatedSpeculator | None]:
         """`batch` requests of made-up text, prefilled; the caches hold what a run of `tokens` steps' worth can need."""
         options = options_of(name, self.tokens)
-        most = 0 if name == "plain" else options.shape.nodes + 1 + options.shape.depth
+        most = 0 if name == "plain" else max(*WIDTHS, options.shape.nodes + 1) + options.shape.depth
         capacity = self.context + 2 * self.tokens + most + 1
         requests = Batch(self.target, options, batch, -(-capacity // 64) * 64)
         speculator = None
@@ -96,7 +96,8 @@ class World:
         self, requests: Batch, speculator: SimulatedSpeculator | None, steps: int
     ) -> tuple[int, int, int, float]:
         """At most `steps` steps, fewer where a cache is full: steps, tokens, nodes and seconds."""
-        widest = 1 if speculator is None else requests.options.shape.nodes + 1
+        # auto's passes are rounded up to a width that has a graph
+        widest = 1 if speculator is None else max(*WIDTHS, requests.options.shape.nodes + 1)
         done = tokens = nodes = 0
         synchronize(self.device)
         begun = time.perf_counter()

@@ -1,7 +1,7 @@
 """Step 7: the plugins on real engines, where those are installed: their acceptance tests on this device, then the sweep.
 
 An engine usually has an interpreter of its own (`--engine-python`). Nothing here knows an engine: the tests are those of
-`tests/engines` that are marked gpu and named for it, the sweep is `eagle3 bench` where the project has it.
+`tests/engines` that are marked gpu and named for it, the sweep is `eagle3 bench`.
 """
 
 import json
@@ -30,7 +30,7 @@ def run(settings: Settings, sink: Sink, out: Path) -> None:
         if not sink.has(f"tests-{engine}"):
             sink.add(f"tests-{engine}", **_tests(settings, python, engine, out))
         if not sink.has(f"sweep-{engine}"):
-            sink.add(f"sweep-{engine}", **_sweep(settings, python, engine))
+            sink.add(f"sweep-{engine}", **_sweep(settings, python, engine, out))
 
 
 def _installed(python: str, engine: str) -> bool:
@@ -53,16 +53,14 @@ def _tests(settings: Settings, python: str, engine: str, out: Path) -> dict[str,
     return {"ok": done.returncode == 0 and ran, "said": said, "files": len(marked)}
 
 
-def _sweep(settings: Settings, python: str, engine: str) -> dict[str, Any]:
-    eagle3 = [python, "-m", "eagle3_serving.cli.main", "bench"]
-    if subprocess.run([*eagle3, "--help"], cwd=ROOT, check=False, capture_output=True).returncode:
-        return {"ok": None, "said": "this version has no eagle3 bench"}
-    if settings.torch_device.type == "cpu" or not (settings.target and settings.drafter):
-        return {"ok": None, "said": "the sweep wants a GPU, --target and --drafter"}
-    told = ["--engine", engine, "--target", settings.target, "--drafter", settings.drafter]
-    done = subprocess.run(
-        [*eagle3, *told, "--concurrency", CONCURRENCY, "--json"], cwd=ROOT, check=False, capture_output=True, text=True
-    )
+def _sweep(settings: Settings, python: str, engine: str, out: Path) -> dict[str, Any]:
+    if settings.torch_device.type == "cpu" or not (settings.target and settings.drafter and settings.eval_prompts):
+        return {"ok": None, "said": "the sweep wants a GPU, --target, --drafter and --eval-prompts"}
+    told = ["--engine", engine, "--target", settings.target, "--drafter", settings.drafter, "--dtype", "bf16"]
+    told += ["--prompts", *settings.eval_prompts, "--concurrency", CONCURRENCY, "--repeats", "2", "--json"]
+    told += ["--out", str(out / f"sweep-{engine}.jsonl")]
+    command = [python, "-m", "eagle3_serving.cli.main", "bench", *told]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     try:
         rows = json.loads(done.stdout.strip().splitlines()[-1])["rows"]
     except (ValueError, KeyError, IndexError):

@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks.gpu.timing import Captured
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine import DraftSession, Target
-from eagle3_serving.engine.draft import Draft, Grow, Keep
 from eagle3_serving.engine.rows import KVPool, RowPlan, visible
 from eagle3_serving.engine.target import TargetOutput
+from eagle3_serving.tree import Draft, Grow, Keep
 
 
 def bucketed(length: int, bucket: int, capacity: int) -> int:

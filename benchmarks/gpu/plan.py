@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.sink import read_lines
@@ -54,7 +55,13 @@ STEPS = {
             ("target", "prompts", "eval_prompts", "answers", "minutes", "draft_vocab", "ablations"),
             "what does more data give?",
         ),
-        Step("engines", "engines", 10, ("engine_python", "target", "drafter"), "do the plugins hold on this device?"),
+        Step(
+            "engines",
+            "engines",
+            10,
+            ("engine_python", "target", "drafter", "eval_prompts"),
+            "do the plugins hold on this device?",
+        ),
     )
 }
 
@@ -124,9 +131,7 @@ def _child(step: Step, out: Path) -> dict[str, Any]:
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
         try:
-            code: int | None = child.wait(timeout=step.minutes * 60)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = _wait(child, step, out)
         finally:
             _end(child)
     seconds = time.perf_counter() - begun
@@ -141,6 +146,20 @@ def _child(step: Step, out: Path) -> dict[str, Any]:
         return {**lines[-1], "seconds": seconds}
     words = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return {"status": "failed", "seconds": seconds, "why": f"exit {code}: {words[-1] if words else 'no output'}; {log}"}
+
+
+def _wait(child: "subprocess.Popen[Any]", step: Step, out: Path) -> int | None:
+    """The exit code, None at the limit. On a terminal a bar shows how much of the limit is used, and the rows so far."""
+    limit, begun = step.minutes * 60, time.monotonic()
+    with tqdm(total=round(limit), desc=step.name, unit="s", leave=False, disable=None) as bar:
+        while (spent := time.monotonic() - begun) < limit:
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(timeout=min(1.0, limit - spent))
+            bar.update(round(spent) - bar.n)
+            if not bar.disable:
+                rows = [line["key"] for line in read_lines(out / f"{step.name}.jsonl") if "key" in line]
+                bar.set_postfix_str(f"{len(rows)} rows, last {rows[-1] if rows else 'none'}")
+    return None
 
 
 def _end(child: "subprocess.Popen[Any]") -> None:

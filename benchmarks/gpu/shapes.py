@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from eagle3_serving.checkpoint.config import default_aux_layers
 from torch import Tensor
 
+from eagle3_serving.checkpoint.aux_layers import default_aux_layers
 from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
 from eagle3_serving.engine import Target
 
@@ -39,7 +39,7 @@ class Shape:
 # Llama-3.1-8B and its published drafter
 LLAMA_8B = Shape("Llama-3.1-8B", 4096, 14336, 32, 32, 8, 128256, 32000)
 # wide enough a vocabulary that a random draft is nearly never right by itself
-TINY = Shape("tiny", 64, 128, 6, 8, 2, 512, 128, 2048)
+TINY = Shape("tiny", 64, 128, 8, 8, 2, 512, 128, 2048)
 
 
 def random_target(shape: Shape, device: torch.device, dtype: torch.dtype) -> Target:

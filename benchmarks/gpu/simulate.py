@@ -21,13 +21,15 @@ from benchmarks.gpu.graphs import GraphedDraft
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine import DecodeOptions, Step
 from eagle3_serving.engine.batch import Batch
-from eagle3_serving.engine.draft import Draft, Grow, TreeShape
+from eagle3_serving.engine.draft import TreeShape
 from eagle3_serving.engine.policy import Experience
 from eagle3_serving.engine.speculate import Speculator
 from eagle3_serving.tree import (
     PADDING,
     Children,
+    Draft,
     DraftTree,
+    Grow,
     accept_greedy,
     expand,
     pool,
@@ -134,7 +136,7 @@ class SimulatedSpeculator(Speculator):
     def verify(self, draft: Draft, tree: DraftTree, counts: list[int]) -> list[Step]:
         """All requests at the width of the widest, rounded up to one that has a graph: shapes are what graphs want."""
         if self.options.mode == "auto":
-            width = next((w for w in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if w >= max(counts)), max(counts))
+            width = next((w for w in WIDTHS if w >= max(counts)), max(counts))
             missing = width - 1 - tree.parents_BN.shape[1]
             fill = {"tokens_BN": 0, "parents_BN": PADDING, "scores_BN": -torch.inf, "pool_BN": 0}
             tree = DraftTree(
@@ -147,6 +149,7 @@ class SimulatedSpeculator(Speculator):
         return super().verify(draft, tree, counts)
 
 
+WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # rows of a request that auto's passes are rounded up to
 SHAPES = {"chain-3": TreeShape.chain(3), "tree-16": TreeShape(16, 5, 4), "tree-60": TreeShape(60, 8, 10)}
 
 

@@ -3,7 +3,7 @@ eighth, a quarter and a half of its tokens (the scaling curve), and switches of 
 
 Every run starts anew from the same seed and sees the same batches in the same order; a smaller one ends sooner, its
 learning rate with it. Accepted lengths are of the embedded engine on held-out prompts, T = 0, fp32, ranked by the
-drafter's own probabilities. OUT/train/parcels holds the weights in pieces that can be carried.
+drafter's own probabilities. `bring.py` makes parts of the weights that can be carried home.
 """
 
 import json
@@ -17,7 +17,6 @@ import torch
 
 from benchmarks.common import accepted_length
 from benchmarks.gpu.answers import generate
-from benchmarks.gpu.parcels import split
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.shapes import TINY, random_target
 from benchmarks.gpu.sink import Sink, Unavailable
@@ -30,7 +29,7 @@ from eagle3_serving.train.run import TrainOptions
 SHARES = {"answers": 0.3, "train": 0.55}  # of the budget; the rest evaluates
 PARTS = {"full": 1.0, "quarter": 0.25, "eighth": 0.125, "half": 0.5}
 ABLATION_PART = 0.25
-PARCEL_MIB = 15
+LONGEST_PROMPT, LONGEST_HELD_OUT = 400, 2000  # tokens
 
 
 def run(settings: Settings, sink: Sink, out: Path) -> None:
@@ -68,8 +67,6 @@ def run(settings: Settings, sink: Sink, out: Path) -> None:
         figures = _trained(one)
         figures |= _accepted(settings, target, one.out / "drafter", 40 if name == "full" else 12)
         sink.add(f"run-{name}", part=part, options={k: str(v) for k, v in options.items()}, **figures)
-        if name == "full":
-            split([one.out / "drafter"], work / "parcels", PARCEL_MIB << 20)
 
 
 # ---- what is trained on
@@ -84,15 +81,16 @@ def _toy_target(settings: Settings, work: Path) -> Path:
     return directory
 
 
-def prompt_ids(settings: Settings, target: Path, prompts: list[Prompt]) -> list[tuple[str, list[int]]]:
-    """Chat prompts as tokens, those that fit; bytes are the tokens of a toy without a tokenizer."""
+def prompt_ids(settings: Settings, target: Path, prompts: list[Prompt], longest: int) -> list[tuple[str, list[int]]]:
+    """Chat prompts as tokens, those of at most `longest`; bytes are the tokens of a toy without a tokenizer."""
     if settings.tiny and not (target / "tokenizer.json").exists():
         return [(p.id, [byte % TINY.vocab for byte in p.turns[0].encode()[:24]]) for p in prompts]
     from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
     tokenizer = load_tokenizer(target)
-    pairs = [(p.id, chat_ids(tokenizer, p.turns[0])) for p in prompts if len(p.turns[0]) < 2000]
-    return [(name, ids) for name, ids in pairs if len(ids) <= 400]
+    # a token is seldom more than five characters: longer texts need no tokenizer to be too long
+    pairs = [(p.id, chat_ids(tokenizer, p.turns[0])) for p in prompts if len(p.turns[0]) < 5 * longest]
+    return [(name, ids) for name, ids in pairs if len(ids) <= longest]
 
 
 def _read(settings: Settings, files: tuple[str, ...], limit: int | None) -> list[Prompt]:
@@ -104,7 +102,8 @@ def _read(settings: Settings, files: tuple[str, ...], limit: int | None) -> list
 def _answers(settings: Settings, sink: Sink, target: Path, work: Path, seconds: float) -> Path:
     out = work / "answers.jsonl"
     if not sink.has("answers"):
-        prompts = prompt_ids(settings, target, _read(settings, settings.prompts, 64 if settings.tiny else None))
+        raw = _read(settings, settings.prompts, 64 if settings.tiny else None)
+        prompts = prompt_ids(settings, target, raw, LONGEST_PROMPT)
         random.Random(settings.seed).shuffle(prompts)  # files are ordered by source, and the time may end before them
         engine = EmbeddedEngine.load(target, None, settings.dtype, settings.device)
         size = (
@@ -208,7 +207,9 @@ def _accepted(settings: Settings, target: Path, drafter: Path, limit: int) -> di
     }
     found: dict[str, Any] = {name: {} for name in options}
     for family, prompts in by_family(_read(settings, settings.eval_prompts, limit)).items():
-        ids = [ids for _, ids in prompt_ids(settings, target, prompts)[:limit]]
+        ids = [ids for _, ids in prompt_ids(settings, target, prompts, LONGEST_HELD_OUT)]
+        if not ids:
+            continue
         for name, option in options.items():
             found[name][family] = round(accepted_length(engine.generate_many(ids, option, len(ids))), 3)
     return {"accepted_length": {name: {**f, "mean": round(sum(f.values()) / len(f), 3)} for name, f in found.items()}}

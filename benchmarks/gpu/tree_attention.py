@@ -1,7 +1,7 @@
 """Step 3: attention of a verify pass, whole under a mask or split and merged, against a dense reference and the floor.
 
 `masked` is SDPA under the dense mask (the embedded engine's way); `split` a maskless prefix pass with its log-sum-exp and
-a small dense block over the tree, merged; with FlashInfer installed, `flashinfer-mask` its paged prefill under the
+a small dense block over the tree, merged; `split-triton` the same with the vLLM plugin's kernel; with FlashInfer installed, `flashinfer-mask` its paged prefill under the
 bit-packed tree mask and `flashinfer-split` its paged prefill over the prefix alone, with PyTorch's block. Every way is
 held against fp32 arithmetic on the same inputs before it is timed; several sets of inputs rotate, so that the cache
 never serves them. The floor is one reading of the keys and values.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.gpu import plugin_ways
 from benchmarks.gpu.probe import floors
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.shapes import random_parents
@@ -97,6 +98,11 @@ def split(case: Case) -> Callable[[], Tensor]:
 def ways(device: torch.device) -> dict[str, Way]:
     """By name; FlashInfer's on a GPU where it can be imported."""
     found: dict[str, Way] = {"masked": masked, "split": split}
+    try:
+        plugin_ways.load_kernel()
+        found["split-triton"] = plugin_ways.split_triton
+    except Exception as error:  # a plugin of another version must not take the other ways down
+        print(f"without the vLLM plugin's kernel: {error}", flush=True)
     if device.type != "cuda":
         return found
     try:

@@ -38,10 +38,11 @@ def measure_floors(dtype: str, repeats: int = 7) -> Floors:
     """A second or two: the median of `repeats` copies larger than any cache, and of as many square products."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     large, side = (1 << 30, 8192) if device.type == "cuda" else (1 << 28, 2048)
-    source = torch.ones(large // 4, dtype=torch.float32, device=device)
+    # numbers without a pattern: constant ones cost a GPU less
+    source = torch.rand(large // 4, dtype=torch.float32, device=device)
     other = torch.empty_like(source)
     copied = _median(lambda: other.copy_(source), device, repeats)
-    a = torch.ones(side, side, dtype=DTYPES[dtype], device=device)
+    a = torch.rand(side, side, device=device).to(DTYPES[dtype])
     product = _median(lambda: a @ a, device, repeats)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     # a copy reads and writes: reading alone has the whole of what it moves

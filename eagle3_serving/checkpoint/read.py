@@ -277,8 +277,11 @@ def _check_ids(parts: Parts, boundaries: tuple[int, ...] | None, num_target_laye
         return
     outside = [k for k in boundaries if k < 0 or (num_target_layers is not None and k > num_target_layers)]
     if outside:
-        _say(parts, "error", IDS, f"boundary {outside[0]} is none of a target of {num_target_layers} layers",
-             "the drafter is of another target")  # fmt: skip
+        depth = (
+            f"this one has {num_target_layers} layers" if num_target_layers is not None else "no target has them all"
+        )
+        what = f"the drafter is for another target: it reads the inputs of layers {list(boundaries)}, {depth}"
+        _say(parts, "error", IDS, what, "give the target that it was trained on")
     if len(set(boundaries)) != len(boundaries):
         _say(parts, "error", IDS, f"boundaries {list(boundaries)} name one twice", "mend config.json")
 

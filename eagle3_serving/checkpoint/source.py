@@ -123,10 +123,11 @@ class Source:
     def digest(self) -> str:
         """SHA-256 over config.json and every weight file, in order."""
         digest = hashlib.sha256()
+        buffer = memoryview(bytearray(1 << 20))  # one for all: fresh memory costs more than the hash
         for path in (self.directory / "config.json", *self.files):
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    digest.update(buffer[:count])
         return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from eagle3_serving.bench.options import CONCURRENCY, BenchOptions
 from eagle3_serving.bench.setting import DEFAULTS, FORMS
+from eagle3_serving.cli.arguments import add_json, add_subject
 from eagle3_serving.eval.options import ENGINES
 from eagle3_serving.files import write_whole
 
@@ -39,9 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, required=True)
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
-    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="JSONL files, or directories of them")
+    add_subject(parser)
     parser.add_argument("--out", type=Path, required=True, help="OUT.jsonl; plots and report beside it")
     usual = "; ".join(f"{engine}: {','.join(names)}" for engine, names in DEFAULTS.items())
     parser.add_argument("--settings", type=_names, default=(), help=f"{FORMS} (default: {usual})")
@@ -65,7 +64,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--simulate-acceptance", type=float, metavar="R", help="accept at this rate a depth; the rest is real"
     )
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds a request may take (default 600)")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from eagle3_serving.cli.arguments import add_json, add_subject
 from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
 
 if TYPE_CHECKING:
@@ -33,9 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, required=True)
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
-    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="JSONL files, or directories of them")
+    add_subject(parser)
     parser.add_argument("--mode", choices=MODES, default="chain")
     parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
     parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
@@ -68,7 +67,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (default 128)")
     parser.add_argument("--limit", type=int, help="only the first N prompts of each family")
     parser.add_argument("--repeats", type=int, default=1, help="timed rounds; the median is reported (default 1)")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -32,6 +32,7 @@ class VllmOptions:
     max_num_seqs: int = 16
     compiled: bool = False
     kv_cache_gib: int = 1
+    prefix_cache: bool = False  # a prefix kept from an earlier round would make the later rounds' prefill free
     plugin: bool = True
     profile: Path | None = None
     simulate: float | None = None
@@ -46,8 +47,8 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
     argv += ["--model", str(options.target), "--served-model-name", SERVED_NAME]
     argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype]]
     argv += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)]
-    # A prefix kept from an earlier round would make the later rounds' prefill free.
-    argv += ["--no-enable-prefix-caching"]
+    if not options.prefix_cache:
+        argv.append("--no-enable-prefix-caching")
     if not options.compiled:
         argv += ["--enforce-eager"]
     name = "vLLM (plain)"

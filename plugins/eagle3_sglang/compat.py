@@ -11,15 +11,19 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
+from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
 from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.runtime_context import get_parallel, get_spec
 from sglang.srt.speculative.adaptive_runtime_state import SpecRuntimeState
+from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 from sglang.srt.speculative.eagle_utils import per_step_draft_out_cache_loc
+from sglang.srt.speculative.eagle_worker_common import prepare_for_draft_extend
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 from torch import Tensor
 
@@ -92,6 +96,56 @@ def _draft_parallel(worker: Any) -> Any:
     from sglang.srt.speculative.spec_utils import draft_tp_context
 
     return draft_tp_context(draft.parallel_layout)
+
+
+def draft_extend(worker: Any, batch: Any, back_B: Tensor, features: Tensor, tokens: Tensor, width: int) -> None:
+    """The draft model over `width` rows of each request, the first standing `back_B` positions before the request's end.
+
+    Its output is dropped: what counts are the keys and values it leaves.
+    """
+    draft, scratch = worker._draft_worker, copy(batch)
+    scratch.seq_lens = batch.seq_lens - back_B.to(batch.seq_lens)
+    if batch.seq_lens_cpu is not None:
+        scratch.seq_lens_cpu = batch.seq_lens_cpu - back_B.to(batch.seq_lens_cpu)
+        scratch.seq_lens_sum = int(scratch.seq_lens_cpu.sum())
+    scratch.out_cache_loc = assign_extend_cache_locs_uniform_func(
+        req_pool_indices=batch.req_pool_indices,
+        req_to_token=worker.req_to_token_pool.req_to_token,
+        start_offset=scratch.seq_lens,
+        batch_size=len(back_B),
+        draft_token_num=width,
+        device=batch.device,
+    )
+    count_B = torch.full_like(scratch.seq_lens, width)
+    state = EagleDraftExtendInput(
+        hidden_states=features,
+        num_correct_drafts=count_B - 1,
+        num_accept_tokens=count_B,
+        num_tokens_per_req=width,
+        num_tokens_for_logprob_per_req=width,
+    )
+    with ExitStack() as stack:
+        for context in (
+            _draft_parallel(worker),
+            speculative_moe_backend_context(),
+            speculative_moe_a2a_backend_context(),
+        ):
+            stack.enter_context(context)
+        forward_batch = prepare_for_draft_extend(
+            state, scratch, tokens, width, draft.draft_runner, None, return_hidden_states_before_norm=False
+        )
+        draft.draft_runner.forward(forward_batch)
+
+
+def penalises(batch: Any) -> bool:
+    """Whether some request's next token hangs on how many it has: SGLang's penalties, which it relaxes under speculation."""
+    info = batch.sampling_info
+    if info is None:
+        return False
+    # in a forward pass SGLang hands over the sums and not what made them
+    sums = info.acc_additive_penalties, info.acc_scaling_penalties
+    orchestrator = info.penalizer_orchestrator
+    return any(one is not None for one in sums) or (orchestrator is not None and bool(orchestrator.is_required))
 
 
 def skip_catching_up(skip: bool) -> None:

@@ -10,6 +10,7 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree.budget import Curve
 
 KEPT = 9  # steps whose median counts
+PROVEN = 4  # steps after which a cost is known
 
 
 def bucket(batch: int) -> int:
@@ -27,11 +28,16 @@ class StepCosts:
     def __init__(self, shapes: Iterable[Shape]) -> None:
         self.shapes = tuple(shapes)
         self._seen: dict[tuple[int, Shape], deque[float]] = {}
-        self._curve: Curve | None = None
+        self._curve = Curve({})
 
     def add(self, batch: int, shape: Shape, seconds: float) -> None:
         self._seen.setdefault((batch, shape), deque(maxlen=KEPT)).append(seconds)
-        self._curve = None
+        self._draw(batch)
+
+    def _draw(self, batch: int) -> None:
+        seen = {shape: self._seen[batch, shape] for shape in self.shapes if (batch, shape) in self._seen}
+        rows = [(float(batch * shape.tokens), statistics.median(seconds)) for shape, seconds in seen.items()]
+        self._curve.points[batch] = tuple(sorted(rows))
 
     def steps(self, batch: int, shape: Shape) -> int:
         """How many steps were measured at batch sizes like this."""
@@ -39,13 +45,8 @@ class StepCosts:
 
     def seconds(self, batch: int, shape: Shape) -> float | None:
         """None before anything was measured."""
-        if self._curve is None:
-            points: dict[int, list[tuple[float, float]]] = {}
-            for (size, seen_shape), seen in self._seen.items():
-                points.setdefault(size, []).append((float(size * seen_shape.tokens), statistics.median(seen)))
-            if not points:
-                return None
-            self._curve = Curve({size: tuple(sorted(row)) for size, row in points.items()})
+        if not self._curve.points:
+            return None
         return self._curve.at(batch, batch * shape.tokens)
 
     def save(self, path: Path, about: dict[str, str]) -> None:
@@ -73,8 +74,5 @@ class StepCosts:
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again
                 self._seen[batch, shape] = deque([seconds] * PROVEN, maxlen=KEPT)
-        self._curve = None
+                self._draw(batch)
         return True
-
-
-PROVEN = 4

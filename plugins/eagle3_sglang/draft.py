@@ -39,9 +39,9 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
 
     def draft_forward(self, forward_batch: Any) -> tuple[Any, Any, Any, Any]:
         """Parents, chosen candidates [B, N] and their tokens, in SGLang's form; no draft probabilities."""
-        idle = forward_batch.forward_mode.is_idle()
-        if idle or self.topk == 1 or compat.spec_config().speculative_use_rejection_sampling:
-            # a chain has nothing to select, and rejection sampling wants the draft's own law
+        idle, watched = forward_batch.forward_mode.is_idle(), self.draft_runner.canary_manager is not None
+        if idle or watched or self.topk == 1 or compat.spec_config().speculative_use_rejection_sampling:
+            # a chain has nothing to select, rejection sampling wants the draft's own law, SGLang's canary its own passes
             return super().draft_forward(forward_batch)  # type: ignore[no-any-return]
         state = forward_batch.spec_info
         batch, steps = forward_batch.batch_size, self.speculative_num_steps
@@ -67,6 +67,8 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
             with compat.attention_of(self.draft_attn_backend.attn_backends[depth - 1], forward_batch):
                 output = self.draft_runner.forward(forward_batch).logits_output
             forward_batch.positions.add_(1)
+            if self.draft_runner.model_config.model_is_mrope:
+                forward_batch.mrope_positions.add_(1)
             children = top_children(output.next_token_logits.unflatten(0, (batch, self.topk)), self.topk)
             children = children._replace(tokens_BKC=self._target_ids(children.tokens_BKC))
             hidden_BKH = output.hidden_states.unflatten(0, (batch, self.topk))

@@ -32,7 +32,7 @@ def register() -> None:
     if problem := version_problem(sglang.__version__):
         give_way(problem)
         return
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.__post_init__", before_arguments, HookType.AROUND)
+    HookRegistry.register("sglang.srt.server_args.ServerArgs.resolve_once", before_resolution, HookType.AROUND)
     HookRegistry.register(f"{_ARGUMENTS}._auto_choose_speculative_params", choose_trees, HookType.AROUND)
     HookRegistry.register(f"{_ALGORITHM}.resolve_max_speculative_num_draft_tokens", reserve, HookType.AROUND)
     HookRegistry.register(f"{_ALGORITHM}.create_worker", create_worker, HookType.AROUND)
@@ -51,27 +51,34 @@ def stop(problem: str) -> NoReturn:
 # ---- hooks: each gets the original first
 
 
-def before_arguments(original: Callable[..., None], server_args: Any, *args: Any, **kwargs: Any) -> None:
+def before_resolution(original: Callable[..., None], server_args: Any) -> None:
     """Before SGLang reads any file: is the drafter one it can serve?"""
     drafter = server_args.speculative_draft_model_path
-    if _is_ours(server_args.speculative_algorithm) and drafter and read_settings().check:
+    resolved = getattr(server_args, "_resolution_finished", False)  # SGLang asks again in each of its processes
+    if _is_ours(server_args.speculative_algorithm) and drafter and not resolved and read_settings().check:
         from eagle3_sglang.preflight import servable
 
         try:
-            server_args.speculative_draft_model_path = servable(str(drafter), str(server_args.model_path))
+            path = servable(str(drafter), str(server_args.model_path))
         except Eagle3Error as error:
             stop(str(error))
-    original(server_args, *args, **kwargs)
+        if path != drafter:
+            server_args.speculative_draft_model_path = path
+    original(server_args)
 
 
 def choose_trees(
     original: Callable[..., tuple[int, int, int]], server_args: Any, model_arch: str
 ) -> tuple[int, int, int]:
     """SGLang asks where the user gave no tree: the largest of ours, for which memory is kept."""
-    if not _is_ours(server_args.speculative_algorithm) or name_problem():
-        return original(server_args, model_arch)
-    settings = read_settings()
-    trees = settings.trees or parse_trees(DEFAULT_TREES)
+    theirs = original(server_args, model_arch)
+    if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or name_problem():
+        return theirs
+    trees = read_settings().trees
+    if not trees and theirs[1] == 1:
+        log.info("eagle3: SGLang drafts a chain for %s, and so do we; %s asks for trees", model_arch, TREES)
+        return theirs
+    trees = trees or parse_trees(DEFAULT_TREES)
     # the scheduler's process learns of it from the environment it inherits
     os.environ[TREES] = os.environ.get(TREES) or DEFAULT_TREES
     shape = largest(trees)

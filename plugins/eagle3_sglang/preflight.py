@@ -38,7 +38,8 @@ def servable(drafter: str, target: str) -> str:
             convert(directory, copy, to="sglang", target=beside, parity=False)
         still = _broken(copy, beside)
     except Eagle3Error as error:
-        raise CheckError(_line(drafter, broken[0], f"no conversion helps: {error}")) from None
+        why = "" if broken[0].what in str(error) else f": {error}"
+        raise CheckError(_line(drafter, broken[0], f"no conversion mends it{why}")) from None
     if still:
         raise CheckError(_line(drafter, still[0], "a conversion does not mend it"))
     log.warning(

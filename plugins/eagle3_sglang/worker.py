@@ -10,6 +10,7 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.tree.calibrate import Calibration
 from eagle3_sglang import compat
+from eagle3_sglang.catch_up import Backlog, take_in
 from eagle3_sglang.costs import StepCosts
 from eagle3_sglang.draft import DraftWorker
 from eagle3_sglang.metrics import Metrics
@@ -26,7 +27,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
     """One runtime state (attention backends, CUDA graphs) a tree, built at start; each step activates one.
 
     A step that drafts nothing is a plain decoding step in SGLang's verify path, and the draft does not even catch up.
-    Before drafting goes on, one such step does let it catch up, so that the draft starts from true features.
+    Before drafting goes on, one such step does let it catch up, so that the draft starts from true features. A batch with
+    penalised requests (repetition, presence, frequency, minimum length) drafts nothing: only so is its text plain decoding's.
     """
 
     speculative_num_steps: int  # SGLang's own: the state that is active
@@ -36,17 +38,20 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self.settings = read_settings()
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
         self.shapes = compat.shapes_of(self, self.settings)
+        self.nothing = Shape.nothing(self.topk)
         self.costs = StepCosts(self.shapes)
         self.policy = ShapePolicy(self.shapes, self.costs)
         self.chooser: ShapePolicy | Cycle = Cycle(self.shapes) if self.settings.cycle else self.policy
         self.metrics = Metrics.when(compat.counts_here(server_args))
         self.states: dict[Shape, Any] = {}
-        self._caught_up = False
+        self._caught_up = self._penalised = False
         self._cold = False  # the draft has not seen the last tokens
         self._begun: tuple[float, int, Shape] | None = None  # the step that the next one ends
         self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
         self._saved = time.monotonic()
         self._server_args = server_args
+        self._batch: Any = None  # the one in hand
+        self.backlog = Backlog()
 
     def init_cuda_graphs(self) -> None:
         """The last of SGLang's steps at start: pools and backends are there, so each tree's state can be built."""
@@ -55,11 +60,9 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.sessions(self))
         self.telling = Telling(draft.told_SB)
         super().init_cuda_graphs()
-        if len(self.shapes) > 1:
-            self.states[self.shape] = compat.present_state(self)
-            for shape in self.shapes:
-                if shape not in self.states:
-                    self.states[shape] = compat.build_state(self, shape.steps, shape.tokens)
+        self.states[self.shape] = compat.present_state(self)
+        for shape in {*self.shapes, self.nothing} - {self.shape}:
+            self.states[shape] = compat.build_state(self, shape.steps, shape.tokens)
         self._about = compat.about(self, arguments)
         name = f"sglang-{compat.digest(self._about)}.json"
         self._kept = self.settings.profile or cache_directory() / "profiles" / name
@@ -73,6 +76,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
             self._begun = None
             return super().forward_batch_generation(batch, *args, **kwargs)
         size, begun = batch.seq_lens.shape[0], time.perf_counter()
+        self._batch, self._penalised = batch, compat.penalises(batch)
         self._measure(size, begun)
         result = super().forward_batch_generation(batch, *args, **kwargs)
         if size:
@@ -81,16 +85,26 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
                 self.telling.note(size, self.shape)
             # a step that let the draft catch up costs more than one that drafts nothing
             self._begun = None if self._caught_up else (begun, size, self.shape)
+        self._batch = None
         return result
+
+    def _stub_skipped_draft_extend(self, batch: Any, batch_output: Any) -> None:
+        """SGLang calls it in place of the draft's catching up."""
+        # copies: a graph writes the next step's into the same place
+        features_BF, tokens_B = batch_output.logits_output.hidden_states.clone(), batch_output.next_token_ids.clone()
+        self.backlog.miss([request.rid for request in batch.reqs], features_BF, tokens_B)
+        super()._stub_skipped_draft_extend(batch, batch_output)
 
     def activate_step_by_batch(self, batch_size: int) -> None:
         """SGLang calls it before each decoding step."""
         if not self.states or batch_size == 0:
             return
-        shape = compat.agreed(self.chooser.choose(batch_size), self.shapes)
+        # SGLang counts a penalty once a step, so that more than one token a step changes the text
+        shape = self.nothing if self._penalised else compat.agreed(self.chooser.choose(batch_size), self.shapes)
         catch_up = self._cold and shape.drafts
         if catch_up:
-            shape = Shape.nothing(shape.top_k)
+            shape = self.nothing
+            take_in(self.backlog, self, self._batch)
         self._cold = not shape.drafts and not catch_up
         self._caught_up = catch_up
         compat.skip_catching_up(self._cold)

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.sglang_cases import FEATURES, Body, ask_all, ask_and_hang_up, body
+from benchmarks.sglang_cases import FEATURES, PENALTIES, Body, ask_all, ask_and_hang_up, body
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server
@@ -75,7 +75,8 @@ def test_changing_trees_change_no_token(
     said = ask_all(changing, asked[feature], 8)
     assert tokens(said) == tokens(expected[feature])
     assert [answer.text for answer in said] == [answer.text for answer in expected[feature]]
-    assert (changing.counters() - before).accepted > 0
+    # SGLang relaxes penalties under speculation: such a batch drafts nothing, and its text is plain decoding's
+    assert ((changing.counters() - before).accepted > 0) == (feature not in PENALTIES)
 
 
 def test_a_request_alone_gets_the_same(
@@ -140,7 +141,7 @@ def test_its_own_tree_says_what_plain_decoding_says(
     assert tokens(said) == tokens(expected["plain text"])
     assert spent.drafts > 0 and spent.accepted == sum(spent.accepted_by_position)
     assert spent.accepted_length > 1.2
-    assert "SGLang's own EAGLE3 serves" in log.read_text()
+    assert "eagle3: trees" not in log.read_text()  # what our worker says when it is ready
 
 
 def test_a_drafter_sglang_would_read_wrongly_stops_the_server_with_one_line(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import bring
 from benchmarks.gpu import plan as plans
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.plan import STEPS, Step, parse_plan, run_plan
@@ -52,7 +53,9 @@ def test_rows_hold_what_is_promised(whole: tuple[Path, "subprocess.CompletedProc
     assert all(row["ok"] for row in rows["correctness"].values())
     assert rows["probe"]["copy"]["bytes_per_second"] > 1e8
     assert {"masked-1-8-16", "split-1-8-16", "best-1-8-16"} <= rows["attention"].keys()
-    assert rows["attention"]["best-1-8-16"]["way"] in ("masked", "split")
+    assert rows["attention"]["best-1-8-16"]["way"] in ("masked", "split", "split-triton")
+    # the plugin's file was found, and its meaning is the reference's
+    assert rows["attention"]["split-triton-1-8-16"]["ok"]
     for name in ("plain", "chain-3", "tree-16", "tree-60", "auto"):
         row = rows["curve"][f"{name}-2"]
         assert row["tokens_per_second"] > 0 and row["simulated"] == (name != "plain")
@@ -60,7 +63,26 @@ def test_rows_hold_what_is_promised(whole: tuple[Path, "subprocess.CompletedProc
     assert rows["draft"]["chain-3-2"]["draft_share"] > 0
     assert {"run-full", "run-half", "run-quarter", "run-eighth", "run-no-training-time-test"} <= rows["train"].keys()
     assert rows["train"]["run-full"]["tokens"] > rows["train"]["run-quarter"]["tokens"]
-    assert sorted((out / "train" / "parcels").iterdir())
+
+
+def test_what_is_brought_home_is_small_and_whole(
+    whole: tuple[Path, "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    out, _ = whole
+    to = tmp_path / "home"
+    assert bring.main(["--out", str(out), "--to", str(to), "--size", "0.1"]) == 0
+    sizes = {path.name: path.stat().st_size for path in to.iterdir()}
+    assert len(sizes) <= 8 and max(sizes.values()) <= 0.1 * 2**20 and "weights.tar.02" in sizes
+    done = subprocess.run(
+        "sha256sum -c SHA256SUMS && tar xf results.tar.xz && cat weights.tar.* | tar x", shell=True, cwd=to, check=False
+    )
+    assert done.returncode == 0
+    assert (to / "drafter" / "model.safetensors").read_bytes() == (
+        out / "train" / "full" / "drafter" / "model.safetensors"
+    ).read_bytes()
+    assert read_lines(to / "curve.jsonl") == read_lines(out / "curve.jsonl")
+    assert (to / "logs" / "train.log").stat().st_size > 0
+    assert bring.main(["--out", str(out), "--to", str(tmp_path / "tight"), "--most", "2"]) == 2
 
 
 def test_a_second_run_passes_over_what_is_done(whole: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:

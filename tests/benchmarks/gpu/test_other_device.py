@@ -98,3 +98,12 @@ def test_answers_and_training(device: object, captures: list[tuple[int, int]], t
     job = training._job(replace(SETTINGS, draft_vocab=64), target, [file])
     assert training._speed(job, tmp_path)["tokens_per_second"] > 0
     assert (tmp_path / "speed" / "drafter" / "model.safetensors").is_file()
+
+
+@pytest.mark.gpu
+def test_every_check_of_correctness_holds_on_cuda() -> None:
+    settings = replace(SETTINGS, device="cuda", tiny=False)
+    for name, check in correctness.checks(settings):
+        if name != "tests marked gpu":
+            row = check(settings)
+            assert row["ok"], (name, row)

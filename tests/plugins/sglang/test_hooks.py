@@ -49,7 +49,7 @@ def test_other_algorithms_are_left_alone(caplog: pytest.LogCaptureFixture) -> No
     assert hooks.reserve(lambda *_: 8, algorithm, arguments()) == 8
     asked = arguments()
     asked.speculative_algorithm = "STANDALONE"
-    assert hooks.choose_trees(lambda *_: (3, 1, 4), asked, "LlamaForCausalLM") == (3, 1, 4)
+    assert hooks.choose_trees(lambda *_: (5, 4, 8), asked, "LlamaForCausalLM") == (5, 4, 8)
     assert not caplog.text
 
 
@@ -66,7 +66,10 @@ def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
     monkeypatch.setattr(hooks, "name_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "")
     with caplog.at_level(logging.INFO):
-        assert hooks.choose_trees(lambda *_: (3, 1, 4), arguments(), "LlamaForCausalLM") == (5, 4, 12)
+        # some models' attention draws chains alone: where SGLang would not draw a tree, we do not either
+        assert hooks.choose_trees(lambda *_: (3, 1, 4), arguments(), "DeepseekV3ForCausalLM") == (3, 1, 4)
+        assert not hooks.read_settings().trees
+        assert hooks.choose_trees(lambda *_: (5, 4, 8), arguments(), "LlamaForCausalLM") == (5, 4, 12)
     assert hooks.read_settings().trees
     assert "no tree was asked for" in caplog.text
 
