@@ -38,8 +38,9 @@ MARKS: tuple[dict[str, Any], ...] = (
 def soak(target: Path, drafter: Path, requests: int) -> dict[str, Any]:
     chance = random.Random(0)
     prompts = [[chance.randrange(1000, 40000) for _ in range(chance.randrange(3, 12))] for _ in range(requests)]
-    params = [{**chance.choice(MARKS), "max_tokens": chance.randrange(1, 6)} for _ in prompts]
-    abort = {place: chance.randrange(1, 40) for place in range(0, requests, 7)}
+    params = [{**chance.choice(MARKS), "max_tokens": chance.randrange(2, 6)} for _ in prompts]
+    # about when each runs: some are aborted waiting, some in flight, some have just ended
+    abort = {place: place // 6 + chance.randrange(1, 4) for place in range(0, requests, 7)}
     engine = {"max_num_seqs": 16, "max_model_len": 128, "max_num_batched_tokens": 256, "block_size": 32}
     begun = time.perf_counter()
     out = run(Job(target, [Round(prompts, params, abort)], drafter, 4, engine=engine, settings=SMALL_TREES))

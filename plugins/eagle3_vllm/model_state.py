@@ -16,6 +16,7 @@ class TreeModelState:
     """Goes before vLLM's own class of model state; `trees` is set right after it is made."""
 
     trees: Trees
+    foreign_processors = False  # whether someone else's logits processors run: what they look back over is not known
     vllm_config: Any
     device: torch.device
 
@@ -26,6 +27,8 @@ class TreeModelState:
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)  # type: ignore[misc]
         reason = chain_reason(new_req_data.sampling_params)
+        if reason is None and self.foreign_processors:
+            reason = "logits_processor"
         if reason is not None:
             self.trees.tally.fell_back("request", reason)
         self.trees.forget(req_index, reason is not None)
@@ -58,6 +61,7 @@ class TreeModelState:
         return inputs
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Sampler, TreeSampler]:
+        self.foreign_processors = any(not type(p).__module__.startswith("vllm.") for p in sampler.logits_processors)
         return sampler, TreeSampler(sampler, self.vllm_config.speculative_config, self.device, self.trees)
 
     def postprocess_state(
