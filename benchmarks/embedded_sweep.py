@@ -31,13 +31,16 @@ SETTINGS = ("plain", "chain-3", "chain-5", "tree-16", "tree-60", "auto", "auto-l
 
 
 def options_of(name: str, tokens: int) -> DecodeOptions:
-    mode, _, size = name.partition("-")
+    """`plain`, `chain-K`, `tree-NODES[-lookup]` or `auto[-lookup]`."""
+    mode, *rest = name.split("-")
+    lookup = rest[-1:] == ["lookup"]
     if mode == "chain":
-        return DecodeOptions(tokens, "chain", k=int(size), eos_ids=())
+        return DecodeOptions(tokens, "chain", k=int(rest[0]), eos_ids=())
     if mode == "tree":
-        return DecodeOptions(tokens, "tree", nodes=int(size), depth=8, top_k=10, eos_ids=())
+        nodes = int(rest[0])
+        return DecodeOptions(tokens, "tree", nodes=nodes, depth=min(8, nodes), top_k=10, eos_ids=(), lookup=lookup)
     if mode == "auto":
-        return DecodeOptions(tokens, "auto", nodes=60, depth=8, top_k=10, eos_ids=(), lookup=size == "lookup")
+        return DecodeOptions(tokens, "auto", nodes=60, depth=8, top_k=10, eos_ids=(), lookup=lookup)
     return DecodeOptions(tokens, "plain", eos_ids=())
 
 

@@ -90,7 +90,8 @@ class Neutral:
 def refuse_strangers(source: Source) -> None:
     """Raise CheckError, by name, for what looks like an EAGLE-3 drafter and is none."""
     raw, names, where = source.config, source.tensors.keys(), source.directory
-    architectures = " ".join(str(a) for a in raw.get("architectures") or [] if a) or "no architecture"
+    said = raw.get("architectures")
+    architectures = " ".join(str(a)[:80] for a in said[:4]) if isinstance(said, list) and said else "no architecture"
     if any(".lora_" in name for name in names) or (where / "adapter_config.json").is_file():
         raise CheckError(f"{where}: a LoRA adapter, not a drafter; merge it into its base and export again")
     for kind, marks in (

@@ -172,8 +172,10 @@ def _noted(source: Source, top: list[int] | None, nested: list[int] | None, coun
     """What our conversion noted, as long as the ids beside it still say the same."""
     note = _Keys(dict(provenance(source)), str(source.directory))
     boundaries = note.ids("aux_boundaries")
-    if top or boundaries is None or len(boundaries) != count or min(boundaries) < 0:
+    if boundaries is None or len(boundaries) != count or min(boundaries) < 0:
         return None
+    if top:
+        return AuxLayers(tuple(top), "boundary", "as its conversion noted") if top == boundaries else None
     depth, kind = note.config.get("num_target_layers"), note.config.get("target_type")
     encoded = sglang_ids(boundaries, depth if type(depth) is int else None, kind if isinstance(kind, str) else None)
     if nested is not None and nested != encoded:
@@ -275,8 +277,11 @@ def _check_ids(parts: Parts, boundaries: tuple[int, ...] | None, num_target_laye
         return
     outside = [k for k in boundaries if k < 0 or (num_target_layers is not None and k > num_target_layers)]
     if outside:
-        _say(parts, "error", IDS, f"boundary {outside[0]} is none of a target of {num_target_layers} layers",
-             "the drafter is of another target")  # fmt: skip
+        depth = (
+            f"this one has {num_target_layers} layers" if num_target_layers is not None else "no target has them all"
+        )
+        what = f"the drafter is for another target: it reads the inputs of layers {list(boundaries)}, {depth}"
+        _say(parts, "error", IDS, what, "give the target that it was trained on")
     if len(set(boundaries)) != len(boundaries):
         _say(parts, "error", IDS, f"boundaries {list(boundaries)} name one twice", "mend config.json")
 

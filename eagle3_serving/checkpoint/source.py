@@ -38,6 +38,7 @@ DTYPES = {
 }
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_JSON = 64_000_000
+_MAX_NAME = 200  # characters
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -122,10 +123,11 @@ class Source:
     def digest(self) -> str:
         """SHA-256 over config.json and every weight file, in order."""
         digest = hashlib.sha256()
+        buffer = memoryview(bytearray(1 << 20))  # one for all: fresh memory costs more than the hash
         for path in (self.directory / "config.json", *self.files):
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    digest.update(buffer[:count])
         return digest.hexdigest()
 
 
@@ -165,13 +167,17 @@ def open_source(directory: Path) -> Source:
             raise InputError(f"{path} is missing; a drafter directory holds config.json and model.safetensors")
         found = _open_pickle(path) if name.endswith(".bin") else _open_safetensors(path, metadata)
         for key, tensor in found.items():
+            if len(key) > _MAX_NAME or not key.isprintable():
+                raise InputError(
+                    f"{path}: a tensor's name has {len(key)} characters or unprintable ones: {key[:60]!r}..."
+                )
             if key in tensors:
                 raise InputError(f"{path}: tensor {key} appears twice; remove one of the two files that hold it")
             tensors[key] = tensor
     absent = sorted(promised - tensors.keys())
     if absent:
         raise InputError(
-            f"{directory}: the index promises tensor {absent[0]} ({len(absent)} in all) that no file holds"
+            f"{directory}: the index promises tensor {absent[0][:80]!r} ({len(absent)} in all) that no file holds"
         )
     return Source(directory, config, tensors, metadata, tuple(directory / n for n in names), quantization)
 

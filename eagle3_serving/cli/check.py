@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from eagle3_serving.cli.convert import CONVENTIONS, DIALECTS
+
 _EXAMPLES = """examples:
   eagle3 check checkpoints/smollm2-135m-instruct
   eagle3 check DIR --engine sglang --target models/llama-3.1-8b
@@ -12,14 +14,11 @@ _EXAMPLES = """examples:
 error: it is broken, or the engine refuses it. silent: the engine loads it and is wrong, in silence. Either gives exit code 1.
 warning: it may be wrong. note: good to know. With a target, depth, sizes and embedding are compared too.
 """
+ENGINES = ("vllm", "sglang", "eagle")  # a test compares them with the checkpoint package's own
 _STYLES = {"error": "bold red", "silent": "red", "warning": "yellow", "note": "dim"}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from eagle3_serving.checkpoint.aux_layers import CONVENTIONS
-    from eagle3_serving.checkpoint.dialects import DIALECTS
-    from eagle3_serving.checkpoint.engines import ENGINES
-
     parser = subparsers.add_parser(
         "check",
         help="what is wrong with a drafter, and what vLLM and SGLang would make of it",
@@ -28,18 +27,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("drafter", metavar="DIR", help="directory of the drafter, or a hub id (owner/name)")
-    parser.add_argument(
-        "--engine", choices=list(ENGINES), help="whose behaviour to tell (default: vLLM's and SGLang's)"
-    )
+    parser.add_argument("--engine", choices=ENGINES, help="whose behaviour to tell (default: vLLM's and SGLang's)")
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--target", type=Path, metavar="DIR", help="directory of the target")
     depth.add_argument("--num-target-layers", type=int, metavar="N", help="the target's depth alone")
     parser.add_argument(
         "--aux-convention", choices=CONVENTIONS, help="what the layer ids count, where it cannot be told"
     )
-    parser.add_argument(
-        "--from", dest="dialect", choices=list(DIALECTS), help="what DIR is (default: told by its marks)"
-    )
+    parser.add_argument("--from", dest="dialect", choices=DIALECTS, help="what DIR is (default: told by its marks)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.set_defaults(run=run)
 

@@ -20,12 +20,14 @@ SRC: SafeAILab/EAGLE, SpecForge, SGLang, vLLM, speculators, ModelOpt or AngelSli
 after source and output have been run side by side, or not at all. `universal` is one directory for vLLM and SGLang.
 """
 
+# the checkpoint package's own names, written here so that a parser is made without importing torch; a test compares them
+WRITABLE = ("vllm", "sglang", "universal", "speculators", "eagle")
+DIALECTS = ("speculators", "modelopt", "angelslim", "universal", "vllm", "specforge", "sglang", "eagle")
+CONVENTIONS = ("boundary", "output")
+FLOATS = ("float32", "bfloat16", "float16")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from eagle3_serving.checkpoint.aux_layers import CONVENTIONS
-    from eagle3_serving.checkpoint.convert import FLOATS
-    from eagle3_serving.checkpoint.dialects import DIALECTS, WRITABLE
-
     parser.add_argument("source", metavar="SRC", help="directory of the drafter, or a hub id (owner/name)")
     parser.add_argument("destination", metavar="DST", type=Path, help="directory to make; it must not exist")
     parser.add_argument("--to", required=True, choices=WRITABLE, help="who is to read it")
@@ -37,10 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=CONVENTIONS,
         help="what the source's layer ids count, where it cannot be told: inputs of layers, or outputs",
     )
-    parser.add_argument(
-        "--from", dest="dialect", choices=list(DIALECTS), help="what SRC is (default: told by its marks)"
-    )
-    parser.add_argument("--dtype", choices=list(FLOATS), help="cast weights (default: as they are)")
+    parser.add_argument("--from", dest="dialect", choices=DIALECTS, help="what SRC is (default: told by its marks)")
+    parser.add_argument("--dtype", choices=FLOATS, help="cast weights (default: as they are)")
     parser.add_argument("--no-parity", action="store_true", help="leave out the proof; the report says so")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.set_defaults(run=run)

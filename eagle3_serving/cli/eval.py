@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from eagle3_serving.cli.arguments import add_json, add_subject
 from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   eagle3 eval --engine vllm --target DIR --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl --k 3
   eagle3 eval --engine embedded --target DIR --drafter DIR --prompts a.jsonl b.jsonl --limit 10 --json
+  eagle3 eval --engine embedded --mode auto --batch 8 --target DIR --drafter DIR --prompts prompts.jsonl
   eagle3 eval --engine sglang --mode auto --batch 4 --target DIR --drafter DIR --prompts prompts.jsonl
-  eagle3 eval --engine embedded --mode auto --batch 8 --lookup --target DIR --drafter DIR --prompts prompts.jsonl
 
 A prompt is a JSON line {"id": ..., "family": ..., "turns": [...]}; a directory stands for its *.jsonl files.
 """
@@ -33,9 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, required=True)
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
-    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter")
-    parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="JSONL files, or directories of them")
+    add_subject(parser)
     parser.add_argument("--mode", choices=MODES, default="chain")
     parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
     parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
@@ -52,7 +51,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default="top",
         help="most probable draft tokens, or draws (default top)",
     )
-    parser.add_argument("--lookup", action="store_true", help="continuations from the text itself join the tree")
+    parser.add_argument(
+        "--lookup",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="continuations from the text itself join the tree (default: with --mode auto, which prices them)",
+    )
     parser.add_argument(
         "--calibrated",
         action=argparse.BooleanOptionalAction,
@@ -63,7 +67,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (default 128)")
     parser.add_argument("--limit", type=int, help="only the first N prompts of each family")
     parser.add_argument("--repeats", type=int, default=1, help="timed rounds; the median is reported (default 1)")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

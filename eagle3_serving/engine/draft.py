@@ -1,24 +1,17 @@
 """Drafting for a batch: absorb what the target has verified, then grow a pool of candidates (a chain is one child wide).
 
-Shape letters: B requests, L rows, K frontier nodes, Q drafted-from nodes, T draft rows so far (in a mask) or packed rows
-(in data), F concatenated features, V draft vocabulary.
+Shape letters: B requests, L rows, K frontier nodes, T draft rows so far (in a mask) or packed rows (in data), F
+concatenated features, V draft vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from eagle3_serving.drafter import Attend, Drafter
 from eagle3_serving.engine.rows import KVPool, RowPlan, plan_rows
-from eagle3_serving.tree import Candidates, Children, Frontier, expand, pool, root_frontier
-
-# children of the frontier [B, K, V] at a depth (1, 2, ...), with their log chances
-Grow = Callable[[Tensor, int], Children]
-# how many frontier nodes the next draft step runs on, told depth, pool so far and frontier; 0 ends the draft
-Keep = Callable[[int, "list[Candidates]", Frontier], int]
+from eagle3_serving.tree import Draft, Grow, Keep, grow_draft
 
 
 @dataclass(frozen=True)
@@ -37,16 +30,6 @@ class TreeShape:
     def rows(self) -> int:
         """Draft steps' rows that stand in the draft cache at once: the last depth is never stepped on."""
         return (self.depth - 1) * self.top_k
-
-
-class Draft(NamedTuple):
-    """`candidates` in target ids; `logits_BQV` of every node drafted from (root first), `source_BC`: the Q index of the
-    node that each candidate became, -1 where it was not drafted from. `depth` of the deepest candidate."""
-
-    candidates: Candidates
-    logits_BQV: Tensor
-    source_BC: Tensor
-    depth: int
 
 
 class DraftSession:
@@ -119,52 +102,27 @@ class DraftSession:
 
     @torch.inference_mode()
     def propose(self, batch: int, top_k: int, depth: int, grow: Grow, keep: Keep) -> Draft:
-        """A pool of candidates for each of slots 0 .. batch - 1 (EAGLE-3 section 3.1, EAGLE-2 section 4), in target ids."""
-        logits_BKV, feedback_BKH = self.logits_BV[:batch, None], self.feedback_BH[:batch, None]
-        depths: list[Candidates] = []
-        laws, sources = [logits_BKV], []
-        frontier = root_frontier(batch, self.device)
-        mask_BKT = torch.empty(batch, 1, 0, dtype=torch.bool, device=self.device)
-        reached = size = 0
-        for reached in range(1, depth + 1):
-            candidates, frontier = expand(grow(logits_BKV, reached), frontier, top_k, size)
-            depths.append(candidates)
-            width = keep(reached, depths, frontier) if reached < depth else 0
-            frontier = frontier.first(width)
-            sources.append(self._sources(candidates, frontier, size, mask_BKT.shape[2]))
-            size += candidates.scores_BC.shape[1]
-            if width == 0:
-                break
-            slots_BK1 = frontier.slots_BK[..., None]
-            # a draft row sees what its parent's row sees, and itself
-            own_BKK = torch.eye(width, dtype=torch.bool, device=self.device).expand(batch, -1, -1)
-            seen_BKT = mask_BKT.gather(1, slots_BK1.expand(-1, -1, mask_BKT.shape[2]))
-            mask_BKT = torch.cat([seen_BKT, own_BKK], dim=2)
-            hidden_BKH = feedback_BKH.gather(1, slots_BK1.expand(-1, -1, feedback_BKH.shape[2]))
-            logits_BKV, feedback_BKH = self._step(frontier.tokens_BK, hidden_BKH, reached, mask_BKT)
-            laws.append(logits_BKV)
-        candidates = pool(depths)
-        candidates = candidates._replace(tokens_BC=self.drafter.vocabulary.to_target(candidates.tokens_BC))
-        return Draft(candidates, torch.cat(laws, dim=1), torch.cat(sources, dim=1), reached)
-
-    def _sources(self, candidates: Candidates, frontier: Frontier, size: int, rows: int) -> Tensor:
-        """Which of this depth's candidates are drafted from, and as which: [B, C] int64, the root being 0."""
-        source_BC = torch.full_like(candidates.tokens_BC, -1)
-        index_K = torch.arange(frontier.nodes_BK.shape[1], device=self.device) + 1 + rows
-        return source_BC.scatter(1, frontier.nodes_BK - size, index_K.expand_as(frontier.nodes_BK))
+        """A pool of candidates for each of slots 0 .. batch - 1, in target ids."""
+        draft = grow_draft(self.logits_BV[:batch], self.feedback_BH[:batch], top_k, depth, grow, keep, self._step)
+        tokens_BC = self.drafter.vocabulary.to_target(draft.candidates.tokens_BC)
+        return draft._replace(candidates=draft.candidates._replace(tokens_BC=tokens_BC))
 
     def _step(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
         batch, width = draft_ids_BK.shape
-        committed = self.committed[:batch]
-        before = mask_BKT.shape[2] - width
-        plan = plan_rows(0, [rows + before for rows in committed], [width] * batch, self.device, mask_BKT, committed)
-        position_B = torch.tensor(self.position[:batch], device=self.device) + depth - 1
+        plan, position_B = self.stand(batch, width, mask_BKT)
+        position_B = position_B + depth - 1
         tokens_BK = self.drafter.vocabulary.to_target(draft_ids_BK)
         step = self.drafter.step(
             tokens_BK.flatten()[None], hidden_BKH.flatten(0, 1)[None], position_B[plan.slot_T][None], self._attend(plan)
         )
         logits_BKV = self.drafter.logits(step.hidden_BLH)[0].unflatten(0, (batch, width))
         return logits_BKV, step.feedback_BLH[0].unflatten(0, (batch, width))
+
+    def stand(self, batch: int, width: int, mask_BKT: Tensor) -> tuple[RowPlan, Tensor]:
+        """Where the rows of a draft step stand in the draft cache, and each request's next rotary position [B]."""
+        committed, before = self.committed[:batch], mask_BKT.shape[2] - width
+        plan = plan_rows(0, [rows + before for rows in committed], [width] * batch, self.device, mask_BKT, committed)
+        return plan, torch.tensor(self.position[:batch], device=self.device)
 
     def _attend(self, plan: RowPlan) -> Attend:
         def attend(layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor) -> Tensor:

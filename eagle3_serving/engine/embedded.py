@@ -38,6 +38,10 @@ class EmbeddedEngine:
     ranks trees by measured acceptance, `costs` is what mode auto decides by.
     """
 
+    prefill_rows = PREFILL_ROWS
+    # free slots that prompts wait for: where a pass of its own is dear, many are prefilled at once
+    admit_least = 1
+
     def __init__(
         self,
         target: Target,
@@ -149,7 +153,8 @@ class EmbeddedEngine:
             return sum(max(left[index] - ended, 1.0) for index in batch.indices)
 
         while waiting or batch.size:
-            group = _next_group(waiting, slots - batch.size)
+            free = slots - batch.size
+            group = _next_group(waiting, free, self.prefill_rows) if free >= self.admit_least or not batch.size else []
             if group:
                 admitted = [(slot, cut(batch.indices[slot], step)) for slot, step in batch.admit(group, speculator)]
                 events = [Event(batch.indices[slot], step) for slot, step in admitted]
@@ -166,13 +171,13 @@ class EmbeddedEngine:
             yield from events
 
 
-def _next_group(waiting: list[tuple[int, Sequence[int]]], free: int) -> list[tuple[int, Sequence[int]]]:
+def _next_group(waiting: list[tuple[int, Sequence[int]]], free: int, rows: int) -> list[tuple[int, Sequence[int]]]:
     """The next prompts, taken off the end of `waiting`, that are prefilled in one pass."""
     group: list[tuple[int, Sequence[int]]] = []
     longest = 0
     while waiting and len(group) < free:
         longest = max(longest, len(waiting[-1][1]))
-        if group and longest * (len(group) + 1) > PREFILL_ROWS:
+        if group and longest * (len(group) + 1) > rows:
             break
         group.append(waiting.pop())
     return group

@@ -16,14 +16,13 @@ from tqdm import tqdm
 
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine.batch import Batch
-from eagle3_serving.engine.draft import Draft
 from eagle3_serving.engine.embedded import EmbeddedEngine
 from eagle3_serving.engine.options import DecodeOptions
 from eagle3_serving.engine.speculate import Speculator
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
 from eagle3_serving.targets.cache import cache_directory
-from eagle3_serving.tree import select, select_over_batch
+from eagle3_serving.tree import Draft, select, select_over_batch
 from eagle3_serving.tree.budget import CostModel, Curve
 
 BATCHES = (1, 2, 4, 8, 16, 32)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine.batch import Batch
-from eagle3_serving.engine.draft import Draft, DraftSession, Grow
+from eagle3_serving.engine.draft import DraftSession
 from eagle3_serving.engine.options import DecodeOptions, Step
 from eagle3_serving.engine.policy import AutoPolicy, Experience, FixedPolicy, Policy
 from eagle3_serving.engine.rows import plan_rows
@@ -20,7 +20,9 @@ from eagle3_serving.tree import (
     Acceptance,
     Candidates,
     Children,
+    Draft,
     DraftTree,
+    Grow,
     Proposals,
     TreeLayout,
     accept_greedy,
@@ -136,7 +138,9 @@ class Speculator:
         tokens_BR = torch.cat([batch.roots_B[: batch.size, None], tree.tokens_BN], dim=1)
         output = batch.target.forward(plan.packed(tokens_BR), plan.packed(positions(layout, start_B)), batch.pool, plan)
         if batch.greedy:
-            accepted = accept_greedy(tokens_BR, layout, plan.padded(output.logits_TV.argmax(-1)), depth)
+            accepted = accept_greedy(
+                tokens_BR, layout, self.choices(plan.padded(output.logits_TV.argmax(-1)), tree), depth
+            )
         else:
             accepted = self._accept_sampled(draft, tree, tokens_BR, layout, plan.padded(output.logits_TV), depth)
         # the step's wait for the device: how many were accepted decides the shapes of the next pass
@@ -159,6 +163,10 @@ class Speculator:
             steps.append(Step(tuple(tokens[at : at + size]), accepted=size - 1, nodes=count - 1))
             at += size
         return steps
+
+    def choices(self, argmax_BR: Tensor, tree: DraftTree) -> Tensor:
+        """What the target is taken to say after every row; a benchmark that simulates acceptance says otherwise."""
+        return argmax_BR
 
     def _next_tokens(self, tokens_BR: Tensor, accepted: Acceptance, kept: list[list[int]]) -> Tensor:
         """The token after every kept row, packed: the next kept row's own, at last the bonus."""

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling
@@ -17,8 +16,7 @@ from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import Round, summarise
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from eagle3_serving.targets.dtypes import DTYPES
 
 
 def run_embedded(options: EvalOptions) -> EvalReport:
@@ -65,7 +63,7 @@ def decode_options(options: EvalOptions, mode: str) -> DecodeOptions:
         top_k=options.top_k,
         sampling=Sampling(options.temperature, top_p=options.top_p, min_p=options.min_p, seed=None),
         proposals="top" if mode == "plain" else options.proposals,  # type: ignore[arg-type]
-        lookup=options.lookup and mode not in ("plain", "chain"),
+        lookup=options.looks_up and mode not in ("plain", "chain"),
         calibrated=options.calibrated,
     )
 

@@ -13,7 +13,7 @@ MODES = ("plain", "chain", "tree", "auto")
 class EvalOptions:
     """`k` shapes a chain; `nodes`, `depth` and `top_k` a tree, and bound mode auto. `limit` keeps that many prompts of
     each family. `batch` requests are in flight at once, `repeats` rounds are timed. `profile`: a file of measured costs
-    for mode auto. `proposals`, `lookup` and `calibrated` as in `engine.DecodeOptions`.
+    for mode auto. `proposals`, `lookup` and `calibrated` as in `engine.DecodeOptions`; `lookup` None: on in mode auto alone.
     """
 
     engine: str
@@ -34,7 +34,7 @@ class EvalOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     proposals: str = "top"
-    lookup: bool = False
+    lookup: bool | None = None
     calibrated: bool = True
     profile: Path | None = None
 
@@ -47,6 +47,11 @@ class EvalOptions:
             raise InputError(f"--limit is {self.limit}: it must be at least 1")
         if not 0.0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature is {self.temperature}: it must be finite and not negative")
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether lookup's branches join the tree."""
+        return self.mode == "auto" if self.lookup is None else self.lookup
 
     @property
     def exact(self) -> bool:

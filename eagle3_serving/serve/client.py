@@ -68,8 +68,10 @@ class ChatClient:
         max_tokens: int,
         temperature: float = 0.0,
         on_text: Callable[[str], None] | None = None,
+        natural_end: bool = True,
     ) -> Answer:
-        """One user message, streamed; `on_text` receives each piece of text as it arrives."""
+        """One user message, streamed; `on_text` receives each piece of text as it arrives. Without `natural_end` end
+        tokens are passed over and the answer has exactly `max_tokens`."""
         text: list[str] = []
         token_ids: list[int] = []
         first_token_s = 0.0
@@ -82,7 +84,7 @@ class ChatClient:
                 max_tokens=max_tokens,
                 temperature=temperature,
                 stream=True,
-                extra_body={"return_token_ids": True},
+                extra_body={"return_token_ids": True, "ignore_eos": not natural_end},
             )
             for chunk in stream:
                 if not chunk.choices:

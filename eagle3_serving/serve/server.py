@@ -102,6 +102,17 @@ class Server:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
+    @property
+    def ended(self) -> int | None:
+        """The exit code, None while it runs. Only inside the block."""
+        assert self._process is not None, "the server is not running"
+        return self._process.poll()
+
+    @property
+    def last_words(self) -> str:
+        """The end of its log, and where that is."""
+        return self._why()
+
     def __enter__(self) -> Self:
         self._restore = _turn_sigterm_into_exit()
         try:

@@ -29,7 +29,7 @@ PROFILE = "EAGLE3_PROFILE"  # a file of measured costs for trees that follow the
 @dataclass(frozen=True)
 class SglangOptions:
     """One server. `drafter` None is plain decoding. `shape` None leaves the tree to the server: with `plugin` it
-    follows the batch, else it is SGLang's default. `kv_tokens` positions of all requests together."""
+    follows the batch, else it is SGLang's default. `kv_tokens` positions of all requests together, None: what fits."""
 
     target: Path
     drafter: Path | None = None
@@ -37,7 +37,7 @@ class SglangOptions:
     plugin: bool = True
     dtype: str = "fp32"
     max_requests: int = 16
-    kv_tokens: int = 16384
+    kv_tokens: int | None = 16384
     context: int = 2048
     radix_cache: bool = False  # a prefix kept from an earlier round would make the later rounds' prefill free
     profile: Path | None = None
@@ -52,7 +52,9 @@ def sglang_command(options: SglangOptions) -> ServerCommand:
     _check(options)
     argv = [str(python), "-m", "sglang.launch_server", "--model-path", str(options.target)]
     argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype], "--enable-metrics"]
-    argv += ["--max-running-requests", str(options.max_requests), "--max-total-tokens", str(options.kv_tokens)]
+    argv += ["--max-running-requests", str(options.max_requests)]
+    if options.kv_tokens is not None:
+        argv += ["--max-total-tokens", str(options.kv_tokens)]
     argv += ["--context-length", str(options.context)]
     if not options.radix_cache:
         argv.append("--disable-radix-cache")

@@ -39,12 +39,11 @@ class SglangClient(ChatClient):
         max_tokens: int,
         temperature: float = 0.0,
         on_text: Callable[[str], None] | None = None,
+        natural_end: bool = True,
     ) -> Answer:
         """One user message, streamed; `on_text` receives each piece of text as it arrives."""
-        body = {
-            "input_ids": chat_ids(self._tokenizer, prompt),
-            "sampling_params": {"max_new_tokens": max_tokens, "temperature": temperature},
-        }
+        sampling = {"max_new_tokens": max_tokens, "temperature": temperature, "ignore_eos": not natural_end}
+        body = {"input_ids": chat_ids(self._tokenizer, prompt), "sampling_params": sampling}
         return self.generate(body, on_text)
 
     def generate(self, body: dict[str, Any], on_text: Callable[[str], None] | None = None) -> Answer:

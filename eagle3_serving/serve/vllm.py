@@ -14,12 +14,15 @@ from eagle3_serving.serve.server import HOST, ServerCommand
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SERVED_NAME = "target"
+MODE = "EAGLE3_MODE"  # "vllm" leaves drafting to vLLM itself
+PROFILE = "EAGLE3_PROFILE"  # a file of what was measured, by which the plugin decides
 _FEW_CPUS = 4
 
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step."""
+    """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step. `plugin` False leaves
+    drafting to vLLM's own EAGLE-3. `simulate`: vLLM's synthetic acceptance, this rate a depth."""
 
     target: Path
     drafter: Path | None = None
@@ -29,6 +32,11 @@ class VllmOptions:
     max_num_seqs: int = 16
     compiled: bool = False
     kv_cache_gib: int = 1
+    prefix_cache: bool = False  # a prefix kept from an earlier round would make the later rounds' prefill free
+    plugin: bool = True
+    profile: Path | None = None
+    simulate: float | None = None
+    extra: tuple[str, ...] = ()
 
 
 def vllm_command(options: VllmOptions) -> ServerCommand:
@@ -39,21 +47,29 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
     argv += ["--model", str(options.target), "--served-model-name", SERVED_NAME]
     argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype]]
     argv += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)]
-    # A prefix kept from an earlier round would make the later rounds' prefill free.
-    argv += ["--no-enable-prefix-caching"]
+    if not options.prefix_cache:
+        argv.append("--no-enable-prefix-caching")
     if not options.compiled:
         argv += ["--enforce-eager"]
     name = "vLLM (plain)"
     if options.drafter is not None:
-        speculative = {"method": "eagle3", "model": str(options.drafter), "num_speculative_tokens": options.k}
+        speculative: dict[str, object] = {"method": "eagle3", "model": str(options.drafter)}
+        speculative["num_speculative_tokens"] = options.k
+        if options.simulate is not None:
+            rates = [options.simulate ** (place + 1) for place in range(options.k)]
+            speculative |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
         argv += ["--speculative-config", json.dumps(speculative)]
-        name = f"vLLM (EAGLE-3, k={options.k})"
-    return ServerCommand(name, argv, vllm_environment(options))
+        name = f"vLLM (EAGLE-3{'' if options.plugin else ' of its own'}, k={options.k})"
+    return ServerCommand(name, [*argv, *options.extra], vllm_environment(options))
 
 
 def vllm_environment(options: VllmOptions) -> dict[str, str]:
     """What the server's environment gets on top of ours; the CPU's own settings only where vLLM runs on the CPU."""
     environment = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    if not options.plugin:
+        environment[MODE] = "vllm"
+    if options.profile is not None:
+        environment[PROFILE] = str(options.profile.resolve())
     if on_cpu():
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
         # vLLM leaves one CPU of each core's pair idle; where there are few, both are worth having (measured: 1.27x)

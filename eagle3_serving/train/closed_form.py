@@ -17,9 +17,9 @@ from eagle3_serving.train.features import FeatureBatch
 class Moments:
     """Second moments of (aux, embedding) against the state sought, gathered batch by batch."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        self.xx = torch.zeros(inputs, inputs)
-        self.xy = torch.zeros(inputs, outputs)
+    def __init__(self, inputs: int, outputs: int, device: torch.device) -> None:
+        self.xx = torch.zeros(inputs, inputs, device=device)
+        self.xy = torch.zeros(inputs, outputs, device=device)
         self.rows = 0
 
     def add(self, x_NI: Tensor, y_NO: Tensor) -> None:
@@ -61,7 +61,7 @@ def closed_form_start(drafter: Drafter, batches: list[FeatureBatch], norm_weight
     config, attention = drafter.config, drafter.first_layer.self_attn
     size, features = config.hidden_size, config.num_aux * config.target_hidden_size
     embedding_VH = torch.nn.functional.rms_norm(weight_of(drafter.embed_tokens), (size,), eps=config.rms_norm_eps)
-    moments = Moments(features + size, size)
+    moments = Moments(features + size, size, embedding_VH.device)
     seen = []
     for batch in batches:
         aux_NF, tokens_N, final_NH = _rows(batch)
@@ -92,9 +92,9 @@ def _look_at_self(
     """
     size = len(mean_H)
     ridge = 1e-3 * gram_HH.diagonal().mean()
-    w_H = torch.linalg.solve(gram_HH + ridge * torch.eye(size), mean_H)
+    w_H = torch.linalg.solve(gram_HH + ridge * torch.eye(size, device=gram_HH.device), mean_H)
     pairs = head_dim // 2
-    pattern = torch.zeros(head_dim)
+    pattern = torch.zeros(head_dim, device=gram_HH.device)
     pattern[: pairs // 2] = 1.0  # the fast half of the pairs: sharp in position
     strength = (12.0 * head_dim**0.5 / (pairs // 2)) ** 0.5
     for kv in kv_heads:
@@ -108,7 +108,9 @@ def _carry(attention: DraftAttention, map_HH: Tensor, gram_HH: Tensor, heads: in
     """Factor the embedding's map through the values of the self-looking heads, best in the data's own metric."""
     size = map_HH.shape[0]
     rank = heads * head_dim
-    values, vectors = torch.linalg.eigh(gram_HH.double() + 1e-6 * torch.eye(size, dtype=torch.double))
+    values, vectors = torch.linalg.eigh(
+        gram_HH.double() + 1e-6 * torch.eye(size, dtype=torch.double, device=gram_HH.device)
+    )
     root = (vectors * values.clamp(min=1e-9).sqrt()) @ vectors.T
     inverse = (vectors / values.clamp(min=1e-9).sqrt()) @ vectors.T
     u, s, vt = torch.linalg.svd(map_HH.double() @ root)

@@ -29,16 +29,19 @@ class FeatureBatch:
     @property
     def next_BR(self) -> Tensor:
         """The answer's own token that a row's draft is held against: the one at position i + 2."""
-        offsets_R = torch.arange(self.final_BRH.shape[1])
+        offsets_R = torch.arange(self.final_BRH.shape[1], device=self.tokens_BL.device)
         return self.tokens_BL.gather(1, (self.start_B[:, None] + offsets_R + 2).clamp(max=self.tokens_BL.shape[1] - 1))
 
     @property
     def taught_BR(self) -> Tensor:
         """bool: rows with such a token; the last one has none."""
-        return torch.arange(self.final_BRH.shape[1]) < self.rows_B[:, None] - 1
+        return torch.arange(self.final_BRH.shape[1], device=self.rows_B.device) < self.rows_B[:, None] - 1
 
     def float(self) -> "FeatureBatch":
         return FeatureBatch(self.tokens_BL, self.aux_BLF.float(), self.final_BRH.float(), self.start_B, self.rows_B)
+
+    def to(self, device: torch.device) -> "FeatureBatch":
+        return FeatureBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @torch.inference_mode()
@@ -50,10 +53,12 @@ def extract_features(target: Target, answers: Sequence[Answer]) -> FeatureBatch:
     for b, sequence in enumerate(sequences):
         tokens_BL[b, : len(sequence)] = torch.tensor(sequence)
     # right padding under a causal mask never reaches the real rows
+    tokens_BL = tokens_BL.to(target.device)
     aux_BLF, final_BLH = target.hidden_states(tokens_BL)
-    start_B = torch.tensor([len(answer.prompt_ids) - 1 for answer in answers])
-    rows_B = torch.tensor([len(answer.response_ids) for answer in answers])
-    next_BR = (start_B[:, None] + 1 + torch.arange(int(rows_B.max()))).clamp(max=length - 1)
+    longest = max(len(answer.response_ids) for answer in answers)
+    start_B = torch.tensor([len(answer.prompt_ids) - 1 for answer in answers], device=target.device)
+    rows_B = torch.tensor([len(answer.response_ids) for answer in answers], device=target.device)
+    next_BR = (start_B[:, None] + 1 + torch.arange(longest, device=target.device)).clamp(max=length - 1)
     final_BRH = final_BLH.gather(1, next_BR[..., None].expand(-1, -1, final_BLH.shape[-1]))
     return FeatureBatch(tokens_BL, aux_BLF, final_BRH, start_B, rows_B).float()
 
@@ -61,16 +66,20 @@ def extract_features(target: Target, answers: Sequence[Answer]) -> FeatureBatch:
 class FeatureCache:
     """One safetensors file a batch, bf16; written beside and renamed, so that a kill leaves no half file.
 
-    The file's name is a hash of the tokens, so that other answers never meet features that are not theirs.
+    The file's name is a hash of the tokens, so that other answers never meet features that are not theirs. Without a
+    directory nothing is kept: right where the target is faster than the disk.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path | None) -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
 
     def get(self, answers: Sequence[Answer], extract: Callable[[Sequence[Answer]], FeatureBatch]) -> FeatureBatch:
         """The features of `answers`, computed at the first call; rounded to bf16 then too, so that a resumed run
         sees what an undisturbed one saw."""
+        if self.directory is None:
+            return extract(answers)
         tokens = repr([(answer.prompt_ids, answer.response_ids) for answer in answers])
         path = self.directory / f"{hashlib.sha256(tokens.encode()).hexdigest()[:24]}.safetensors"
         if not path.exists():

@@ -23,7 +23,8 @@ from eagle3_serving.train.run import Trainer, TrainOptions
 
 @dataclass(frozen=True)
 class TrainJob:
-    """`prompts` are answered by the target first; `answers` are files of answers that it gave before."""
+    """`prompts` are answered by the target first; `answers` are files of answers that it gave before. `cache_features`
+    keeps the target's features on disk, which pays where its passes are the slow part (CPUs)."""
 
     target: Path
     out: Path
@@ -35,6 +36,8 @@ class TrainJob:
     max_prompt: int = 400
     held_out: int = 60
     limit: int | None = None
+    device: str = "cpu"
+    cache_features: bool = True
     options: TrainOptions = field(default_factory=TrainOptions)
 
 
@@ -62,9 +65,9 @@ def train(job: TrainJob) -> Path:
         )
 
     torch.manual_seed(job.options.seed)
-    target = Target.load(job.target)
+    target = Target.load(job.target, device=job.device)
     drafter = load_for(target, job.init) if job.init is not None else _new_drafter(job, target, answers)
-    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, closed_form=job.init is None)
+    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, job.cache_features)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
     try:
         trainer.run()
@@ -106,4 +109,4 @@ def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafte
             # a quiet start for what writes to the residual: the closed form is not drowned
             nn.init.normal_(parameter, std=0.002 if name.endswith(("down_proj.weight", "o_proj.weight")) else 0.02)
     weight_of(drafter.embed_tokens).data.copy_(target.embedding)
-    return drafter
+    return drafter.to(target.device)

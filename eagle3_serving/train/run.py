@@ -64,6 +64,7 @@ class Trainer:
         directory: Path,
         options: TrainOptions,
         closed_form: bool = True,
+        cache_features: bool = True,
     ) -> None:
         self.drafter, self.options, self.directory = drafter, options, directory
         target.watch(drafter.config.aux_layers)
@@ -75,8 +76,9 @@ class Trainer:
         self.batches = make_batches(answers, options.tokens_per_batch, options.seed)
         self.held_out_answers = held_out
         self.held_out: list[FeatureBatch] = []
-        self.cache = FeatureCache(directory / "features")
-        self.scale_F = torch.ones(drafter.config.num_aux * drafter.config.target_hidden_size)
+        self.device = self.head_VH.device
+        self.cache = FeatureCache(directory / "features" if cache_features else None)
+        self.scale_F = torch.ones(drafter.config.num_aux * drafter.config.target_hidden_size, device=self.device)
         self.seen_tokens = self.step = 0
         drafter.train().requires_grad_(True)
         drafter.embed_tokens.requires_grad_(False)  # the target's own, frozen (paper, section 3.1)
@@ -106,7 +108,7 @@ class Trainer:
 
     def features(self, index: int) -> FeatureBatch:
         """Batch `index`, its auxiliary features as the target gives them."""
-        return self.cache.get(self.batches[index], self.extract)
+        return self.cache.get(self.batches[index], self.extract).to(self.device)
 
     def scaled(self, batch: FeatureBatch) -> FeatureBatch:
         """The same batch, its auxiliary features divided by their scale in place."""
@@ -202,7 +204,7 @@ class Trainer:
         self._assign(self.average)
         results = [self.loss(batch) for batch in self.held_out]
         self._assign(saved)
-        rows = torch.tensor([float(r.rows) for r in results])[:, None]
+        rows = torch.tensor([float(r.rows) for r in results], device=self.device)[:, None]
         mean = [
             ((torch.stack(x) * rows).sum(0) / rows.sum()).tolist()
             for x in zip(*[(r.losses_S, r.accuracies_S) for r in results], strict=True)
@@ -239,7 +241,7 @@ class Trainer:
         path = self.directory / "state.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.device)
         self._check_recipe(state["recipe"])
         self.drafter.load_state_dict(state["drafter"])
         self.optimizer.load_state_dict(state["optimizer"])

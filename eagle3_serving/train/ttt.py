@@ -79,7 +79,7 @@ def unroll(drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int
     """
     assert drafter.config.num_layers == 1, "training is written for the paper's one layer"
     length, rows = batch.tokens_BL.shape[1], batch.final_BRH.shape[1]
-    offsets_R = torch.arange(rows)
+    offsets_R = torch.arange(rows, device=batch.tokens_BL.device)
     positions_BR = (batch.start_B[:, None] + offsets_R).clamp(max=length - 2)
     fused_BLH = drafter.fuse(batch.aux_BLF)[:, : length - 1]
     next_BL = batch.tokens_BL[:, 1:]

@@ -2,6 +2,7 @@
 
 from eagle3_serving.tree.accept import Acceptance, accept_greedy
 from eagle3_serving.tree.expand import Candidates, Children, Frontier, expand, pool, root_frontier, top_children
+from eagle3_serving.tree.grow import Draft, DraftRows, Grow, Keep, grow_draft
 from eagle3_serving.tree.layout import (
     NO_PARENT,
     PADDING,
@@ -15,6 +16,7 @@ from eagle3_serving.tree.layout import (
 from eagle3_serving.tree.lookup import Lookup, graft, prompt_lookup
 from eagle3_serving.tree.mask import PackedMask, dense_mask, pack_mask, packed_bytes
 from eagle3_serving.tree.moves import KVMoves, committed_after, kv_moves
+from eagle3_serving.tree.path import likeliest_path
 from eagle3_serving.tree.sampling import (
     Draw,
     Proposals,
@@ -33,10 +35,14 @@ __all__ = [
     "Acceptance",
     "Candidates",
     "Children",
+    "Draft",
+    "DraftRows",
     "DraftTree",
     "Draw",
     "Frontier",
+    "Grow",
     "KVMoves",
+    "Keep",
     "Lookup",
     "PackedMask",
     "Proposals",
@@ -50,7 +56,9 @@ __all__ = [
     "draw_children",
     "expand",
     "graft",
+    "grow_draft",
     "kv_moves",
+    "likeliest_path",
     "pack_mask",
     "packed_bytes",
     "paths_of",

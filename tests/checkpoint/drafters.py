@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -35,8 +35,7 @@ CONFIG = DrafterConfig(
 )
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What a directory must turn out to mean: `ids` absolute, None = identity; `tensors` under the Drafter's names."""
 
     config: DrafterConfig

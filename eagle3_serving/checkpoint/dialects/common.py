@@ -9,6 +9,7 @@ from eagle3_serving.checkpoint import rope
 from eagle3_serving.checkpoint.aux_layers import default_aux_layers
 from eagle3_serving.checkpoint.dialects.base import Tensors
 from eagle3_serving.checkpoint.facts import TargetFacts
+from eagle3_serving.checkpoint.names import canonical_name
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.source import Json, computed, in_memory
 from eagle3_serving.drafter.config import DrafterConfig
@@ -63,8 +64,6 @@ def quantization_keys(neutral: Neutral, rename: Callable[[str], str]) -> Json:
 
 
 def _module(name: object, rename: Callable[[str], str]) -> object:
-    from eagle3_serving.checkpoint.names import canonical_name
-
     return rename(canonical_name(f"{name}.")).removesuffix(".") if isinstance(name, str) and name[:3] != "re:" else name
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from eagle3_serving.checkpoint import rope
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.findings import Finding, Severity
 from eagle3_serving.checkpoint.names import canonical_name
-from eagle3_serving.checkpoint.neutral import Head, Neutral
-from eagle3_serving.checkpoint.source import StoredTensor
-from eagle3_serving.drafter.config import DrafterConfig
+from eagle3_serving.checkpoint.neutral import MAX_LAYERS, Head, Neutral
+from eagle3_serving.checkpoint.source import Json, StoredTensor
+from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
 from eagle3_serving.drafter.shapes import parameter_shapes
 
 
@@ -69,6 +70,24 @@ class Reader:
 
     def silent(self, where: str, what: str, fix: str = "") -> None:
         self.say("silent", where, what, fix)
+
+    def once(self, where: str, name: str, what: str) -> None:
+        """An error of many tensors, said of the first; `where` is what they have in common."""
+        if where not in self._reported:
+            self._reported.add(where)
+            self.error(name, what)
+
+    def num_layers(self, keys: Json) -> int:
+        """As many layers as config.json says, which is how many an engine makes."""
+        said = keys.get("num_hidden_layers")
+        return said if type(said) is int and 0 < said <= MAX_LAYERS else self.neutral.config.num_layers
+
+    def rope(self, keys: Json) -> RopeConfig:
+        try:
+            return rope.decode(keys)
+        except rope.RopeError as error:
+            self.error("rope_parameters", str(error))
+            return self.neutral.config.rope
 
     def load(self, config: DrafterConfig, take: Callable[[str, str], bool], extra: tuple[str, ...] = ()) -> None:
         """Ask `take(stored name, canonical name)` of every tensor that `config` has a parameter for.

@@ -3,17 +3,16 @@
 import re
 from dataclasses import replace
 
-from eagle3_serving.checkpoint import rope
 from eagle3_serving.checkpoint.aux_layers import KEY, default_aux_layers, sglang_boundaries
 from eagle3_serving.checkpoint.dialects.base import architectures
 from eagle3_serving.checkpoint.dialects.common import unlike_target
 from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant
 from eagle3_serving.checkpoint.engines.base import Engine, Reader, View
 from eagle3_serving.checkpoint.facts import TargetFacts
-from eagle3_serving.checkpoint.names import sglang_name
+from eagle3_serving.checkpoint.names import canonical_name, sglang_name
 from eagle3_serving.checkpoint.neutral import Head, Neutral
 from eagle3_serving.checkpoint.source import Json
-from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
+from eagle3_serving.drafter.config import DrafterConfig
 from eagle3_serving.drafter.shapes import parameter_shapes
 
 _LEGACY = (("midlayer", "layers.0"), ("aux_norm_low", "fc_norm.0"), ("aux_norm_mid", "fc_norm.1"), ("aux_norm_high", "fc_norm.2"))  # fmt: skip
@@ -46,8 +45,8 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         fc_bias=bias,
         attention_bias=False,
         mlp_bias=False,
-        num_layers=_layers(keys, neutral.config),
-        rope=_rope(reader, keys, neutral.config),
+        num_layers=reader.num_layers(keys),
+        rope=reader.rope(keys),
     )
     _keys(reader, keys, nested, tied, neutral)
     output_bias = bias or bool(keys.get("attention_bias", False))
@@ -102,23 +101,8 @@ def _keys(reader: Reader, keys: Json, nested: Json, tied: bool, neutral: Neutral
         reader.silent("mask_hidden", "a parallel drafter (P-EAGLE): SGLang drafts one token after the other", _NO_PLACE)
 
 
-def _layers(keys: Json, config: DrafterConfig) -> int:
-    said = keys.get("num_hidden_layers")
-    return said if type(said) is int and 0 < said <= 64 else config.num_layers
-
-
-def _rope(reader: Reader, keys: Json, config: DrafterConfig) -> RopeConfig:
-    try:
-        return rope.decode(keys)
-    except rope.RopeError as error:
-        reader.error("rope_parameters", str(error))
-        return config.rope
-
-
 def _zero_biases(neutral: Neutral) -> set[str]:
     """Biases of o_proj that are stored and all zero: the neutral form has dropped them, SGLang loads them."""
-    from eagle3_serving.checkpoint.names import canonical_name
-
     stored = {canonical_name(name) for name in neutral.source.tensors}
     return {name for name in stored if name.endswith("o_proj.bias") and name not in neutral.tensors}
 

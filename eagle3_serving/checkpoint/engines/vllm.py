@@ -3,16 +3,17 @@
 import re
 from dataclasses import replace
 
-from eagle3_serving.checkpoint import rope
 from eagle3_serving.checkpoint.aux_layers import KEY, default_aux_layers
 from eagle3_serving.checkpoint.dialects.base import architectures
 from eagle3_serving.checkpoint.dialects.common import unlike_target
+from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant
 from eagle3_serving.checkpoint.engines.base import Engine, Reader, View
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import vllm_name
 from eagle3_serving.checkpoint.neutral import Head, Neutral
 from eagle3_serving.checkpoint.source import Json
-from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
+from eagle3_serving.drafter.config import DrafterConfig
+from eagle3_serving.drafter.shapes import parameter_shapes
 
 _LLAMA = (
     "PEagleDraftModel",
@@ -48,8 +49,8 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         fc_bias=False,
         attention_bias=bool(keys.get("attention_bias", False)),
         mlp_bias=bool(keys.get("mlp_bias", False)) and not qwen3,
-        num_layers=_layers(keys, neutral.config),
-        rope=_rope(reader, keys, neutral.config),
+        num_layers=reader.num_layers(keys),
+        rope=reader.rope(keys),
     )
     _count(reader, keys, nested, qwen3, neutral)
     reader.load(config, lambda name, canonical: _take(reader, config, name, canonical))
@@ -154,32 +155,15 @@ def _count(reader: Reader, keys: Json, nested: Json, qwen3: bool, neutral: Neutr
         reader.error("target_hidden_size", "is null; vLLM multiplies with it", "remove the key, or convert")
 
 
-def _layers(keys: Json, config: DrafterConfig) -> int:
-    said = keys.get("num_hidden_layers")
-    return said if type(said) is int and 0 < said <= 64 else config.num_layers
-
-
-def _rope(reader: Reader, keys: Json, config: DrafterConfig) -> RopeConfig:
-    try:
-        return rope.decode(keys)
-    except rope.RopeError as error:
-        reader.error("rope_parameters", str(error))
-        return config.rope
-
-
 def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str) -> bool:
     if name.startswith("model."):
-        if "model." not in reader._reported:
-            reader._reported.add("model.")
-            reader.error(name, "names start with `model.`: vLLM adds it a second time and refuses them")
+        reader.once("model.", name, "names start with `model.`: vLLM adds it a second time and refuses them")
         return False
     stored = name.replace("midlayer.", "layers.0.")
     if _LATER.match(stored):
         return False  # the parameter exists, and is not used
     fused = ".qkv_proj." in stored or ".gate_up_proj." in stored
     known = stored == vllm_name(canonical) or fused
-    from eagle3_serving.drafter.shapes import parameter_shapes
-
     if known and canonical in parameter_shapes(config):
         return True
     if name.endswith(".bias"):
@@ -206,8 +190,6 @@ def _embedding(reader: Reader, neutral: Neutral, facts: TargetFacts) -> None:
         if neutral.config.hidden_size != neutral.config.target_hidden_size:
             reader.error("embed_tokens.weight", "is missing, and the target's has another width", "export it too")
         return
-    from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant
-
     same_width = neutral.config.hidden_size == neutral.config.target_hidden_size
     if same_width and not own_embedding_is_meant(neutral) and unlike_target(neutral, facts):
         reader.silent(

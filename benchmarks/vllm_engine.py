@@ -1,0 +1,154 @@
+"""vLLM's engine in a process of its own, for tests and benchmarks: a job of JSON goes in, tokens and counters come out.
+
+In one process (no engine core beside it) it starts in seconds, and its counters can be asked. Model Runner V2 runs on a
+CPU through Triton's interpreter (`tests/engines/mrv2_on_cpu`), slowly and exactly.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eagle3_serving.errors import CheckError
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIM = ROOT / "tests" / "engines" / "mrv2_on_cpu"
+
+
+@dataclass
+class Round:
+    """Prompts as token ids, handed in together, with vLLM's sampling parameters for each (or for all). `abort` prompts
+    by place are aborted after that many engine steps."""
+
+    prompts: Sequence[Sequence[int]]
+    params: dict[str, Any] | Sequence[dict[str, Any]] = field(default_factory=dict)
+    abort: dict[int, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        params = [self.params] * len(self.prompts) if isinstance(self.params, dict) else list(self.params)
+        return {"prompts": [list(p) for p in self.prompts], "params": params, "abort": self.abort}
+
+
+@dataclass
+class Job:
+    """`nodes` 0 is plain decoding. `runner` 1 or 2. `engine`: further arguments of `vllm.LLM`. `settings`: environment."""
+
+    target: Path
+    rounds: Sequence[Round]
+    drafter: Path | None = None
+    nodes: int = 0
+    runner: int = 2
+    engine: dict[str, Any] = field(default_factory=dict)
+    speculative: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
+    """What came out: `rounds` (`tokens`, `seconds`, and `logprobs` where asked for), `metrics`, `blocks` (free KV blocks
+    before and after), `log`. Raises CheckError with the log's end where the engine failed."""
+    arguments: dict[str, Any] = {
+        "model": str(job.target),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 1024,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+        **job.engine,
+    }
+    if job.drafter is not None and job.nodes:
+        method = {"method": "eagle3", "model": str(job.drafter), "num_speculative_tokens": job.nodes}
+        arguments["speculative_config"] = {**method, **job.speculative}
+    environment = {
+        **os.environ,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_USE_V2_MODEL_RUNNER": str(job.runner - 1),
+        **job.settings,
+    }
+    if job.runner == 2:
+        environment["PYTHONPATH"] = os.pathsep.join([str(SHIM), *filter(None, [environment.get("PYTHONPATH")])])
+    with tempfile.TemporaryDirectory(prefix="eagle3-vllm-") as folder:
+        paths = [Path(folder) / name for name in ("job.json", "out.json", "log.txt")]
+        paths[0].write_text(json.dumps({"engine": arguments, "rounds": [r.to_json() for r in job.rounds]}))
+        with paths[2].open("wb") as log:
+            command = [sys.executable, "-m", "benchmarks.vllm_engine", *map(str, paths[:2])]
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=timeout_s, check=False
+            )
+        text = paths[2].read_text(errors="replace")
+        if done.returncode or not paths[1].exists():
+            raise CheckError("the engine failed: " + " | ".join(text.splitlines()[-12:]))
+        result: dict[str, Any] = {**json.loads(paths[1].read_text()), "log": text}
+        return result
+
+
+def _child(job: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
+
+    if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
+        from torch_kernels import stand_in
+
+        stand_in()
+    llm = LLM(**job["engine"])
+    pool = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    before = pool.get_num_free_blocks()
+    rounds = [_round(llm, part, SamplingParams) for part in job["rounds"]]
+    metrics: dict[str, Any] = {}
+    for metric in llm.get_metrics():
+        labels = {k: v for k, v in metric.labels.items() if k not in ("engine", "model_name")}
+        value = getattr(metric, "value", getattr(metric, "values", None))
+        name = "".join([metric.name, *(f"{{{k}={v}}}" for k, v in sorted(labels.items()))])
+        metrics[name] = value
+    return {"rounds": rounds, "metrics": metrics, "blocks": [before, pool.get_num_free_blocks()]}
+
+
+def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    engine, done = llm.llm_engine, {}
+    begun = time.perf_counter()
+    for place, (prompt, said) in enumerate(zip(part["prompts"], part["params"], strict=True)):
+        said = dict(said)
+        if "structured_outputs" in said:
+            said["structured_outputs"] = StructuredOutputsParams(**said["structured_outputs"])
+        if "logit_bias" in said:  # JSON has text for keys
+            said["logit_bias"] = {int(token): bias for token, bias in said["logit_bias"].items()}
+        params = params_type(**said, output_kind=RequestOutputKind.FINAL_ONLY)
+        engine.add_request(f"{place}-{begun}", {"prompt_token_ids": prompt}, params)
+    abort = {int(place): steps for place, steps in part["abort"].items()}
+    steps = 0
+    while engine.has_unfinished_requests():
+        gone = [place for place, after in abort.items() if after == steps]
+        if gone:
+            engine.abort_request([f"{place}-{begun}" for place in gone])
+        for output in engine.step():
+            if output.finished:
+                done[int(output.request_id.split("-")[0])] = output.outputs[0]
+        steps += 1
+    places = range(len(part["prompts"]))
+    result: dict[str, Any] = {
+        "tokens": [list(done[p].token_ids) if p in done else None for p in places],
+        "seconds": time.perf_counter() - begun,
+        "steps": steps,
+    }
+    if any(done[p].logprobs for p in places if p in done):
+        result["logprobs"] = [
+            [{str(t): lp.logprob for t, lp in row.items()} for row in done[p].logprobs or []] if p in done else None
+            for p in places
+        ]
+    return result
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[2])
+    out.write_text(json.dumps(_child(json.loads(Path(sys.argv[1]).read_text()))))

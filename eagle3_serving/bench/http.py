@@ -1,0 +1,125 @@
+"""Servers as sides: the engines' OpenAI (vLLM) and native (SGLang) endpoints under a closed loop of threads.
+
+Why no load generator of the ecosystem drives this: `vllm bench serve`, `sglang.bench_serving` and GuideLLM each load one
+server at a time and keep no token ids. Here rounds of several servers interleave, so that a busy neighbour hits all of
+them alike, and every answer is held against plain decoding's, token for token.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from eagle3_serving.bench.load import Load, Outcome, Side, Timed
+from eagle3_serving.bench.options import BenchOptions
+from eagle3_serving.bench.setting import Setting
+from eagle3_serving.errors import InputError
+from eagle3_serving.serve.client import ChatClient
+from eagle3_serving.serve.server import Server, ServerCommand, log_directory
+from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
+from eagle3_serving.serve.sglang_client import SglangClient
+from eagle3_serving.serve.shape import Shape
+from eagle3_serving.serve.vllm import VllmOptions, vllm_command
+
+_WARM_UP = "Name three colours."
+_AUTO_K = 3  # vLLM asks for the most draft tokens a step, also where a profile lowers them
+
+
+class ServerSide:
+    def __init__(self, client: ChatClient) -> None:
+        self.client = client
+
+    def run(self, prompts: Sequence[str], load: Load) -> Outcome:
+        def ask(prompt: str) -> Timed:
+            answer = self.client.ask(prompt, load.tokens, load.temperature, natural_end=load.natural_end)
+            return Timed(answer.token_ids, answer.first_token_s, answer.total_s)
+
+        before = self.client.counters()
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(max_workers=load.concurrency) as pool:
+            answers = tuple(pool.map(ask, prompts))
+        seconds = time.perf_counter() - begun
+        return Outcome(answers, seconds, self.client.counters() - before)
+
+
+@contextmanager
+def open_servers(options: BenchOptions) -> Iterator[dict[str, Side]]:
+    """One server a setting, all up at once and warmed up; those of `options.urls` are only spoken to.
+
+    Raises InputError for what cannot be served, before anything starts; CheckError where a server fails.
+    """
+    commands = {s.name: server_command(options, s) for s in options.chosen if s.name not in options.urls}
+    connect = _connect(options)
+    with ExitStack() as stack:
+        logs = stack.enter_context(log_directory("bench"))
+        sides: dict[str, Side] = {}
+        for setting in options.chosen:
+            url = options.urls.get(setting.name)
+            if url is None:
+                server = Server(commands[setting.name], logs / f"{setting.name}.log")
+                url = stack.enter_context(server).url
+            client = stack.enter_context(connect(url.rstrip("/").removesuffix("/v1")))
+            client.ask(_WARM_UP, max_tokens=16)
+            sides[setting.name] = ServerSide(client)
+        yield sides
+
+
+def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
+    """How the server of a setting is started. Raises InputError where it cannot be."""
+    drafter = None if setting.kind == "plain" else options.drafter
+    requests = max(options.concurrency)
+    if options.engine == "vllm":
+        if options.simulate is not None and setting.kind == "tree":
+            raise InputError(f"setting {setting.name!r}: vLLM simulates the acceptance of chains alone")
+        return vllm_command(
+            VllmOptions(
+                options.target,
+                drafter,
+                k=setting.sizes[0] if setting.sizes else _AUTO_K,
+                dtype=options.dtype,
+                max_num_seqs=max(16, requests),
+                plugin=not setting.own,
+                profile=options.profile if setting.kind == "auto" else None,
+                simulate=options.simulate if drafter else None,
+                extra=options.engine_args,
+            )
+        )
+    command = sglang_command(
+        SglangOptions(
+            options.target,
+            drafter,
+            shape=_shape(setting),
+            plugin=not setting.own,
+            dtype=options.dtype,
+            max_requests=max(16, requests),
+            kv_tokens=max(16384, 1024 * requests),
+            profile=options.profile if setting.kind == "auto" else None,
+            extra=options.engine_args,
+        )
+    )
+    return replace(command, environment={**command.environment, **_simulated(options, setting)})
+
+
+def _shape(setting: Setting) -> Shape | None:
+    if setting.kind == "chain":
+        return Shape.chain(setting.sizes[0])
+    return Shape(*setting.sizes) if setting.kind == "tree" else None
+
+
+def _simulated(options: BenchOptions, setting: Setting) -> dict[str, str]:
+    """SGLang is told a mean accepted length: that of a chain whose tokens are each accepted at the rate."""
+    if options.simulate is None or setting.kind == "plain":
+        return {}
+    if setting.kind == "auto":
+        raise InputError("SGLang simulates one accepted length whatever the shape: leave auto out of --settings")
+    depth = setting.sizes[0]
+    return {"SGLANG_SIMULATE_ACC_LEN": str(sum(options.simulate**place for place in range(depth + 1)))}
+
+
+def _connect(options: BenchOptions) -> Callable[[str], ChatClient]:
+    if options.engine == "sglang":
+        if max(options.temperatures) > 0 and on_cpu():
+            raise InputError("SGLang decodes greedily on a CPU, whatever the temperature: use --temperature 0")
+        return lambda url: SglangClient(url, options.target, options.timeout_s)
+    return lambda url: ChatClient(url, timeout_s=options.timeout_s)

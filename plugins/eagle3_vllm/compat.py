@@ -1,0 +1,216 @@
+"""Every name of vLLM's that is not its public interface, and the check that it still is what we know.
+
+A new version of vLLM is added so: run `python -m eagle3_vllm.compat` in its environment, which prints what differs; mend
+the callers for what does; add the version to `SUPPORTED`. Until then its users get vLLM's own EAGLE-3 and one line.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import vllm
+from vllm import ModelRegistry
+from vllm.config import CUDAGraphMode, SpeculativeConfig, VllmConfig
+from vllm.forward_context import set_forward_context
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+from vllm.sampling_params import SamplingParams
+from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.attention.backends import cpu_attn
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.spec_decode import llm_base_proposer
+from vllm.v1.worker.gpu import model_states
+from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
+from vllm.v1.worker.gpu.metrics.logits import get_num_nans
+from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
+    TargetDependentARSpeculator,
+    prepare_prefill_inputs,
+)
+from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
+
+__all__ = [
+    "Attention",
+    "AttentionBackendEnum",
+    "AttentionCGSupport",
+    "CPUAttentionBackend",
+    "CPUAttentionBackendImpl",
+    "CUDAGraphMode",
+    "DefaultModelState",
+    "DraftTokenIds",
+    "DraftTokensHandler",
+    "Eagle3LlamaForCausalLM",
+    "EagleSpeculator",
+    "InputBatch",
+    "LogitsProcessor",
+    "ModelRegistry",
+    "NewRequestData",
+    "RejectionSampler",
+    "Sampler",
+    "SamplerOutput",
+    "SamplingParams",
+    "SpeculativeConfig",
+    "VllmConfig",
+    "cpu_attn",
+    "flash",
+    "get_num_nans",
+    "get_num_sampled_and_rejected",
+    "init_logger",
+    "model_runner",
+    "prepare_prefill_inputs",
+    "register_backend",
+    "resolve_model_state_cls",
+    "set_forward_context",
+]
+
+SUPPORTED = ("0.32", "0.33")
+# the known EAGLE-3 architectures of the Llama and Qwen3 families: ours reads what any of them reads
+ARCHITECTURES = ("Eagle3LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3Qwen3ForCausalLM")
+
+
+def model_runner() -> Any:
+    """The module of Model Runner V2; it needs Triton, so it is imported where it is used."""
+    from vllm.v1.worker.gpu import model_runner as module
+
+    return module
+
+
+def flash() -> tuple[Any, Any, Any]:
+    """FlashAttention's backend, its implementation and its function; they import on CUDA alone."""
+    from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionImpl
+
+    return FlashAttentionBackend, FlashAttentionImpl, flash_attn_varlen_func
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A callable and the parameters that we give it or are given by it, in order; others may come after."""
+
+    where: str
+    callable: Callable[..., Any]
+    parameters: tuple[str, ...]
+
+    def problem(self) -> str | None:
+        found = tuple(inspect.signature(self.callable).parameters)
+        if found[: len(self.parameters)] == self.parameters:
+            return None
+        return f"{self.where} takes ({', '.join(found)}), known is ({', '.join(self.parameters)})"
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+BOTH_RUNNERS = (
+    Signature("VllmConfig.__post_init__", VllmConfig.__post_init__, ("self",)),
+    Signature("_validate_spec_decode", SamplingParams._validate_spec_decode, ("self", "speculative_config")),
+    Signature(
+        "Attention.__init__", Attention.__init__, _words("self num_heads head_size scale num_kv_heads alibi_slopes")
+    ),
+    Signature(
+        "the proposer's propose",
+        llm_base_proposer.SpecDecodeBaseProposer.propose,
+        _words("self num_speculative_tokens target_token_ids target_positions target_hidden_states next_token_ids"),
+    ),
+)
+
+TREES = (
+    Signature("init_model_state", model_states.init_model_state, ("vllm_config", "model", "encoder_cache", "device")),
+    Signature(
+        "EagleSpeculator.propose",
+        EagleSpeculator.propose,
+        _words(
+            "self input_batch attn_metadata slot_mappings last_hidden_states aux_hidden_states num_sampled "
+            "num_rejected last_sampled next_prefill_tokens temperature seeds dp_sync_state dummy_run "
+            "skip_attn_for_dummy_run mm_inputs is_profile num_speculative_tokens"
+        ),
+    ),
+    Signature(
+        "the speculator's _run_model",
+        TargetDependentARSpeculator._run_model,
+        _words("self num_tokens attn_metadata slot_mappings num_tokens_across_dp cudagraph_runtime_mode mm_inputs"),
+    ),
+    Signature(
+        "prepare_prefill_inputs",
+        prepare_prefill_inputs,
+        _words(
+            "last_token_indices current_draft_step input_buffers input_batch num_sampled num_rejected last_sampled "
+            "next_prefill_tokens max_num_reqs"
+        ),
+    ),
+    Signature(
+        "DefaultModelState.prepare_attn",
+        DefaultModelState.prepare_attn,
+        _words("self input_batch cudagraph_mode block_tables slot_mappings attn_groups kv_cache_config for_capture"),
+    ),
+    Signature("prepare_inputs", DefaultModelState.prepare_inputs, ("self", "input_batch", "req_states")),
+    Signature("add_request", DefaultModelState.add_request, ("self", "req_index", "new_req_data")),
+    Signature(
+        "postprocess_state",
+        DefaultModelState.postprocess_state,
+        ("self", "idx_mapping", "num_sampled", "num_computed_tokens"),
+    ),
+    Signature(
+        "RejectionSampler.__call__",
+        RejectionSampler.__call__,
+        ("self", "logits", "input_batch", "draft_logits", "invalid_drafts"),
+    ),
+    Signature(
+        "RejectionSampler._get_logprobs_tensors",
+        RejectionSampler._get_logprobs_tensors,
+        _words("self sampled num_sampled logits cu_num_logits cu_num_logits_np max_num_logprobs"),
+    ),
+    Signature(
+        "Sampler.sample",
+        Sampler.sample,
+        _words(
+            "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
+            "seq_lens_upper_bound_np return_logprobs"
+        ),
+    ),
+    Signature("DraftTokensHandler", DraftTokensHandler.__init__, ("self", "device")),
+    Signature("set_draft_tokens", DraftTokensHandler.set_draft_tokens, ("self", "input_batch", "draft_tokens")),
+    Signature("get_draft_tokens", DraftTokensHandler.get_draft_tokens, ("self",)),
+    Signature(
+        "get_num_sampled_and_rejected",
+        get_num_sampled_and_rejected,
+        ("num_sampled", "seq_lens", "cu_num_logits", "idx_mapping", "prefill_len"),
+    ),
+    Signature(
+        "CPUAttentionBackendImpl.forward",
+        CPUAttentionBackendImpl.forward,
+        _words("self layer query key value kv_cache attn_metadata output output_scale output_block_scale"),
+    ),
+)
+
+
+def version_problem(version: str = vllm.__version__) -> str | None:
+    """Why this version of vLLM is not one that we know; None where it is."""
+    found = re.match(r"(\d+\.\d+)\b", version)
+    if found and found[1] in SUPPORTED:
+        return None
+    return f"vLLM {version} is not one of the versions known to work ({', '.join(SUPPORTED)})"
+
+
+def problems(signatures: tuple[Signature, ...]) -> list[str]:
+    """What differs from what we know."""
+    return [problem for signature in signatures if (problem := signature.problem())]
+
+
+if __name__ == "__main__":
+    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + TREES)) if line]
+    print("\n".join(lines) or f"vLLM {vllm.__version__}: every private name is as known")
+    raise SystemExit(1 if lines else 0)

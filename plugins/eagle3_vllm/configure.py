@@ -1,0 +1,44 @@
+"""What is settled before a server's processes start: how many tokens are drafted, by batch size, or in a tree's place."""
+
+from typing import Any
+
+from eagle3_serving.errors import InputError
+from eagle3_vllm.fallback import config_reasons
+from eagle3_vllm.schedule import Profile
+from eagle3_vllm.settings import Settings
+
+with_trees: set[int] = set()  # ids of the speculative configs of servers that verify trees
+LONGEST_CHAIN = 8  # tokens; whoever asks for more means a tree
+
+
+def settle(config: Any, settings: Settings, logger: Any) -> None:
+    """Change the speculative part of a `VllmConfig` that is being made. Says in one line what it changes, and why."""
+    speculative = config.speculative_config
+    if speculative is None or speculative.method != "eagle3" or speculative.draft_model_config is None:
+        return
+    reasons = config_reasons(config, settings)
+    if not reasons:
+        with_trees.add(id(speculative))
+    elif speculative.num_speculative_tokens <= LONGEST_CHAIN:
+        logger.info("eagle3: chains are drafted, not trees: %s", "; ".join(reasons))
+    else:
+        # a chain gains nothing past its first few tokens, and every one more is verified for each request
+        logger.warning(
+            "eagle3: a chain of %d instead of %d nodes: %s",
+            settings.fallback_tokens,
+            speculative.num_speculative_tokens,
+            "; ".join(reasons),
+        )
+        speculative.num_speculative_tokens = settings.fallback_tokens
+    if settings.profile is None or speculative.num_speculative_tokens_per_batch_size is not None:
+        return
+    try:
+        schedule = Profile.read(settings.profile).schedule(speculative.num_speculative_tokens)
+    except InputError as error:
+        logger.warning("eagle3: drafted at every batch size: %s", error)
+        return
+    most = max(1, *(tokens for _, _, tokens in schedule))
+    if reasons:
+        speculative.num_speculative_tokens = most
+    speculative.num_speculative_tokens_per_batch_size = schedule
+    logger.info("eagle3: draft tokens by batch size: %s", ", ".join(f"{a}-{b}: {k}" for a, b, k in schedule))

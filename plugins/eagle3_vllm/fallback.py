@@ -1,0 +1,83 @@
+"""What a tree cannot do: for a whole server, or for one request, which is then drafted a chain."""
+
+from typing import Any
+
+import torch
+
+from eagle3_vllm.compat import TREES, VllmConfig, cpu_attn, problems, version_problem
+from eagle3_vllm.settings import Settings
+
+
+def server_reasons(config: VllmConfig, settings: Settings) -> list[str]:
+    """Why this server verifies chains, by vLLM's own code; empty where it verifies trees."""
+    return config_reasons(config, settings) or attention_reasons(config)
+
+
+def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
+    """The same, of a config that is not whole yet: the KV cache's layout is not settled."""
+    if settings.mode == "chain":
+        return ["EAGLE3_MODE is chain"]
+    speculative, model, parallel = config.speculative_config, config.model_config, config.parallel_config
+    assert speculative is not None
+    if (version := version_problem()) is not None:
+        return [version]
+    if not config.use_v2_model_runner:
+        return ["Model Runner V1 runs: it verifies chains only"]
+    found = problems(TREES)
+    checks = {
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "context parallelism": parallel.decode_context_parallel_size > 1,
+        "data parallelism": parallel.data_parallel_size > 1,
+        "LoRA adapters": config.lora_config is not None,
+        "a hybrid or recurrent target": model.is_hybrid or model.is_attention_free,
+        "multi-head latent attention": model.use_mla,
+        "an encoder-decoder target": model.is_encoder_decoder,
+        "multimodal input": model.supports_multimodal_inputs,
+        "multimodal rotary positions": model.uses_mrope,
+        "sliding windows": has_windows(model),
+        "a quantised KV cache": config.cache_config.cache_dtype
+        not in ("auto", str(model.dtype).removeprefix("torch.")),
+        "a KV connector": config.kv_transfer_config is not None,
+        "watermarks": getattr(config, "watermark_config", None) is not None,
+        "sampling masks": model.return_sampling_mask,
+        "trace replay": model.enable_trace_replay,
+        "batch-sharded sampling": parallel.enable_batch_sharded_sampling,
+        f"rejection_sample_method {speculative.rejection_sample_method}": speculative.rejection_sample_method
+        != "standard",
+        "draft_sample_method probabilistic": speculative.draft_sample_method != "greedy",
+        "parallel drafting": speculative.parallel_drafting,
+    }
+    found += [what for what, there in checks.items() if there]
+    return found
+
+
+def has_windows(model: Any) -> bool:
+    text = model.hf_text_config
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    return model.get_sliding_window() is not None or kinds != {"full_attention"}
+
+
+def attention_reasons(config: VllmConfig) -> list[str]:
+    """Why the attention backend cannot attend over trees."""
+    if torch.cuda.is_available():
+        from eagle3_vllm.attention.cuda import unsupported
+
+        return unsupported(config)
+    model = config.model_config
+    isa = cpu_attn._get_attn_isa(model.dtype, config.cache_config.block_size, model.get_head_size(), "auto")
+    return [] if isa == "vec" else [f'the CPU keeps its KV cache in the "{isa}" layout; only "vec" is known']
+
+
+def chain_reason(params: Any) -> str | None:
+    """Why a request's draft must be a chain: these look at the tokens before a row as if the rows were a text."""
+    if params is None:
+        return None
+    checks = {
+        "grammar": params.structured_outputs is not None,
+        "penalties": bool(params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0),
+        "bad_words": bool(params.bad_words),
+        "min_tokens": bool(params.min_tokens),
+        "thinking_budget": getattr(params, "thinking_token_budget", None) is not None,
+        "logits_processor": bool(params.extra_args),
+    }
+    return next((name for name, there in checks.items() if there), None)

@@ -1,0 +1,81 @@
+"""How many draft tokens pay at each batch size, from what steps were measured to cost and drafts to yield.
+
+The profile is a JSON object: `about`, `acceptance` (chance that the draft token at depth 1, 2, ... is accepted, given
+all before it were verified with it: unconditional, falling) and `step_seconds`: batch size -> number of draft tokens
+(0 is plain decoding, without a drafter) -> seconds of one engine step.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eagle3_serving.errors import InputError
+
+# what drafting must promise over plain decoding before it is done: a measurement errs by about as much
+MARGIN = 1.05
+
+
+@dataclass(frozen=True)
+class Profile:
+    acceptance: tuple[float, ...]
+    step_seconds: dict[int, dict[int, float]]
+    about: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Profile":
+        """Raises InputError naming the file where it is not a profile."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            made = cls(
+                tuple(float(a) for a in raw["acceptance"]),
+                {int(b): {int(k): float(s) for k, s in row.items()} for b, row in raw["step_seconds"].items()},
+                dict(raw["about"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is no profile ({error}): measure it with python -m eagle3_vllm.profile") from None
+        seconds = [s for row in made.step_seconds.values() for s in row.values()]
+        if not made.acceptance or not seconds or not all(0 in row for row in made.step_seconds.values()):
+            raise InputError(f"{path} is no profile: acceptance, or a step without drafting, is missing")
+        if not all(math.isfinite(s) and s > 0 for s in seconds) or not all(0 <= a <= 1 for a in made.acceptance):
+            raise InputError(f"{path} is no profile: a value is out of range")
+        return made
+
+    def save(self, path: Path) -> None:
+        """Beside, then renamed."""
+        seconds = {str(b): {str(k): s for k, s in row.items()} for b, row in self.step_seconds.items()}
+        value = {"about": self.about, "acceptance": list(self.acceptance), "step_seconds": seconds}
+        beside = path.with_name(f".{path.name}.partial")
+        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+    def speed(self, batch: int, tokens: int) -> float:
+        """Tokens a second of a request with a chain of `tokens`, over plain decoding's."""
+        row = self.step_seconds[batch]
+        return (1 + sum(self.acceptance[:tokens])) / row[tokens] * row[0]
+
+    def best(self, batch: int, most: int) -> int:
+        """The number of draft tokens, 0 where none gains the margin."""
+        tried = [k for k in self.step_seconds[batch] if 0 < k <= most]
+        best = max(tried, key=lambda k: self.speed(batch, k), default=0)
+        return best if best and self.speed(batch, best) >= MARGIN else 0
+
+    def schedule(self, most: int) -> list[tuple[int, int, int]]:
+        """vLLM's `num_speculative_tokens_per_batch_size`: (first batch size, last, draft tokens), from 1 on.
+
+        Between two sizes measured the larger one's choice holds, for a chain gains least where a batch is large; past
+        the largest, its own.
+        """
+        entries: list[tuple[int, int, int]] = []
+        first = 1
+        for batch in sorted(self.step_seconds):
+            entries.append((first, batch, self.best(batch, most)))
+            first = batch + 1
+        merged = entries[:1]
+        for start, end, tokens in entries[1:]:
+            if tokens == merged[-1][2]:
+                merged[-1] = (merged[-1][0], end, tokens)
+            else:
+                merged.append((start, end, tokens))
+        return merged

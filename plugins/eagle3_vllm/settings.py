@@ -1,0 +1,64 @@
+"""How the plugin is told what to do: environment variables, read once in each process.
+
+vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself does not ask for is said here:
+
+| variable | default | meaning |
+|---|---|---|
+| `EAGLE3_MODE` | `auto` | `auto`: trees where they can be verified, our chain elsewhere. `chain`: our drafter, vLLM's own chain. `vllm`: the plugin does nothing |
+| `EAGLE3_TREE_DEPTH` | `8` | the deepest node of a tree |
+| `EAGLE3_TREE_TOP_K` | `10` | children of a node, and nodes drafted from at each depth |
+| `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
+| `EAGLE3_CALIBRATED` | `1` | rank nodes by the drafter's `calibration.json`, where it has one |
+| `EAGLE3_PROFILE` | none | a file of `python -m eagle3_vllm.profile`: how many draft tokens pay at each batch size, none included |
+| `EAGLE3_FALLBACK_TOKENS` | `3` | draft tokens of a chain that serves in the place of a tree of more than 8 nodes |
+
+`num_speculative_tokens` in `--speculative-config` is the number of nodes a request may have verified a step.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from eagle3_serving.errors import InputError
+
+Mode = Literal["auto", "chain", "vllm"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    mode: Mode = "auto"
+    depth: int = 8
+    top_k: int = 10
+    batch_nodes: int | None = None
+    calibrated: bool = True
+    profile: Path | None = None
+    fallback_tokens: int = 3
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Raises InputError naming the variable that cannot be used."""
+        said = os.environ if environment is None else environment
+        mode = said.get("EAGLE3_MODE", "auto")
+        if mode not in get_args(Mode):
+            raise InputError(f"EAGLE3_MODE is {mode!r}: one of {', '.join(get_args(Mode))}")
+        profile = said.get("EAGLE3_PROFILE")
+        if profile and not Path(profile).is_file():
+            raise InputError(f"EAGLE3_PROFILE: no file {profile}; write it with python -m eagle3_vllm.profile")
+        return cls(
+            mode=mode,  # type: ignore[arg-type]
+            depth=_positive(said, "EAGLE3_TREE_DEPTH", cls.depth),
+            top_k=_positive(said, "EAGLE3_TREE_TOP_K", cls.top_k),
+            batch_nodes=_positive(said, "EAGLE3_BATCH_NODES", 1) if "EAGLE3_BATCH_NODES" in said else None,
+            calibrated=said.get("EAGLE3_CALIBRATED", "1") != "0",
+            profile=Path(profile) if profile else None,
+            fallback_tokens=_positive(said, "EAGLE3_FALLBACK_TOKENS", cls.fallback_tokens),
+        )
+
+
+def _positive(said: Mapping[str, str], name: str, default: int) -> int:
+    value = said.get(name, str(default))
+    if not value.isdecimal() or int(value) < 1:
+        raise InputError(f"{name} is {value!r}: it must be a whole number of at least 1")
+    return int(value)

@@ -1,0 +1,82 @@
+"""What is served by a chain, and that it says why."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from eagle3_vllm import configure, fallback
+from eagle3_vllm.schedule import Profile
+from eagle3_vllm.settings import Settings
+from vllm import SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
+
+@pytest.mark.parametrize(
+    "params, reason",
+    [
+        (SamplingParams(temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, seed=1, logprobs=3), None),
+        (SamplingParams(structured_outputs=StructuredOutputsParams(json={"type": "object"})), "grammar"),
+        (SamplingParams(repetition_penalty=1.1), "penalties"),
+        (SamplingParams(bad_words=["rain"]), "bad_words"),
+        (SamplingParams(min_tokens=4), "min_tokens"),
+        (None, None),
+    ],
+)
+def test_what_looks_back_over_a_text_is_drafted_a_chain(params: SamplingParams | None, reason: str | None) -> None:
+    assert fallback.chain_reason(params) == reason
+
+
+def config(target: Path, drafter: Path, nodes: int, environment: dict[str, str], **engine: Any) -> str:
+    """What an engine's configuration comes to, and what is said about it."""
+    code = (
+        "import sys; from vllm.engine.arg_utils import EngineArgs; import eagle3_vllm.fallback as f\n"
+        f"spec = {{'method': 'eagle3', 'model': {str(drafter)!r}, 'num_speculative_tokens': {nodes}}}\n"
+        f"c = EngineArgs(model={str(target)!r}, max_model_len=512, speculative_config=spec, **{engine!r}).create_engine_config()\n"
+        "s = c.speculative_config\n"
+        "print('TOKENS', s.num_speculative_tokens, s.num_speculative_tokens_per_batch_size)\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("EAGLE3_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "TOKENS" in done.stdout, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_a_server_on_runner_v1_gets_a_short_chain_and_one_line(target_dir: Path, drafter_dir: Path) -> None:
+    said = config(target_dir, drafter_dir, 60, {"VLLM_USE_V2_MODEL_RUNNER": "0"}, dtype="float32")
+    assert "TOKENS 3 None" in said
+    assert said.count("eagle3: a chain of 3 instead of 60 nodes: Model Runner V1 runs") == 1
+
+
+def test_the_profile_becomes_vllms_own_schedule(target_dir: Path, drafter_dir: Path, tmp_path: Path) -> None:
+    costs = {1: {0: 1.0, 1: 1.1, 2: 1.2}, 8: {0: 1.0, 1: 2.0, 2: 3.0}}
+    Profile((0.7, 0.5), costs, {}).save(tmp_path / "p.json")
+    environment = {"VLLM_USE_V2_MODEL_RUNNER": "0", "EAGLE3_PROFILE": str(tmp_path / "p.json")}
+    assert "TOKENS 2 [(1, 1, 2), (2, 8, 0)]" in config(target_dir, drafter_dir, 4, environment, dtype="float32")
+
+
+def test_a_config_that_trees_cannot_serve_is_told_why(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(configure, "config_reasons", lambda *_: ["LoRA adapters", "sliding windows"])
+    speculative = SimpleNamespace(
+        method="eagle3",
+        draft_model_config=object(),
+        num_speculative_tokens=16,
+        num_speculative_tokens_per_batch_size=None,
+    )
+    with caplog.at_level(logging.WARNING):
+        configure.settle(SimpleNamespace(speculative_config=speculative), Settings(), logging.getLogger("test"))
+    assert speculative.num_speculative_tokens == 3
+    assert caplog.messages == ["eagle3: a chain of 3 instead of 16 nodes: LoRA adapters; sliding windows"]

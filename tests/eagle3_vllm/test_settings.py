@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+from eagle3_vllm.settings import Settings
+
+from eagle3_serving.errors import InputError
+
+
+def test_without_variables_the_defaults_hold() -> None:
+    assert Settings.read({}) == Settings()
+
+
+def test_every_variable_is_read(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    profile.write_text("{}")
+    read = Settings.read(
+        {
+            "EAGLE3_MODE": "chain",
+            "EAGLE3_TREE_DEPTH": "5",
+            "EAGLE3_TREE_TOP_K": "4",
+            "EAGLE3_BATCH_NODES": "48",
+            "EAGLE3_CALIBRATED": "0",
+            "EAGLE3_PROFILE": str(profile),
+            "EAGLE3_FALLBACK_TOKENS": "2",
+        }
+    )
+    assert read == Settings("chain", 5, 4, 48, False, profile, 2)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("EAGLE3_MODE", "trees"),
+        ("EAGLE3_TREE_DEPTH", "0"),
+        ("EAGLE3_TREE_TOP_K", "ten"),
+        ("EAGLE3_BATCH_NODES", "-1"),
+        ("EAGLE3_PROFILE", "nowhere.json"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, value: str) -> None:
+    with pytest.raises(InputError, match=name):
+        Settings.read({name: value})

@@ -1,0 +1,114 @@
+"""Real vLLM with trees, on Model Runner V2: never another token than plain vLLM's, whatever the scheduler does.
+
+One engine a tree size, in a process of its own, through Triton's interpreter. The sweep over many prompts is
+`benchmarks/vllm_trees.py`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.vllm_engine import Job, Round, run
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+
+TOGETHER, SPECIAL, ABORTED = range(3)
+SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+SPECIAL_PARAMS: tuple[dict[str, Any], ...] = (
+    {"logprobs": 2},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"structured_outputs": {"json": SCHEMA}},
+    {"logit_bias": {"253": 4.0}},
+)
+
+
+def greedy(tokens: int, **more: Any) -> dict[str, Any]:
+    return {"temperature": 0, "max_tokens": tokens, **more}
+
+
+@pytest.fixture(scope="module")
+def rounds(target_dir: Path, prompts: tuple[str, ...]) -> list[Round]:
+    tokenizer = load_tokenizer(target_dir)
+    ids = [chat_ids(tokenizer, prompt) for prompt in prompts]
+    long = chat_ids(tokenizer, " ".join(prompts[:8]))
+    # the first three want more blocks than there are before they end; the fourth repeats the first
+    texts = [long, ids[5], ids[18], long, ids[0], ids[1]]
+    lengths = [20, 20, 20, 6, 9, 5]
+    return [
+        Round(texts, [greedy(n, ignore_eos=True) for n in lengths]),
+        Round(ids[8:12], [greedy(8, **more) for more in SPECIAL_PARAMS]),
+        Round(ids[:3], greedy(12, ignore_eos=True), abort={0: 3, 2: 4}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(target_dir: Path, rounds: list[Round]) -> dict[str, Any]:
+    return run(Job(target_dir, rounds[:2], runner=1))
+
+
+@pytest.fixture(scope="module")
+def tree(target_dir: Path, drafter_dir: Path, rounds: list[Round]) -> dict[str, Any]:
+    """A KV cache of 13 blocks for three requests that come to want 14, and prompts cut into chunks of 96 tokens."""
+    engine = {
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 96,
+        "block_size": 32,
+        "num_gpu_blocks_override": 14,
+        "enable_prefix_caching": True,
+        "max_model_len": 320,
+    }
+    return run(Job(target_dir, rounds, drafter_dir, nodes=16, engine=engine))
+
+
+def test_requests_that_join_leave_are_preempted_share_a_prefix_and_come_in_chunks(
+    plain: dict[str, Any], tree: dict[str, Any]
+) -> None:
+    assert tree["rounds"][TOGETHER]["tokens"] == plain["rounds"][TOGETHER]["tokens"]
+    assert tree["metrics"]["vllm:num_preemptions"] > 0
+    assert tree["metrics"]["vllm:prefix_cache_hits"] > 0
+
+
+@pytest.mark.parametrize("place", range(len(SPECIAL_PARAMS)), ids=["logprobs", "penalties", "grammar", "logit bias"])
+def test_what_a_chain_does_a_tree_does(plain: dict[str, Any], tree: dict[str, Any], place: int) -> None:
+    assert tree["rounds"][SPECIAL]["tokens"][place] == plain["rounds"][SPECIAL]["tokens"][place]
+
+
+def test_logprobs_are_those_of_the_path(plain: dict[str, Any], tree: dict[str, Any]) -> None:
+    said, expected = (side["rounds"][SPECIAL]["logprobs"][0] for side in (tree, plain))
+    assert len(said) == len(expected)
+    for mine, theirs in zip(said, expected, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-3)
+
+
+def test_nothing_leaks_and_nothing_is_in_the_log(tree: dict[str, Any]) -> None:
+    assert tree["rounds"][ABORTED]["tokens"][0] is None and len(tree["rounds"][ABORTED]["tokens"][1]) == 12
+    assert tree["blocks"][0] == tree["blocks"][1]
+    assert "ERROR" not in tree["log"] and "Traceback" not in tree["log"]
+    assert "eagle3: trees of 16 nodes" in tree["log"]
+
+
+def test_trees_are_what_was_verified(tree: dict[str, Any]) -> None:
+    metrics = tree["metrics"]
+    assert metrics["vllm:eagle3_accepted_length"] > 1.5
+    # a chain of the tree's depth has 8 nodes
+    assert metrics["vllm:eagle3_nodes_verified"] > 10 * metrics["vllm:eagle3_verify_passes"]
+    assert metrics["vllm:eagle3_nodes_budgeted"] >= metrics["vllm:eagle3_nodes_verified"]
+    for reason in ("penalties", "grammar"):
+        assert metrics[f"vllm:eagle3_fallbacks{{reason={reason}}}{{scope=request}}"] == 1
+
+
+def test_a_seed_gives_the_same_samples_with_and_without_trees(target_dir: Path, drafter_dir: Path) -> None:
+    """At every temperature: acceptance draws at each row what plain decoding would draw there."""
+    tokenizer = load_tokenizer(target_dir)
+    texts = [chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.")]
+    filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05})
+    params = [{"temperature": 0.9, "max_tokens": 6, "seed": n, **more} for n, more in enumerate(filters)]
+    expected, said = (
+        run(Job(target_dir, [Round(texts, params)], drafter_dir, nodes, settings={"EAGLE3_TREE_TOP_K": "4"}))
+        for nodes in (0, 5)
+    )
+    assert said["rounds"][0]["tokens"] == expected["rounds"][0]["tokens"]
+    assert said["metrics"]["vllm:eagle3_tokens_accepted"] > 0

@@ -1,0 +1,78 @@
+"""A real vLLM server with trees, over HTTP: eight requests at once, clients that hang up, and what the endpoint shows."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.vllm_engine import SHIM, Job, Round, run
+from eagle3_serving.serve.client import ChatClient
+from eagle3_serving.serve.server import Server
+from eagle3_serving.serve.vllm import VllmOptions, vllm_command
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+
+pytest.importorskip("vllm")
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trees") / "server.log"
+
+
+@pytest.fixture(scope="module")
+def trees(target_dir: Path, drafter_dir: Path, log: Path) -> Iterator[ChatClient]:
+    command = vllm_command(VllmOptions(target_dir, drafter_dir, k=16, max_model_len=512, max_num_seqs=8))
+    more = {"VLLM_USE_V2_MODEL_RUNNER": "1", "PYTHONPATH": str(SHIM)}
+    with (
+        Server(replace(command, environment={**command.environment, **more}), log) as server,
+        ChatClient(server.url) as client,
+    ):
+        yield client
+
+
+def metric(client: ChatClient, name: str) -> float:
+    text = httpx.get(f"{client.url}/metrics", timeout=30.0).text
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE))
+
+
+def test_eight_requests_at_once_get_plain_decodings_answers(
+    trees: ChatClient, target_dir: Path, prompts: tuple[str, ...]
+) -> None:
+    tokenizer = load_tokenizer(target_dir)
+    ids = [chat_ids(tokenizer, prompt) for prompt in prompts[:10]]
+    params = {"temperature": 0, "max_tokens": MAX_TOKENS}
+    expected = run(Job(target_dir, [Round(ids, params)], runner=1))["rounds"][0]["tokens"]
+    answers, _ = trees.ask_all(prompts[:10], MAX_TOKENS, concurrency=8)
+    assert [list(answer.token_ids) for answer in answers] == expected
+
+
+def test_the_endpoint_shows_the_trees(trees: ChatClient) -> None:
+    time.sleep(1.5)  # counts are written once a second
+    trees.ask("Name a tree.", 4)
+    time.sleep(1.5)
+    trees.ask("Name a bird.", 4)
+    assert metric(trees, "vllm:eagle3_accepted_length") > 1.2
+    assert metric(trees, "vllm:eagle3_nodes_verified_total") > 8 * metric(trees, "vllm:eagle3_verify_passes_total") > 0
+    assert metric(trees, "vllm:eagle3_nodes_budgeted_total") > 0
+
+
+def test_clients_that_hang_up_leave_nothing_behind(trees: ChatClient, log: Path) -> None:
+    body = {"model": trees.model, "messages": [{"role": "user", "content": "Tell me a long story."}], "stream": True}
+    for _ in range(3):
+        url, asked = f"{trees.url}/v1/chat/completions", {**body, "max_tokens": 200}
+        with httpx.stream("POST", url, json=asked, timeout=120.0) as answer:
+            next(answer.iter_bytes())
+    deadline = time.monotonic() + 60
+    while metric(trees, "vllm:num_requests_running") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    trees.ask("Name a fish.", 4)
+    assert metric(trees, "vllm:num_requests_running") == 0
+    assert metric(trees, "vllm:kv_cache_usage_perc") == 0
+    assert "ERROR" not in log.read_text() and "Traceback" not in log.read_text()

@@ -1,0 +1,134 @@
+"""A second device on a machine that has none: tensors that say they lie on it, computed on the CPU.
+
+An operation that mixes them with a CPU tensor of one dimension or more is an error, as on CUDA (an index may be on the
+CPU there, and is here). What crosses is counted: reads make the host wait, uploads cost a copy each.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+NAME = "pretend"
+_CROSSING = {"copy_", "_to_copy", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_", "_pin_memory"}
+_real_tensor = torch.tensor
+_ready = False
+
+
+class Crossings:
+    """How often the host read from the device, and wrote to it."""
+
+    reads = 0
+    uploads = 0
+
+
+class Pretend(torch.Tensor):
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> "Pretend":
+        made: Pretend = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            held.shape,
+            dtype=held.dtype,
+            device=f"{NAME}:0",
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+        )
+        made.held = held
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def tolist(self) -> Any:
+        Crossings.reads += 1
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    ours = [x for x in tensors if isinstance(x, Pretend)]
+    name = func.overloadpacket.__name__
+    wanted = kwargs.get("device")
+    if wanted is None and name in ("arange", "full", "rand", "randn", "zeros", "ones", "empty", "eye", "randint"):
+        wanted = torch.device("cpu")
+    if ours and name not in _CROSSING:
+        strangers = [x for x in tensors if not isinstance(x, Pretend) and x.dim() > 0]
+        assert not strangers, f"{func} was given {len(ours)} tensors of the device and {len(strangers)} of the CPU"
+    there = wanted.type == NAME if wanted is not None else bool(ours)
+    if name in ("copy_", "_copy_from"):
+        there = isinstance(args[0], Pretend)
+    Crossings.reads += name == "_local_scalar_dense" or (name == "nonzero" and bool(ours)) or bool(ours and not there)
+    Crossings.uploads += there and not ours and bool(tensors)
+
+    def held(x: Any) -> Any:
+        if isinstance(x, Pretend):
+            return x.held
+        return torch.device("cpu") if isinstance(x, torch.device) and x.type == NAME else x
+
+    out = func(*tree_map(held, args), **tree_map(held, kwargs))
+    if func._schema.is_mutable and ours:
+        # what was written to is returned itself, not a second wrapper of it
+        same = {id(x.held): x for x in ours}
+        return tree_map(lambda x: same.get(id(x), Pretend(x) if there and isinstance(x, torch.Tensor) else x), out)
+    return tree_map(lambda x: Pretend(x) if there and isinstance(x, torch.Tensor) else x, out)
+
+
+def _tensor(data: Any, *, device: Any = None, **more: Any) -> torch.Tensor:
+    made = _real_tensor(data, **more)
+    return made if device is None else made.to(device)
+
+
+class _Generator:
+    """Every generator is the CPU's."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return torch._C.Generator("cpu")
+
+
+def _enter(context: Any) -> None:
+    # tensors of a Python device cannot be inference tensors; no gradient is what matters here
+    context.without = torch.no_grad()
+    context.without.__enter__()
+
+
+def _exit(context: Any, *error: Any) -> None:
+    context.without.__exit__(*error)
+
+
+@contextmanager
+def pretend_device() -> Iterator[type[Crossings]]:
+    """Inside, the device "pretend" exists. Registered for the whole process, harmless to what does not name it."""
+    global _ready
+    if not _ready:
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend  # torch 2.10
+
+        _setup_privateuseone_for_python_backend(NAME)
+        # what torch.autocast asks of a device
+        torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
+        _ready = True
+    Crossings.reads = Crossings.uploads = 0
+    generator, inference = torch.Generator, torch.inference_mode
+    kept = inference.__enter__, inference.__exit__
+    # the original builds its tensor below the level at which a mode sees it
+    torch.tensor = _tensor
+    torch.Generator = _Generator  # type: ignore[assignment, misc]
+    inference.__enter__, inference.__exit__ = _enter, _exit  # type: ignore[method-assign]
+    try:
+        with _Mode():
+            yield Crossings
+    finally:
+        torch.tensor, torch.Generator = _real_tensor, generator  # type: ignore[misc]
+        inference.__enter__, inference.__exit__ = kept  # type: ignore[method-assign]
