@@ -40,9 +40,7 @@ def server_options(name: str, common: SglangOptions, profile: Path) -> SglangOpt
         return replace(common, trees=TREES, profile=profile)
     if name == "own-adaptive":
         # SGLang's own adapts a chain, and only without CUDA graphs of a CPU
-        return replace(
-            common, plugin=False, extra=("--sleep-on-idle", "--speculative-adaptive", "--disable-cuda-graph")
-        )
+        return replace(common, plugin=False, extra=("--speculative-adaptive", "--disable-cuda-graph"))
     *own, steps, top_k, tokens = name.split(":")
     return replace(common, shape=Shape(int(steps), int(top_k), int(tokens)), plugin=not own)
 
@@ -129,7 +127,7 @@ def main() -> None:
     asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < 200]
     batches = [int(batch) for batch in args.batches.split(",")]
     work = {batch: [body(ids, args.max_tokens, ignore_eos=True) for ids in asked[: max(batch, 2)]] for batch in batches}
-    common = SglangOptions(target, args.drafter, max_requests=max(batches), kv_tokens=6144, extra=("--sleep-on-idle",))
+    common = SglangOptions(target, args.drafter, max_requests=max(batches), kv_tokens=6144)
     with ExitStack() as stack:
         logs = stack.enter_context(log_directory("sweep"))
         profile = args.profile or logs / "profile.json"

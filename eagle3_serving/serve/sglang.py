@@ -61,6 +61,7 @@ def sglang_command(options: SglangOptions) -> ServerCommand:
     if on_cpu():
         # both by name: the plain choice asks for AMX, the split one does not
         argv += ["--device", "cpu", "--mem-fraction-static", "0.3"]
+        argv.append("--sleep-on-idle")  # an idle server would keep a core busy, and the one it is compared with waiting
         argv += ["--prefill-attention-backend", "intel_amx", "--decode-attention-backend", "intel_amx"]
     name = "SGLang (plain)"
     if options.drafter is not None:
