@@ -43,7 +43,7 @@ class Report:
 
     source: str
     source_dialect: str
-    source_sha256: str
+    source_blake3: str
     to: str
     destination: str
     aux_boundaries: tuple[int, ...]
@@ -113,14 +113,14 @@ def convert(
     beside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.partial-"))
     try:
         with ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(opened.digest)
+            hashed = pool.submit(opened.digest)
             total = sum(tensor.nbytes for tensor in tensors.values())
             tell = progress(total, 0) if progress else lambda _: None
             written = write_safetensors(
                 beside / "model.safetensors", tensors, {**opened.metadata, "format": "pt"}, tell
             )
-            sha256 = digest.result()
-        noted = _provenance(opened, source, meant, wanted, facts, taken, sha256)
+            digest = hashed.result()
+        noted = _provenance(opened, source, meant, wanted, facts, taken, digest)
         config = {**output.config, OURS: noted}
         (beside / "config.json").write_text(dumps(config, indent=2) + "\n", encoding="utf-8")
         _copy_companions(opened.directory, beside)
@@ -132,7 +132,7 @@ def convert(
     return Report(
         source=str(source),
         source_dialect=meant.dialect,
-        source_sha256=sha256,
+        source_blake3=digest,
         to=to,
         destination=str(destination),
         aux_boundaries=rewritten.config.aux_layers if -1 not in rewritten.config.aux_layers else (),
@@ -180,7 +180,7 @@ def _prove(
 
 
 def _provenance(
-    opened: Source, source: str | Path, meant: Neutral, to: Dialect, facts: TargetFacts, taken: list[str], sha256: str
+    opened: Source, source: str | Path, meant: Neutral, to: Dialect, facts: TargetFacts, taken: list[str], digest: str
 ) -> Json:
     """Where the output came from; no path, only the last name of a local one."""
     noted: dict[str, Any] = {
@@ -188,7 +188,7 @@ def _provenance(
         "dialect": to.name,
         "source": Path(str(source)).resolve().name if Path(str(source)).exists() else str(source),
         "source_dialect": meant.dialect,
-        "source_sha256": sha256,
+        "source_blake3": digest,
         "materialised": taken,
     }
     if -1 not in meant.config.aux_layers:
@@ -201,7 +201,7 @@ def _provenance(
         noted["target_type"] = facts.model_type
     before = provenance(opened)
     if before:
-        noted["before"] = {key: before[key] for key in ("source", "source_dialect", "source_sha256") if key in before}
+        noted["before"] = {key: before[key] for key in ("source", "source_dialect", "source_blake3") if key in before}
     return noted
 
 

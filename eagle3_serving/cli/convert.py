@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         f"boundaries {list(report.aux_boundaries)} ({report.aux_how})" if report.aux_boundaries else "default layers"
     )
     print(
-        f"{report.source}: {report.source_dialect}, {report.tensors} tensors, {where}; sha256 {report.source_sha256[:16]}..."
+        f"{report.source}: {report.source_dialect}, {report.tensors} tensors, {where}; blake3 {report.source_blake3[:16]}..."
     )
     for line in [finding.line() for finding in report.findings] + list(report.notes):
         print(f"  note: {line}")

@@ -133,7 +133,7 @@ def test_where_it_came_from_is_written_and_no_path(tmp_path: Path) -> None:
         drafters.as_eagle(tmp_path / "mine", known()), tmp_path / "out", to="vllm", num_target_layers=N, parity=False
     )
     noted = json.loads((tmp_path / "out" / "config.json").read_text())["eagle3_serving"]
-    assert (noted["source"], noted["source_dialect"], len(noted["source_sha256"])) == ("mine", "eagle", 64)
+    assert (noted["source"], noted["source_dialect"], len(noted["source_blake3"])) == ("mine", "eagle", 64)
     assert str(tmp_path) not in json.dumps(noted)
 
 
