@@ -34,10 +34,11 @@ def servable(drafter: Path, engine: str, target: Path | None = None) -> Servable
             convert(drafter, copy, to=engine, target=target, parity=False)
         found = check(copy, engine=engine, target=target)
     except Eagle3Error as error:
-        raise CheckError(f"{drafter}: {broken[0].line()}; no conversion helps: {error}") from None
+        why = "" if broken[0].what in str(error) else f": {error}"
+        raise CheckError(f"{drafter}: {broken[0].line()} (no conversion mends it{why})") from None
     still = [finding for finding in found if finding.breaks]
     if still:
-        raise CheckError(f"{drafter}: {still[0].line()}; a conversion does not mend it")
+        raise CheckError(f"{drafter}: {still[0].line()} (a conversion does not mend it)")
     return Servable(copy, broken[0], _warnings(found))
 
 
