@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-SHIM = Path(__file__).resolve().parents[1] / "engines" / "mrv2_on_cpu"
+SHIM = Path(__file__).resolve().parents[2] / "engines" / "mrv2_on_cpu"
 SCRIPT = """
 import torch
 from eagle3_serving.attention import AttentionState, tree_attention
