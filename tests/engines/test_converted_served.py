@@ -71,7 +71,7 @@ def for_sglang(for_vllm: Path, target_dir: Path, tmp_path_factory: pytest.TempPa
 
 def vllm(target: Path, drafter: Path, folder: Path) -> Iterator[ChatClient]:
     pytest.importorskip("vllm")
-    command = vllm_command(VllmOptions(target, drafter, k=K))
+    command = vllm_command(VllmOptions(target, drafter, k=K, plugin=False))
     with Server(command, folder / "server.log") as server, ChatClient(server.url) as client:
         yield client
 
