@@ -19,6 +19,7 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "EAGLE3_MODE": "vllm",  # what is asked is what vLLM itself does
 }
 
 
