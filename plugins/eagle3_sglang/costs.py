@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
+from eagle3_serving.files import write_whole
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree.budget import Curve
 
@@ -52,10 +53,7 @@ class StepCosts:
     def save(self, path: Path, about: dict[str, str]) -> None:
         """Beside, then renamed."""
         rows = [[batch, list(shape), statistics.median(seen)] for (batch, shape), seen in sorted(self._seen.items())]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.partial")
-        beside.write_text(json.dumps({"about": about, "seconds": rows}) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, json.dumps({"about": about, "seconds": rows}) + "\n")
 
     def read(self, path: Path, about: dict[str, str]) -> bool:
         """Takes over what another run measured of the same things; false where it measured others. Raises ValueError

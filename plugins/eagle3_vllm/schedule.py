@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.files import write_whole
 
 # what drafting must promise over plain decoding before it is done: a measurement errs by about as much
 MARGIN = 1.05
@@ -46,9 +47,7 @@ class Profile:
         """Beside, then renamed."""
         seconds = {str(b): {str(k): s for k, s in row.items()} for b, row in self.step_seconds.items()}
         value = {"about": self.about, "acceptance": list(self.acceptance), "step_seconds": seconds}
-        beside = path.with_name(f".{path.name}.partial")
-        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, json.dumps(value, indent=1) + "\n")
 
     def speed(self, batch: int, tokens: int) -> float:
         """Tokens a second of a request with a chain of `tokens`, over plain decoding's."""
