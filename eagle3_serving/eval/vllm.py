@@ -1,11 +1,12 @@
 """Plain and speculative vLLM side by side: two servers at once, each batch of prompts sent to one after the other."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import Progress
 
-from eagle3_serving.errors import InputError
+from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
@@ -20,15 +21,32 @@ def run_vllm(options: EvalOptions) -> EvalReport:
 
     Tokens a second = generated tokens / wall seconds of the requests, prefill included; a batch's seconds run until
     its last answer ends. The order alternates (plain, spec | spec, plain | ...), so that a busy neighbour hits both.
-    Raises InputError for what vLLM cannot do yet, CheckError where a server fails.
+    Raises InputError for options that do not go together, CheckError where a server fails or verifies no trees though
+    they were asked for.
     """
-    if options.mode != "chain":
-        raise InputError(f"--mode {options.mode} is not available on vLLM yet: use --mode chain")
     families = by_family(read_prompts(options.prompts, options.limit))
-    server = VllmOptions(options.target, options.drafter, options.k, options.dtype, max_num_seqs=max(16, options.batch))
-    with side_by_side(server, "eval") as (plain, spec):
+    with side_by_side(server_of(options), "eval") as (plain, spec):
+        if options.mode == "tree" and not spec.tree_passes():
+            raise CheckError(
+                "this vLLM verifies chains only, and its log says why (on a CPU: Model Runner V1); use --mode chain"
+            )
         rounds = measure(options, families, plain, spec)
     return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds)
+
+
+def server_of(options: EvalOptions) -> VllmOptions:
+    """The server with the drafter. Raises InputError for a mode that vLLM has not."""
+    server = VllmOptions(options.target, options.drafter, options.k, options.dtype, max_num_seqs=max(16, options.batch))
+    match options.mode:
+        case "chain":
+            return replace(server, only_chain=True)
+        case "tree":
+            return replace(server, k=options.nodes, depth=options.depth, top_k=options.top_k)
+        case "auto" if options.profile is not None:
+            return replace(server, profile=options.profile)
+        case "auto":
+            raise InputError("--mode auto on vLLM needs --profile: python -m eagle3_vllm.profile writes one")
+    raise InputError("--mode plain has nothing to compare on vLLM: use --mode chain, tree or auto")
 
 
 def measure(

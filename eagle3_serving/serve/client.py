@@ -15,6 +15,7 @@ from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.serve.vllm import SERVED_NAME
 
 _COUNTER = re.compile(r"^vllm:spec_decode_num_(\w+?)_total(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
+_TREE_PASSES = re.compile(r"^vllm:eagle3_verify_passes_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _POSITION = re.compile(r'position="(\d+)"')
 
 
@@ -116,9 +117,16 @@ class ChatClient:
         return answers, time.perf_counter() - started
 
     def counters(self) -> SpecCounters:
+        return parse_counters(self._metrics())
+
+    def tree_passes(self) -> int:
+        """Passes that verified a tree of the plugin's; 0 on a server without the plugin."""
+        return sum(int(float(value)) for value in _TREE_PASSES.findall(self._metrics()))
+
+    def _metrics(self) -> str:
         try:
             response = httpx.get(f"{self.url}/metrics", timeout=30.0)
             response.raise_for_status()
         except httpx.HTTPError as error:
             raise CheckError(f"the server at {self.url} shows no metrics: {error}") from None
-        return parse_counters(response.text)
+        return response.text

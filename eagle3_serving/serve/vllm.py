@@ -16,13 +16,15 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SERVED_NAME = "target"
 MODE = "EAGLE3_MODE"  # "vllm" leaves drafting to vLLM itself
 PROFILE = "EAGLE3_PROFILE"  # a file of what was measured, by which the plugin decides
+DEPTH, TOP_K = "EAGLE3_TREE_DEPTH", "EAGLE3_TREE_TOP_K"
 _FEW_CPUS = 4
 
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step. `plugin` False leaves
-    drafting to vLLM's own EAGLE-3. `simulate`: vLLM's synthetic acceptance, this rate a depth."""
+    """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step: a chain's, or the nodes of a
+    tree of at most `depth` with `top_k` children a node (None: the plugin's own). `plugin` False leaves drafting to vLLM's
+    own EAGLE-3, `only_chain` lets it draft no trees. `simulate`: vLLM's synthetic acceptance, this rate a depth."""
 
     target: Path
     drafter: Path | None = None
@@ -34,8 +36,11 @@ class VllmOptions:
     kv_cache_gib: int = 1
     prefix_cache: bool = False  # a prefix kept from an earlier round would make the later rounds' prefill free
     plugin: bool = True
+    only_chain: bool = False
     profile: Path | None = None
     simulate: float | None = None
+    depth: int | None = None
+    top_k: int | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -68,8 +73,11 @@ def vllm_environment(options: VllmOptions) -> dict[str, str]:
     environment = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     if not options.plugin:
         environment[MODE] = "vllm"
+    elif options.only_chain:
+        environment[MODE] = "chain"
     if options.profile is not None:
         environment[PROFILE] = str(options.profile.resolve())
+    environment |= {name: str(n) for name, n in ((DEPTH, options.depth), (TOP_K, options.top_k)) if n is not None}
     if on_cpu():
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
         # vLLM leaves one CPU of each core's pair idle; where there are few, both are worth having (measured: 1.27x)

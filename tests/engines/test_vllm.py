@@ -65,3 +65,8 @@ def test_the_answer_streams(spec: ChatClient) -> None:
 
 def test_the_plain_server_does_not_speculate(plain: ChatClient) -> None:
     assert plain.counters().drafts == 0
+
+
+def test_a_server_of_chains_shows_no_trees(spec: ChatClient) -> None:
+    assert spec.counters().drafts > 0
+    assert spec.tree_passes() == 0

@@ -61,6 +61,7 @@ def test_the_endpoint_shows_the_trees(trees: ChatClient) -> None:
     assert metric(trees, "vllm:eagle3_accepted_length") > 1.2
     assert metric(trees, "vllm:eagle3_nodes_verified_total") > 8 * metric(trees, "vllm:eagle3_verify_passes_total") > 0
     assert metric(trees, "vllm:eagle3_nodes_budgeted_total") > 0
+    assert trees.tree_passes() > 0
 
 
 def test_clients_that_hang_up_leave_nothing_behind(trees: ChatClient, log: Path) -> None:

@@ -11,7 +11,8 @@ from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.report import print_report
 from eagle3_serving.eval.rounds import Round, summarise
-from eagle3_serving.eval.vllm import run_vllm
+from eagle3_serving.eval.vllm import run_vllm, server_of
+from eagle3_serving.serve.vllm import vllm_environment
 
 OPTIONS = EvalOptions("vllm", Path("target"), Path("drafter"), (Path("p.jsonl"),), k=2, repeats=3)
 
@@ -75,9 +76,17 @@ def test_the_table_shows_every_family() -> None:
     assert all(word in text.getvalue() for word in ("chat", "code", "all", "2.00x", "yes"))
 
 
-def test_a_tree_is_refused_before_anything_starts() -> None:
-    with pytest.raises(InputError, match="--mode tree is not available on vLLM yet"):
-        run_vllm(replace(OPTIONS, mode="tree"))
+@pytest.mark.parametrize(("mode", "why"), [("plain", "nothing to compare"), ("auto", "--profile")])
+def test_a_mode_that_vllm_has_not_is_refused_before_anything_starts(mode: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        run_vllm(replace(OPTIONS, mode=mode))
+
+
+def test_a_tree_on_vllm_is_asked_for_by_nodes_depth_and_children() -> None:
+    server = server_of(replace(OPTIONS, mode="tree", nodes=24, depth=6, top_k=4))
+    environment = vllm_environment(server)
+    assert (server.k, environment["EAGLE3_TREE_DEPTH"], environment["EAGLE3_TREE_TOP_K"]) == (24, "6", "4")
+    assert vllm_environment(server_of(OPTIONS))["EAGLE3_MODE"] == "chain"
 
 
 @pytest.mark.parametrize("name", ["k", "batch", "max_tokens", "repeats", "limit"])
