@@ -105,7 +105,9 @@ def _ask(client: SglangClient, prompts: Sequence[str], load: int, tokens: int) -
 
 
 def _note(seen: Seen, answers: Sequence[Answer], load: int) -> None:
-    seen.prefill_s.append(max(answer.first_token_s for answer in answers[:load]))
+    # later requests join one by one, as others end
+    first = [answer.first_token_s for answer in answers]
+    seen.prefill_s.append(max(first[:load]) if load > 1 else statistics.mean(first))
     accepted = [answer.counters.accepted / max(answer.counters.drafts, 1) for answer in answers]
     mean = statistics.mean(accepted)
     seen.share += [one / mean if mean else 1.0 for one in accepted]
@@ -172,7 +174,7 @@ def advise(
     costs: "StepCosts", gains: dict[Shape, float], seen: dict[int, Seen], load: int, tokens: int, least: int
 ) -> Advice:
     shares = [share for of_load in seen.values() for share in of_load.share]
-    prefill = {size: statistics.median(of_load.prefill_s) for size, of_load in seen.items()}
+    prefill = {0: 0.0} | {size: statistics.median(of_load.prefill_s) for size, of_load in seen.items()}
 
     def given(request: int, step: int, batch: int) -> int:
         each = 1 + gains.get(choose(costs, gains, batch), 0.0) * shares[request % len(shares)]
