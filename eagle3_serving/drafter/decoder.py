@@ -39,14 +39,22 @@ class DraftAttention(nn.Module):
         self.rotary = factory.rotary(config)
 
     def forward(self, x_BLI: Tensor, positions_BL: Tensor, attend: Attend) -> Tensor:
-        q_BLAD = self.q_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
-        k_BLKD = self.k_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
-        v_BLKD = self.v_proj(x_BLI).unflatten(-1, (-1, self.head_dim))
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BLAD, k_BLKD = self.q_norm(q_BLAD), self.k_norm(k_BLKD)
+        q_BLAD = self._heads(self.q_proj, self.q_norm, x_BLI)
+        k_BLKD = self._heads(self.k_proj, self.k_norm, x_BLI)
         q_BLAD, k_BLKD = self.rotary(positions_BL, q_BLAD, k_BLKD)
+        v_BLKD = self._heads(self.v_proj, None, x_BLI)
         out: Tensor = self.o_proj(attend(self.layer, q_BLAD, k_BLKD, v_BLKD).flatten(-2))
         return out
+
+    def keys_values(self, x_BLI: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives `attend` as keys and values, each [B, L, K, D], and no more than that."""
+        k_BLKD = self._heads(self.k_proj, self.k_norm, x_BLI)
+        _, k_BLKD = self.rotary(positions_BL, k_BLKD, k_BLKD)
+        return k_BLKD, self._heads(self.v_proj, None, x_BLI)
+
+    def _heads(self, project: nn.Module, norm: nn.Module | None, x_BLI: Tensor) -> Tensor:
+        heads_BLXD: Tensor = project(x_BLI).unflatten(-1, (-1, self.head_dim))
+        return heads_BLXD if norm is None else norm(heads_BLXD)
 
 
 class DraftMLP(nn.Module):
@@ -82,7 +90,15 @@ class DraftLayer(nn.Module):
     def forward(self, embedding_BLH: Tensor, hidden_BLH: Tensor, positions_BL: Tensor, attend: Attend) -> Tensor:
         normed_BLH = self.hidden_norm(hidden_BLH)
         residual_BLH = normed_BLH if self.norm_before_residual and self.layer == 0 else hidden_BLH
-        inputs = torch.cat([self.input_layernorm(embedding_BLH), normed_BLH], dim=-1) if self.layer == 0 else normed_BLH
-        hidden_BLH = residual_BLH + self.self_attn(inputs, positions_BL, attend)
+        hidden_BLH = residual_BLH + self.self_attn(self._read(embedding_BLH, normed_BLH), positions_BL, attend)
         out: Tensor = hidden_BLH + self.mlp(self.post_attention_layernorm(hidden_BLH))
         return out
+
+    def keys_values(self, embedding_BLH: Tensor, hidden_BLH: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's rows of the KV cache, each [B, L, K, D]."""
+        return self.self_attn.keys_values(self._read(embedding_BLH, self.hidden_norm(hidden_BLH)), positions_BL)
+
+    def _read(self, embedding_BLH: Tensor, normed_BLH: Tensor) -> Tensor:
+        if self.layer:
+            return normed_BLH
+        return torch.cat([self.input_layernorm(embedding_BLH), normed_BLH], dim=-1)

@@ -51,6 +51,12 @@ class Drafter(nn.Module):
         feedback_BLH = self.norm(hidden_BLH) if self.config.norm_output else hidden_BLH
         return DraftStep(hidden_BLH, feedback_BLH)
 
+    def keys_values(self, token_ids_BL: Tensor, hidden_BLH: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """What `step` would cache of these rows in its first layer, each [B, L, K, D]: all that a drafter of one layer
+        needs of rows it does not draft from."""
+        embedding_BLH = self.embed_tokens(token_ids_BL).to(hidden_BLH.dtype)
+        return self.first_layer.keys_values(embedding_BLH, hidden_BLH, positions_BL)
+
     def logits(self, hidden_BLH: Tensor) -> Tensor:
         """[B, L, H] -> [B, L, V] over the draft vocabulary; the final norm is applied here."""
         logits_BLV: Tensor = self.lm_head(self.norm(hidden_BLH))

@@ -1,21 +1,19 @@
 """A measuring process that leaves nothing behind."""
 
-import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from eagle3_serving.errors import CheckError
 from eagle3_serving.serve.server import end_group, turn_sigterm_into_exit
 
 
-def run_child(argv: Sequence[str], environment: Mapping[str, str]) -> None:
+def run_child(argv: Sequence[str]) -> None:
     """Its progress goes to our standard error; its group ends with it, or with us. Raises CheckError where it fails."""
     restore = turn_sigterm_into_exit()
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, **environment},
         start_new_session=True,
     )
     try:

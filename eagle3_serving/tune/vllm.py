@@ -16,7 +16,7 @@ from tqdm import tqdm
 from eagle3_serving.bench.http import PROFILED_K, open_servers
 from eagle3_serving.bench.load import Load
 from eagle3_serving.bench.sweep import mixed_prompts, requests_for
-from eagle3_serving.serve.vllm import DTYPES, VllmOptions, on_cpu, vllm_command, vllm_environment
+from eagle3_serving.serve.vllm import DTYPES, VllmOptions, on_cpu, vllm_command
 from eagle3_serving.tune.advice import Advice, spoken
 from eagle3_serving.tune.child import run_child
 from eagle3_serving.tune.closed_loop import Course, between, play, rate
@@ -39,7 +39,7 @@ def tune_vllm(options: TuneOptions, prompts: Path, folder: Path) -> list[Advice]
     argv += [*map(str, options.loads), "--tokens", *map(str, range(1, PROFILED_K + 1)), "--answer", str(options.tokens)]
     if on_cpu():  # as the server that `eagle3 serve` starts
         argv.append("--enforce-eager")
-    run_child(argv, vllm_environment(server))
+    run_child(argv)
     profile = Profile.read(part)
     plain = _plain(options, prompts)
     profile.save(options.out)

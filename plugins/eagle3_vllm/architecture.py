@@ -61,6 +61,7 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
             for i in range(config.num_layers)
         )
         copy_weights(source, self.model)
+        self.backlog: Any = None  # rows that steps without a draft left out: see `idle`
         self.gather_logits = LogitsProcessor(config.draft_vocab_size)
         if self.has_own_lm_head:
             self.lm_head = self.model.lm_head  # where vLLM looks for it

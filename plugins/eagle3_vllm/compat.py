@@ -25,7 +25,8 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentio
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.outputs import DraftTokenIds
-from vllm.v1.spec_decode import llm_base_proposer
+from vllm.v1.sample.rejection_sampler import RejectionSampler as RejectionSamplerV1
+from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
 from vllm.v1.worker.gpu import model_states
 from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
@@ -58,9 +59,11 @@ __all__ = [
     "ModelRegistry",
     "NewRequestData",
     "RejectionSampler",
+    "RejectionSamplerV1",
     "Sampler",
     "SamplerOutput",
     "SamplingParams",
+    "SpecDecodeBaseProposer",
     "SpeculativeConfig",
     "VllmConfig",
     "cpu_attn",
@@ -122,8 +125,21 @@ BOTH_RUNNERS = (
     ),
     Signature(
         "the proposer's propose",
-        llm_base_proposer.SpecDecodeBaseProposer.propose,
-        _words("self num_speculative_tokens target_token_ids target_positions target_hidden_states next_token_ids"),
+        SpecDecodeBaseProposer.propose,
+        _words(
+            "self num_speculative_tokens target_token_ids target_positions target_hidden_states next_token_ids "
+            "token_indices_to_sample common_attn_metadata"
+        ),
+    ),
+    Signature(
+        "V1's RejectionSampler.forward",
+        RejectionSamplerV1.forward,
+        ("self", "metadata", "draft_probs", "logits", "sampling_metadata"),
+    ),
+    Signature(
+        "do_kv_cache_update",
+        CPUAttentionBackendImpl.do_kv_cache_update,
+        ("self", "layer", "key", "value", "kv_cache", "slot_mapping"),
     ),
 )
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.eval.prompts import read_prompts
+from eagle3_serving.serve.vllm import VllmOptions, vllm_environment
 from eagle3_vllm.schedule import Profile, Watched
 
 PROMPTS = (
@@ -32,15 +33,18 @@ PROMPTS = (
     "A shop sells pens at 3 for 2 euros. What do 27 pens cost? Show each step.",
     "Write a friendly letter to a neighbour who looked after the garden in summer.",
 )
-STEPS, WARM_UP = 18, 4
+STEPS, WARM_UP = 24, 4
 ANSWER = 64
+SETTLE_S = 0.3  # OpenMP's threads spin for 0.2 s after their last work, and would slow the other engine's first steps
 
 
 class Engine:
     """A vLLM engine in a child process that times steps when asked."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "EAGLE3_MODE": "chain"}
+        # the environment that `eagle3 serve` gives: on a CPU the threads it serves with
+        environment = {**os.environ, **vllm_environment(VllmOptions(Path(arguments["model"])))}
+        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "EAGLE3_MODE": "chain"}
         environment.pop("EAGLE3_PROFILE", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", __spec__.name, "--child", json.dumps(arguments)],
@@ -62,6 +66,7 @@ class Engine:
 
     def _asked(self, job: dict[str, int]) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
+        time.sleep(SETTLE_S)
         try:
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
@@ -149,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--drafter", help="the drafter, as vLLM takes it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="requests in flight")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 3, 4], help="draft tokens a step")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (default 5)")
     parser.add_argument(
         "--prompts", type=Path, nargs="+", help="JSONL files of your own traffic (default: four of ours)"
     )

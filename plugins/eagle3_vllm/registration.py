@@ -27,6 +27,9 @@ def register_all() -> None:
     for name in compat.ARCHITECTURES:
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
     _register_settling(settings, logger)
+    from eagle3_vllm.idle import register_idle
+
+    register_idle()
     open_folder()
     _register_trees(settings, logger)
 

@@ -149,5 +149,5 @@ def test_unreadable_traffic_is_wrong_usage_and_nothing_is_written(
 
 def test_a_measurement_that_fails_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckError, match="exit code 3"):
-        run_child(["sh", "-c", "echo no engine >&2; exit 3"], {})
+        run_child(["sh", "-c", "echo no engine >&2; exit 3"])
     assert "no engine" in capfd.readouterr().err
