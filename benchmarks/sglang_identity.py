@@ -109,7 +109,7 @@ def main() -> None:
     plain = run(plainly, work, args.port, abort=False)["said"]
     servers = {
         **{str(shape): replace(common, shape=shape) for shape in TREES},
-        "another tree every step, none among them": replace(common, trees=CHOICE, cycle=True),
+        "another tree every step, none among them": replace(common, trees=CHOICE, choice="cycle"),
         "the batch chooses": replace(common, trees=CHOICE),
     }
     rows: dict[str, Any] = {}

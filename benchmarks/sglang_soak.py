@@ -54,7 +54,13 @@ def main() -> None:
     dice = random.Random(0)
     prompts = [chat_ids(tokenizer, prompt.turns[0])[:120] for prompt in read_prompts(args.prompts, None)]
     options = SglangOptions(
-        target, args.drafter, trees=TREES, cycle=args.cycle, radix_cache=True, max_requests=8, kv_tokens=4096
+        target,
+        args.drafter,
+        trees=TREES,
+        choice="cycle" if args.cycle else "",
+        radix_cache=True,
+        max_requests=8,
+        kv_tokens=4096,
     )
     done: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -97,7 +97,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 def test_help_has_examples() -> None:
-    for command in ("demo", "fetch-target", "eval", "train", "convert", "check"):
+    for command in ("demo", "fetch-target", "eval", "bench", "tune", "train", "convert", "check"):
         done = subprocess.run(
             [sys.executable, "-m", "eagle3_serving.cli.main", command, "--help"],
             capture_output=True,

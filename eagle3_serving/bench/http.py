@@ -23,7 +23,8 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
 
 _WARM_UP = "Name three colours."
-_AUTO_K = 3  # vLLM asks for the most draft tokens a step, also where a profile lowers them
+_AUTO_K = 3  # vLLM asks for the most draft tokens a step
+PROFILED_K = 4  # the same where a profile says how many of them pay
 
 
 class ServerSide:
@@ -76,7 +77,7 @@ def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
             VllmOptions(
                 options.target,
                 drafter,
-                k=setting.sizes[0] if setting.sizes else _AUTO_K,
+                k=setting.sizes[0] if setting.sizes else PROFILED_K if options.profile else _AUTO_K,
                 dtype=options.dtype,
                 max_num_seqs=max(16, requests),
                 plugin=not setting.own,

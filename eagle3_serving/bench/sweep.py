@@ -2,7 +2,7 @@
 
 import itertools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -48,8 +48,7 @@ def run_sweep(options: BenchOptions) -> Record:
         with tqdm(total=len(cells), unit="cell", desc=options.engine) as bar:
             for cell in cells:
                 bar.set_postfix_str(f"{cell.concurrency} in flight, {cell.setting}")
-                count = max(cell.concurrency, options.least)
-                asked = [prompts[place % len(prompts)] for place in range(count - count % cell.concurrency)]
+                asked = requests_for(prompts, cell.concurrency, options.least)
                 side = sides[cell.setting]
                 if (cell.concurrency, cell.setting) not in warm:
                     side.run(asked[: cell.concurrency], Load(cell.concurrency, _WARM_TOKENS))
@@ -79,6 +78,12 @@ def mixed_prompts(options: BenchOptions) -> list[str]:
     """First turns, the families taking turns, so that any number of them is a mix."""
     families = by_family(read_prompts(options.prompts, options.limit)).values()
     return [p.turns[0] for row in itertools.zip_longest(*families) for p in row if p is not None]
+
+
+def requests_for(prompts: Sequence[str], concurrency: int, least: int) -> list[str]:
+    """What a load asks: at least `least`, and as many as fill its last round."""
+    count = max(concurrency, least)
+    return [prompts[place % len(prompts)] for place in range(count - count % concurrency)]
 
 
 def machine(options: BenchOptions) -> Row:

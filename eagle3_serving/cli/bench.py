@@ -46,7 +46,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--settings", type=_names, default=(), help=f"{FORMS} (default: {usual})")
     parser.add_argument(
         "--concurrency",
-        type=_whole,
+        type=whole_numbers,
         default=CONCURRENCY,
         help=f"requests in flight (default {','.join(map(str, CONCURRENCY))})",
     )
@@ -125,7 +125,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
-def _whole(text: str) -> tuple[int, ...]:
+def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(","))
 
 

@@ -9,7 +9,7 @@ from eagle3_serving import __version__
 from eagle3_serving.errors import Eagle3Error
 
 # Each module has add_parser(subparsers) and its parser sets run=callable(args) -> exit code.
-COMMANDS = ("demo", "fetch_target", "serve", "check", "convert", "eval", "bench", "train", "calibrate")
+COMMANDS = ("demo", "fetch_target", "serve", "check", "convert", "eval", "bench", "tune", "train", "calibrate")
 
 
 def build_parser() -> argparse.ArgumentParser:

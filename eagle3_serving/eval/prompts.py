@@ -1,11 +1,13 @@
-"""Prompt files: JSON lines of `{"id", "family", "turns": [...]}`."""
+"""Prompt files: JSON lines of `{"id", "family", "turns": [...]}`, or SPEED-Bench's own rows."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.eval.speed_bench import as_prompt, is_row, parquet_rows
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Prompt:
 
 
 def read_prompts(paths: Iterable[Path], limit: int | None = None, family: str | None = None) -> list[Prompt]:
-    """Prompts of all files in order; a directory stands for its *.jsonl. `limit` keeps the first N of a family.
+    """Prompts of all files in order; a directory stands for its *.jsonl and *.parquet. `limit` keeps the first N of a family.
 
     `family` stands in where a line names none.
 
@@ -41,9 +43,9 @@ def by_family(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
+        files = sorted([*path.glob("*.jsonl"), *path.glob("*.parquet")])
         if not files:
-            raise InputError(f"no *.jsonl file in {path}")
+            raise InputError(f"no *.jsonl file and no *.parquet in {path}")
         return files
     if not path.is_file():
         raise InputError(f"no prompt file at {path}")
@@ -51,6 +53,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path, family: str | None) -> list[Prompt]:
+    if path.suffix == ".parquet":
+        return [_prompt(row, f"{path}:{number}", family) for number, row in enumerate(parquet_rows(path), 1)]
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -65,6 +69,12 @@ def _read_line(line: str, where: str, family: str | None) -> Prompt:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: a prompt is an object with id, family and turns, not {type(value).__name__}")
+    return _prompt(value, where, family)
+
+
+def _prompt(value: dict[str, Any], where: str, family: str | None) -> Prompt:
+    if is_row(value):
+        value = as_prompt(value, where)
     if family is not None:
         value.setdefault("family", family)
     for key in ("id", "family"):

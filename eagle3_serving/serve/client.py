@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import httpx
@@ -21,13 +21,15 @@ _POSITION = re.compile(r'position="(\d+)"')
 
 @dataclass(frozen=True)
 class Answer:
-    """One streamed answer. Times in seconds from sending the request; `first_token_s` covers the prefill."""
+    """One streamed answer. Times in seconds from sending the request; `first_token_s` covers the prefill. `counters`: its
+    own speculation, where the engine tells it of each request."""
 
     text: str
     token_ids: tuple[int, ...]
     first_token_s: float
     total_s: float
     finish_reason: str
+    counters: SpecCounters = field(default_factory=SpecCounters)
 
 
 def parse_counters(metrics: str) -> SpecCounters:

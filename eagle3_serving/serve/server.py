@@ -114,7 +114,7 @@ class Server:
         return self._why()
 
     def __enter__(self) -> Self:
-        self._restore = _turn_sigterm_into_exit()
+        self._restore = turn_sigterm_into_exit()
         try:
             self.port = claim_port(self.wanted_port)
             self._start()
@@ -134,7 +134,7 @@ class Server:
         process, self._process = self._process, None
         try:
             if process is not None:
-                _end_group(process, grace_s)
+                end_group(process, grace_s)
         finally:
             self._restore()
             self._restore = _nothing
@@ -200,7 +200,8 @@ class _ProgressLine:
             print(file=sys.stderr)
 
 
-def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
+def end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Asks the process and its group to end, then kills what is left of them."""
     _signal_group(process.pid, signal.SIGTERM)
     try:
         process.wait(grace_s)
@@ -221,7 +222,7 @@ def _nothing() -> None:
     return None
 
 
-def _turn_sigterm_into_exit() -> Callable[[], None]:
+def turn_sigterm_into_exit() -> Callable[[], None]:
     """SIGTERM becomes SystemExit, so that the context managers above it run. Returns the way back."""
     if threading.current_thread() is not threading.main_thread():
         return _nothing

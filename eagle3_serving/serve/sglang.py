@@ -22,7 +22,7 @@ INTERPRETER = "EAGLE3_SGLANG_PYTHON"
 SWITCH = "EAGLE3_SERVING"  # "off" gives SGLang's own EAGLE-3 back
 TREES = "EAGLE3_TREES"  # the trees to choose from, as "0;1,4,3;5,4,8"
 CHECK = "EAGLE3_CHECK"  # "off" serves a drafter that the check at start refuses
-CHOICE = "EAGLE3_CHOICE"  # "cycle" takes the trees in turn, a step each: for tests
+CHOICE = "EAGLE3_CHOICE"  # trees in turn: "cycle", a step each, for tests; "survey", some steps each, for tuning
 PROFILE = "EAGLE3_PROFILE"  # a file of measured costs for trees that follow the batch
 
 
@@ -42,7 +42,7 @@ class SglangOptions:
     radix_cache: bool = False  # a prefix kept from an earlier round would make the later rounds' prefill free
     profile: Path | None = None
     trees: str = ""
-    cycle: bool = False
+    choice: str = ""
     extra: tuple[str, ...] = ()
 
 
@@ -79,8 +79,8 @@ def sglang_environment(options: SglangOptions) -> dict[str, str]:
     environment = {"HF_HUB_OFFLINE": "1", SWITCH: "on" if options.plugin else "off"}
     if options.profile is not None:
         environment[PROFILE] = str(options.profile.resolve())
-    if options.cycle:
-        environment[CHOICE] = "cycle"
+    if options.choice:
+        environment[CHOICE] = options.choice
     if options.trees:
         environment[TREES] = options.trees
     if on_cpu():

@@ -70,20 +70,22 @@ class SglangClient(ChatClient):
         except httpx.HTTPError as error:
             raise CheckError(f"the server at {self.url} did not answer: {error}") from None
         total_s = time.perf_counter() - started
-        self._count(about)
+        counters = self._count(about)
         reason = (about.get("finish_reason") or {}).get("type", "")
-        return Answer(text, tuple(token_ids), first_token_s, total_s, reason)
+        return Answer(text, tuple(token_ids), first_token_s, total_s, reason, counters)
 
     def counters(self) -> SpecCounters:
         """Of the requests that have ended, by this client."""
         with self._lock:
             return self._counted
 
-    def _count(self, about: dict[str, Any]) -> None:
+    def _count(self, about: dict[str, Any]) -> SpecCounters:
         histogram: list[int] = about.get("spec_correct_drafts_histogram") or []
         drafts = about.get("spec_verify_ct") or 0
         accepted = sum(place * count for place, count in enumerate(histogram))
         by_position = tuple(sum(histogram[place:]) for place in range(1, len(histogram)))
         proposed = about.get("spec_num_proposed_drafts") or 0
+        counters = SpecCounters(drafts, proposed, accepted, by_position)
         with self._lock:
-            self._counted += SpecCounters(drafts, proposed, accepted, by_position)
+            self._counted += counters
+        return counters

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from eagle3_serving.files import write_whole
@@ -49,6 +49,17 @@ class StepCosts:
         if not self._curve.points:
             return None
         return self._curve.at(batch, batch * shape.tokens)
+
+    def measured(self, batch: int) -> set[Shape]:
+        """The trees with a cost of their own at exactly this batch size."""
+        return {shape for size, shape in self._seen if size == batch}
+
+    def keep(self, batches: Collection[int]) -> None:
+        """Drop the other batch sizes: passed through as requests ended, they were hardly measured."""
+        self._seen = {key: seen for key, seen in self._seen.items() if key[0] in batches}
+        self._curve = Curve({})
+        for batch in {size for size, _ in self._seen}:
+            self._draw(batch)
 
     def save(self, path: Path, about: dict[str, str]) -> None:
         """Beside, then renamed."""

@@ -68,6 +68,26 @@ class Cycle:
         return self.shapes[self._next % len(self.shapes)]
 
 
+class Survey:
+    """Every tree in turn at each batch size, some steps each, so that the costs and gains of all get known: for
+    `eagle3 tune`."""
+
+    dwell = 6  # steps; the first after none were drafted lets the draft catch up, and is not measured
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self.taken: dict[int, dict[Shape, int]] = {}
+        self.shapes = tuple(shapes)
+        self.current, self._batch, self._left = self.shapes[0], 0, 0
+
+    def choose(self, batch: int) -> Shape:
+        taken = self.taken.setdefault(batch, dict.fromkeys(self.shapes, 0))
+        if batch != self._batch or not self._left:
+            self.current, self._batch, self._left = min(taken, key=taken.__getitem__), batch, self.dwell
+        taken[self.current] += 1
+        self._left -= 1
+        return self.current
+
+
 class ShapePolicy:
     """Works without looking at the device: costs are wall clock, gains arrive when they arrive."""
 

@@ -19,7 +19,7 @@ class Settings:
     trees: tuple[Shape, ...] = ()
     profile: Path | None = None
     check: bool = True
-    cycle: bool = False  # for tests: every step takes the next tree, whatever it costs
+    choice: str = ""  # "cycle", for tests: every step takes the next tree; "survey", for tuning: some steps of each
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -30,7 +30,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         trees=parse_trees(environment.get(TREES, "")),
         profile=Path(profile) if profile else None,
         check=_switch(environment, CHECK),
-        cycle=environment.get(CHOICE) == "cycle",
+        choice=_choice(environment),
     )
 
 
@@ -62,6 +62,13 @@ def parse_trees(text: str) -> tuple[Shape, ...]:
 
 def largest(shapes: Sequence[Shape]) -> Shape:
     return max(shapes, key=lambda shape: (shape.tokens, shape.steps))
+
+
+def _choice(environment: Mapping[str, str]) -> str:
+    value = environment.get(CHOICE, "")
+    if value not in ("", "cycle", "survey"):
+        raise ValueError(f"{CHOICE} is {value!r}: cycle or survey")
+    return value
 
 
 def _switch(environment: Mapping[str, str], name: str) -> bool:

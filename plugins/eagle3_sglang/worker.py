@@ -14,7 +14,7 @@ from eagle3_sglang.catch_up import Backlog, take_in
 from eagle3_sglang.costs import StepCosts
 from eagle3_sglang.draft import DraftWorker
 from eagle3_sglang.metrics import Metrics
-from eagle3_sglang.policy import Cycle, ShapePolicy
+from eagle3_sglang.policy import Cycle, ShapePolicy, Survey
 from eagle3_sglang.settings import read_settings
 from eagle3_sglang.telling import Telling
 
@@ -41,7 +41,10 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self.nothing = Shape.nothing(self.topk)
         self.costs = StepCosts(self.shapes)
         self.policy = ShapePolicy(self.shapes, self.costs)
-        self.chooser: ShapePolicy | Cycle = Cycle(self.shapes) if self.settings.cycle else self.policy
+        choosers: dict[str, ShapePolicy | Cycle | Survey] = {"cycle": Cycle(self.shapes), "survey": Survey(self.shapes)}
+        self.chooser = choosers.get(self.settings.choice, self.policy)
+        # whoever surveys waits for the file
+        self._save_every_s = 1.0 if self.settings.choice == "survey" else SAVE_EVERY_S
         self.metrics = Metrics.when(compat.counts_here(server_args))
         self.states: dict[Shape, Any] = {}
         self._caught_up = self._penalised = False
@@ -132,7 +135,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         if self._begun is not None and self._begun[1] == size and self.states:
             begun, batch, shape = self._begun
             self.costs.add(batch, shape, now - begun)
-            if time.monotonic() - self._saved > SAVE_EVERY_S:
+            if time.monotonic() - self._saved > self._save_every_s:
                 self._save_costs()
 
     def _read_costs(self) -> None:

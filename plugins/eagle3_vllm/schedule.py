@@ -2,14 +2,15 @@
 
 The profile is a JSON object: `about`, `acceptance` (chance that the draft token at depth 1, 2, ... is accepted, given
 all before it were verified with it: unconditional, falling) and `step_seconds`: batch size -> number of draft tokens
-(0 is plain decoding, without a drafter) -> seconds of one engine step.
+(0 is plain decoding, without a drafter) -> seconds of one engine step. For predictions alone: `prefill`, by "plain" and
+"drafting", `[seconds, seconds a prompt token]`; and `watched`, whole requests: prompt tokens, accepted drafts by step.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.files import write_whole
@@ -18,11 +19,20 @@ from eagle3_serving.files import write_whole
 MARGIN = 1.05
 
 
+class Watched(NamedTuple):
+    """One request: its prompt's tokens, and the drafts accepted in each of its steps."""
+
+    prompt_tokens: int
+    accepted: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Profile:
     acceptance: tuple[float, ...]
     step_seconds: dict[int, dict[int, float]]
     about: dict[str, Any]
+    prefill: dict[str, tuple[float, float]] = field(default_factory=dict)
+    watched: tuple[Watched, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> "Profile":
@@ -33,6 +43,8 @@ class Profile:
                 tuple(float(a) for a in raw["acceptance"]),
                 {int(b): {int(k): float(s) for k, s in row.items()} for b, row in raw["step_seconds"].items()},
                 dict(raw["about"]),
+                {name: (float(once), float(each)) for name, (once, each) in raw.get("prefill", {}).items()},
+                tuple(Watched(int(n), tuple(map(int, accepted))) for n, accepted in raw.get("watched", ())),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is no profile ({error}): measure it with python -m eagle3_vllm.profile") from None
@@ -45,9 +57,15 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Beside, then renamed."""
-        seconds = {str(b): {str(k): s for k, s in row.items()} for b, row in self.step_seconds.items()}
-        value = {"about": self.about, "acceptance": list(self.acceptance), "step_seconds": seconds}
-        write_whole(path, json.dumps(value, indent=1) + "\n")
+        value = {
+            "about": self.about,
+            "acceptance": list(self.acceptance),
+            "step_seconds": {str(b): {str(k): s for k, s in row.items()} for b, row in self.step_seconds.items()},
+            "prefill": self.prefill,
+            "watched": self.watched,
+        }
+        lines = (f"{json.dumps(key)}: {json.dumps(part)}" for key, part in value.items())
+        write_whole(path, "{\n " + ",\n ".join(lines) + "\n}\n")
 
     def speed(self, batch: int, tokens: int) -> float:
         """Tokens a second of a request with a chain of `tokens`, over plain decoding's."""

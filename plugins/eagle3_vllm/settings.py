@@ -9,7 +9,7 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 | `EAGLE3_TREE_TOP_K` | `10` | children of a node, and nodes drafted from at each depth |
 | `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
 | `EAGLE3_CALIBRATED` | `1` | rank nodes by the drafter's `calibration.json`, where it has one |
-| `EAGLE3_PROFILE` | none | a file of `python -m eagle3_vllm.profile`: how many draft tokens pay at each batch size, none included |
+| `EAGLE3_PROFILE` | none | a file that `eagle3 tune` writes: how many draft tokens pay at each batch size, none included |
 | `EAGLE3_FALLBACK_TOKENS` | `3` | draft tokens of a chain that serves in the place of a tree of more than 8 nodes |
 
 `num_speculative_tokens` in `--speculative-config` is the number of nodes a request may have verified a step.

@@ -60,7 +60,7 @@ def changing(
     target_dir: Path, drafter_dir: Path, log: Path, expected: dict[str, list[Answer]]
 ) -> Iterator[SglangClient]:
     """Every step another tree, no drafting among them. After `expected`: one server at a time."""
-    options = SglangOptions(target_dir, drafter_dir, cycle=True, radix_cache=True, max_requests=8, trees=TREES)
+    options = SglangOptions(target_dir, drafter_dir, choice="cycle", radix_cache=True, max_requests=8, trees=TREES)
     with Server(sglang_command(options), log) as server, SglangClient(server.url, target_dir) as client:
         yield client
 

@@ -36,7 +36,7 @@ def test_a_tree_reaches_sglang_and_none_is_left_to_the_server(model: Path) -> No
 
 def test_the_environment_says_who_serves(model: Path, tmp_path: Path) -> None:
     assert sglang_environment(SglangOptions(model))["EAGLE3_SERVING"] == "on"
-    options = SglangOptions(model, plugin=False, trees="0;1,4,3", cycle=True, profile=tmp_path / "p.json")
+    options = SglangOptions(model, plugin=False, trees="0;1,4,3", choice="cycle", profile=tmp_path / "p.json")
     environment = sglang_environment(options)
     assert environment["EAGLE3_SERVING"] == "off"
     assert environment["EAGLE3_TREES"] == "0;1,4,3" and environment["EAGLE3_CHOICE"] == "cycle"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from eagle3_vllm.profile import line
 from eagle3_vllm.schedule import Profile
 
 from eagle3_serving.errors import InputError
@@ -62,3 +63,9 @@ def test_what_is_no_profile_is_refused_by_name(tmp_path: Path, change: dict[str,
     (tmp_path / "p.json").write_text(json.dumps({**raw, **change}))
     with pytest.raises(InputError, match=r"p\.json is no profile"):
         Profile.read(tmp_path / "p.json")
+
+
+def test_a_prefill_is_seconds_at_no_token_and_a_token_more() -> None:
+    assert line([(10, 2.0), (30, 4.0)]) == pytest.approx((1.0, 0.1))
+    assert line([(10, 2.0), (10, 4.0)]) == pytest.approx((0.0, 0.3))
+    assert line([(10, 4.0), (30, 2.0)]) == pytest.approx((0.0, 0.15))  # a busy minute, not a gain

@@ -1,0 +1,45 @@
+"""From options to findings, whichever the engine."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from eagle3_serving.tune.advice import Advice
+from eagle3_serving.tune.options import TuneOptions
+from eagle3_serving.tune.traffic import asked, write_prompts
+from eagle3_serving.tune.verify import Verified, verify
+
+
+class Findings(NamedTuple):
+    """`commands`: with the drafter and the profile, and plain."""
+
+    advice: list[Advice]
+    commands: tuple[str, str]
+    verified: list[Verified]
+
+
+def tune(options: TuneOptions) -> Findings:
+    """Writes the profile at the end, whole; what a stop leaves is the profile of before, if any.
+
+    Raises InputError for what cannot be used, before anything starts; CheckError where an engine fails.
+    """
+    prompts = asked(options.traffic, options.limit)
+    with tempfile.TemporaryDirectory(prefix="eagle3-tune-") as name:
+        folder = Path(name)
+        file = folder / "traffic.jsonl"
+        write_prompts(file, prompts)
+        # imported late: an engine's needs must not be asked of the users of another
+        if options.engine == "vllm":
+            from eagle3_serving.tune import vllm
+
+            advice, commands = vllm.tune_vllm(options, file, folder), vllm.commands(options)
+        elif options.engine == "sglang":
+            from eagle3_serving.tune import sglang
+
+            advice, commands = sglang.tune_sglang(options, prompts, folder), sglang.commands(options)
+        else:
+            from eagle3_serving.tune import embedded
+
+            traffic = options.traffic[0] if options.traffic else Path("PROMPTS.jsonl")
+            advice, commands = embedded.tune_embedded(options, prompts), embedded.commands(options, traffic)
+        return Findings(advice, commands, verify(options, file, advice) if options.verify else [])
