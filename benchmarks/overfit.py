@@ -22,7 +22,7 @@ from eagle3_serving.eval.vllm import run_vllm
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.job import TrainJob, train
-from eagle3_serving.train.run import TrainOptions
+from eagle3_serving.train.options import TrainOptions
 
 ROUNDS = 160
 TTT_STEPS = 5

@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from eagle3_serving.train.job import TrainJob, train
-from eagle3_serving.train.run import TrainOptions
+from eagle3_serving.train.objectives import OBJECTIVES
+from eagle3_serving.train.options import TrainOptions
 
 _EXAMPLES = """examples:
   eagle3 train --target DIR --prompts prompts.jsonl --out runs/mine
@@ -38,19 +39,38 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         ("max_length", "longest prompt and answer together"),
         ("max_prompt", "longest prompt"),
         ("held_out", "answers kept out to measure on"),
+        ("cache_limit_gib", "most that the target's features may take on disk"),
     ):
         default = getattr(defaults, name)
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help=f"{help_text} (default {default})"
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{help_text} (default {default})"
         )
+    parser.add_argument("--vocabulary", type=Path, nargs="+", default=[], help="answers to choose the vocabulary by")
+    parser.add_argument(
+        "--aux-layers", type=int, nargs="+", metavar="K", help="boundaries to read (default: low, middle, high)"
+    )
+    parser.add_argument(
+        "--norm-output",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="feed the post-norm state back (default: the paper's, before the norm)",
+    )
+    parser.add_argument(
+        "--cache-features",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the target's features on disk, in OUT/features or --features",
+    )
+    parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept; runs may share it")
     for option in fields(TrainOptions):
         default = getattr(defaults.options, option.name)
+        flag, help_text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
         if isinstance(default, bool):
-            parser.add_argument(f"--{option.name}", action=argparse.BooleanOptionalAction, default=default)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help_text)
+        elif option.name == "objective":
+            parser.add_argument(flag, choices=OBJECTIVES, default=default, help=f"{help_text} (default {default})")
         else:
-            parser.add_argument(
-                f"--{option.name.replace('_', '-')}", type=type(default), default=default, help=f"(default {default})"
-            )
+            parser.add_argument(flag, type=type(default), default=default, help=f"{help_text} (default {default})")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.set_defaults(run=run)
 
@@ -62,12 +82,18 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         prompts=tuple(args.prompts),
         answers=tuple(args.answers),
+        vocabulary=tuple(args.vocabulary),
         init=args.init,
+        aux_layers=tuple(args.aux_layers) if args.aux_layers else None,
+        norm_output=args.norm_output,
         draft_vocab_size=args.draft_vocab_size,
         max_length=args.max_length,
         max_prompt=args.max_prompt,
         held_out=args.held_out,
         limit=args.limit,
+        cache_features=args.cache_features,
+        features=args.features,
+        cache_limit_gib=args.cache_limit_gib,
         options=options,
     )
     drafter = train(job)

@@ -1,6 +1,7 @@
 """From prompts or answers to a saved drafter: what `eagle3 train` does, step by step."""
 
 import random
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,32 +18,53 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import read_prompts
 from eagle3_serving.train.answers import generate_answers
 from eagle3_serving.train.data import Answer, choose_vocabulary, read_answers
+from eagle3_serving.train.features import FeatureSource
+from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.plot import plot_training
-from eagle3_serving.train.run import Trainer, TrainOptions
+from eagle3_serving.train.run import Trainer
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """`prompts` are answered by the target first; `answers` are files of answers that it gave before. `cache_features`
-    keeps the target's features on disk, which pays where its passes are the slow part (CPUs)."""
+    """`prompts` are answered by the target first; `answers` are files of answers that it gave before.
+
+    `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `aux_layers`:
+    the boundaries that a new drafter reads (default: low, middle, high). `norm_output`: it feeds its post-norm state
+    back. `cache_features` keeps the target's features on disk, which pays where its passes are the slow part (CPUs), in
+    `features` (default: under `out`), which runs may share; `watched` boundaries are kept there (default: those read).
+    """
 
     target: Path
     out: Path
     prompts: tuple[Path, ...] = ()
     answers: tuple[Path, ...] = ()
+    vocabulary: tuple[Path, ...] = ()
     init: Path | None = None
     draft_vocab_size: int = 4096
+    aux_layers: tuple[int, ...] | None = None
+    norm_output: bool = False
     max_length: int = 640
     max_prompt: int = 400
     held_out: int = 60
     limit: int | None = None
     device: str = "cpu"
     cache_features: bool = True
+    features: Path | None = None
+    watched: tuple[int, ...] | None = None
+    cache_limit_gib: float = 50.0
     options: TrainOptions = field(default_factory=TrainOptions)
 
 
 def train(job: TrainJob) -> Path:
     """Run `job`, or go on with it where a kill left it. Returns the directory of the drafter, job.out / "drafter"."""
+    drafter = fit(job)
+    save_drafter(drafter, job.out / "drafter")
+    plot_training(job.out / "log.jsonl", job.out / "training.png")
+    return job.out / "drafter"
+
+
+def fit(job: TrainJob, target: Target | None = None) -> Drafter:
+    """The same, the drafter in memory alone. `target`: where it is loaded already."""
     if not (job.prompts or job.answers):
         raise InputError("nothing to train on: give --prompts, --answers or both")
     if not (job.target / "config.json").is_file():
@@ -65,23 +87,40 @@ def train(job: TrainJob) -> Path:
         )
 
     torch.manual_seed(job.options.seed)
-    target = Target.load(job.target, device=job.device)
+    target = target or Target.load(job.target, device=job.device)
     drafter = load_for(target, job.init) if job.init is not None else _new_drafter(job, target, answers)
-    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, job.cache_features)
+    directory = (job.features or job.out / "features") if job.cache_features else None
+    source = FeatureSource(target, drafter.config.aux_layers, directory, watched=job.watched, bf16=job.options.bf16)
+    _state_cache(source, [*answers, *held_out], job)
+    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, source)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
     try:
         trainer.run()
     finally:
         torch.set_flush_denormal(False)  # it holds for the whole process, which is not ours
-    save_drafter(trainer.finished(), job.out / "drafter")
-    plot_training(job.out / "log.jsonl", job.out / "training.png")
-    return job.out / "drafter"
+    return trainer.finished()
+
+
+def _state_cache(source: FeatureSource, answers: list[Answer], job: TrainJob) -> None:
+    """Say what the features will take on disk. Raises InputError where that is over the limit or what is free."""
+    if source.cache.directory is None or not (needed := source.missing_bytes(answers)):
+        return
+    gib = needed / 2**30
+    print(f"the target's features will take {gib:.2f} GiB in {source.cache.directory}", flush=True)
+    free = shutil.disk_usage(source.cache.directory).free / 2**30
+    for limit, what in ((job.cache_limit_gib, "more than --cache-limit-gib"), (free, "more than the disk has free:")):
+        if gib > limit:
+            raise InputError(
+                f"the target's features would take {gib:.2f} GiB in {source.cache.directory}, {what} {limit:.2f}: "
+                "give fewer answers or --no-cache-features, which computes them anew each time"
+            )
 
 
 def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafter:
     """One layer of the target's own shape, over the answers' most frequent tokens."""
     config = target.model.config
-    target_ids, coverage = choose_vocabulary(answers, config.vocab_size, job.draft_vocab_size)
+    counted = read_answers(job.vocabulary, job.max_length) if job.vocabulary else answers
+    target_ids, coverage = choose_vocabulary(counted, config.vocab_size, job.draft_vocab_size)
     tokens = sum(len(answer.response_ids) for answer in answers)
     print(f"{len(answers)} answers, {tokens} tokens; the draft vocabulary covers {coverage:.1%} of them", flush=True)
     rope = dict(config.rope_parameters)
@@ -96,7 +135,8 @@ def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafte
             vocab_size=config.vocab_size,
             draft_vocab_size=job.draft_vocab_size,
             target_hidden_size=config.hidden_size,
-            aux_layers=default_aux_layers(config.num_hidden_layers),
+            aux_layers=job.aux_layers or default_aux_layers(config.num_hidden_layers),
+            norm_output=job.norm_output,
             rms_norm_eps=config.rms_norm_eps,
             max_position_embeddings=config.max_position_embeddings,
             hidden_act=config.hidden_act,
