@@ -54,9 +54,8 @@ def overfit(target: Path, prompts: Sequence[str], out: Path, max_tokens: int, ro
         tokens_per_batch=2048,
         save_every=1_000_000,
     )
-    return train(
-        TrainJob(target, out, answers=(answers,), held_out=0, draft_vocab_size=DRAFT_VOCAB_SIZE, options=options)
-    )
+    job = TrainJob(target, out, answers=(answers,), held_out=0, draft_vocab_size=DRAFT_VOCAB_SIZE, options=options)
+    return train(job).directory
 
 
 def main() -> int:

@@ -128,6 +128,7 @@ def _job(settings: Settings, target: Path, answers: list[Path]) -> TrainJob:
         held_out=4 if tiny else 200,
         device=str(settings.torch_device),
         cache_features=False,
+        eval_limit=0,
         options=TrainOptions(
             tokens_per_batch=256 if tiny else 16384 if cuda else 2048,
             closed_form_batches=2 if tiny else 32,

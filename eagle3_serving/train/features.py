@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from eagle3_serving.engine.target import Target
-from eagle3_serving.errors import CheckError
+from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.train.data import Answer
 
 
@@ -87,13 +88,27 @@ class FeatureCache:
         sees what an undisturbed one saw. Raises CheckError where they cannot be written."""
         if self.directory is None:
             return extract(answers)
-        paths = [self._path(answer) for answer in answers]
-        if not all(path.exists() for path in paths):
+        stored = [self._load(answer) for answer in answers]
+        if any(parts is None for parts in stored):
             batch = extract(answers)  # all of them: a batch's features are then one pass's, killed or not
-            for b, (answer, path) in enumerate(zip(answers, paths, strict=True)):
-                if not path.exists():
-                    self._save(path, batch.aux_BLF[b, : answer.length], batch.final_BRH[b, : len(answer.response_ids)])
-        return _padded(answers, [load_file(path) for path in paths])
+            for b, answer in enumerate(answers):
+                if stored[b] is None:
+                    self._save(
+                        answer, batch.aux_BLF[b, : answer.length], batch.final_BRH[b, : len(answer.response_ids)]
+                    )
+            stored = [self._load(answer) for answer in answers]
+        return _padded(answers, [parts for parts in stored if parts is not None])
+
+    def _load(self, answer: Answer) -> dict[str, Tensor] | None:
+        """None where it is not there, or damaged: it is made anew then."""
+        path = self._path(answer)
+        if not path.exists():
+            return None
+        try:
+            parts: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError):
+            return None
+        return parts
 
     def fill(self, batches: Sequence[Sequence[Answer]], extract: Extract) -> Iterator[int]:
         """Make what is missing, batch by batch; yields each batch's tokens."""
@@ -115,7 +130,8 @@ class FeatureCache:
         key = repr((self.kind, answer.prompt_ids, answer.response_ids))
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
-    def _save(self, path: Path, aux_LF: Tensor, final_RH: Tensor) -> None:
+    def _save(self, answer: Answer, aux_LF: Tensor, final_RH: Tensor) -> None:
+        path = self._path(answer)
         # the process's own name: two runs may fill one directory
         beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         tensors = {"aux_LF": aux_LF, "final_RH": final_RH}
@@ -173,6 +189,19 @@ def precision(device: torch.device, bf16: bool) -> torch.autocast:
     """Matrix products in bfloat16, or as they are."""
     # without a cache of casts: a cast made for the target in inference mode cannot be trained through
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+
+@torch.no_grad()
+def norm_weight(target: Target) -> Tensor:
+    """What the target's final norm multiplies a state of rms 1 by [H], however it is stored (Gemma keeps it minus 1).
+
+    Raises InputError where it is no root-mean-square norm.
+    """
+    ones_1H = torch.ones(1, target.hidden_size, device=target.device, dtype=target.dtype)
+    weight_H: Tensor = target.body.norm(ones_1H)[0].float()
+    if not weight_H.any():
+        raise InputError(f"{target.name}: its final norm is no RMSNorm; drafters are trained for targets that have one")
+    return weight_H
 
 
 def fingerprint(target: Target) -> str:

@@ -22,7 +22,7 @@ from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.files import write_whole
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
-from eagle3_serving.train.features import FeatureBatch, FeatureSource, precision
+from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
 from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.ttt import TTTLoss, ttt_loss
 
@@ -51,8 +51,9 @@ class Trainer:
             target, drafter.config.aux_layers, directory / "features", bf16=options.bf16
         )
         self.closed_form = closed_form
-        self.target_norm_H = weight_of(target.body.norm).detach()
-        self.head_VH = weight_of(target.model.lm_head).detach()[drafter.vocabulary.target_ids]
+        self.target_norm_H = norm_weight(target)
+        self.head_VH = target.model.get_output_embeddings().weight.detach()[drafter.vocabulary.target_ids]
+        self.softcap = getattr(target.model.config, "final_logit_softcapping", None)
         self.to_draft_V = drafter.vocabulary.to_draft()
         self.batches = make_batches(answers, options.tokens_per_batch, options.seed)
         self.held_out_answers = held_out
@@ -110,7 +111,7 @@ class Trainer:
         """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
         if not self.resume():
             self.start()
-        self.stopping = self._worn_out()
+        self.stopping = self.worn_out
         held_out = make_batches(self.held_out_answers, 2048, 0)
         self.held_out = [self.scaled(self.source(batch).to(self.device)) for batch in held_out]
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -140,9 +141,11 @@ class Trainer:
         better = found["accepted_length"] > self.best_accepted
         self.best_accepted = max(self.best_accepted, found["accepted_length"])
         self.saves_since_best = 0 if better else self.saves_since_best + 1
-        self.stopping = self.stopping or self._worn_out()
+        self.stopping = self.stopping or self.worn_out
 
-    def _worn_out(self) -> bool:
+    @property
+    def worn_out(self) -> bool:
+        """Whether `patience` is at its end."""
         return 0 < self.options.patience <= self.saves_since_best
 
     def _stop(self, *_: Any) -> None:
@@ -150,7 +153,8 @@ class Trainer:
 
     def start(self) -> None:
         first = [self.features(n) for n in range(min(self.options.closed_form_batches, len(self.batches)))]
-        self.scale_F = aux_scale(first)
+        if self.drafter.config.pre_fc_norm == "none":  # a norm before `fc` would undo any scale
+            self.scale_F = aux_scale(first)
         if self.closed_form:
             closed_form_start(
                 self.drafter,
@@ -176,6 +180,7 @@ class Trainer:
                 o.step_decay,
                 o.criterion,
                 self.target_norm_H,
+                self.softcap,
             )
 
     def train_step(self, index: int, bar: "tqdm[Any]") -> int:
@@ -294,11 +299,13 @@ class Trainer:
     def _forget_after(self, step: int) -> None:
         """Take what was logged after `step` off the log, and half a line: it will be logged again."""
         log, kept = self.directory / "log.jsonl", []
-        for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
+        for line in lines:
             with contextlib.suppress(ValueError):
                 if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_whole(log, "".join(kept))
+                    kept.append(line)
+        if len(kept) < len(lines):
+            write_whole(log, "".join(kept))
 
     def recipe(self) -> dict[str, Any]:
         """What a run must go on with as it began, or it would become another run in silence."""

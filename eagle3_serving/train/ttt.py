@@ -114,18 +114,23 @@ def ttt_loss(
     decay: float,
     criterion: Criterion | None = None,
     target_norm_H: Tensor | None = None,
+    softcap: float | None = None,
 ) -> TTTLoss:
     """The loss of `steps` chained draft steps, weighted decay**step, mean over the rows that count.
 
     Labels are the target's distribution renormalised over the draft vocabulary, `target_head_VH` being the target's
     head restricted to it; a row counts where the answer's own next token lies in the draft vocabulary. The default
-    criterion is the paper's soft cross-entropy; a regression on features needs the target's final norm.
+    criterion is the paper's soft cross-entropy; a regression on features needs the target's final norm. `softcap`: the
+    target's logits are bent to within it.
     """
     criterion = criterion or Criterion()
     wanted_BR = to_draft_V[batch.next_BR]
     counted_BR = batch.taught_BR & (wanted_BR >= 0)
     with torch.no_grad():
-        labels_BRV = (batch.final_BRH @ target_head_VH.T).softmax(dim=-1)
+        scores_BRV = batch.final_BRH @ target_head_VH.T
+        if softcap is not None:  # Gemma's
+            scores_BRV = softcap * (scores_BRV / softcap).tanh()
+        labels_BRV, best_BR = scores_BRV.softmax(dim=-1), scores_BRV.argmax(dim=-1)
     total = batch.aux_BLF.new_zeros(())
     losses, accuracies, rows = [], [], []
     alive_BR, accepted = batch.taught_BR, torch.zeros_like(total)
@@ -140,11 +145,12 @@ def ttt_loss(
         loss = token_loss(logits_NV, labels_NV, criterion.objective)
         losses.append(loss.detach().float())
         hit_BR = torch.zeros_like(mask_BR)
-        hit_BR[mask_BR] = logits_NV.argmax(-1) == wanted_BR[mask_BR]
+        drafted_N = logits_NV.argmax(-1)
+        hit_BR[mask_BR] = drafted_N == wanted_BR[mask_BR]
         # the chain that stands at row r now stood at row r - 1 one step before
         alive_BR = hit_BR & (alive_BR if step == 0 else _shift(alive_BR, 1))
         accepted = accepted + alive_BR.sum()
-        accuracies.append((logits_NV.argmax(-1) == labels_NV.argmax(-1)).float().mean())
+        accuracies.append((drafted_N == best_BR[mask_BR]).float().mean())
         loss = criterion.token_weight * loss
         if criterion.feature_weight:
             assert target_norm_H is not None
@@ -163,5 +169,7 @@ def _true_keys(drafter: Drafter, fused_BLH: Tensor, next_BL: Tensor) -> tuple[Te
     attention = layer.self_attn
     k_BLKD = attention.k_proj(inputs).unflatten(-1, (-1, attention.head_dim))
     v_BLKD = attention.v_proj(inputs).unflatten(-1, (-1, attention.head_dim))
+    if attention.k_norm is not None:
+        k_BLKD = attention.k_norm(k_BLKD)
     positions_BL = torch.arange(next_BL.shape[1], device=next_BL.device).expand_as(next_BL)
     return attention.rotary(positions_BL, k_BLKD, k_BLKD)[1], v_BLKD

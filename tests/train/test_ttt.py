@@ -154,6 +154,10 @@ def test_the_feature_cache_gives_back_what_it_got(tmp_path: Path) -> None:
     cache.get([Answer("a", (1, 2), (3, 4, 6))], extract)  # the same id with other tokens is another entry
     FeatureCache(tmp_path / "features", "another target").get([first], extract)
     assert len(asked) == 3
+    for path in (tmp_path / "features").iterdir():
+        path.write_bytes(path.read_bytes()[:40])  # cut short by a crash of the machine: made anew
+    again = cache.get([first, second], extract)
+    assert len(asked) == 4 and again.tokens_BL.tolist() == together.tokens_BL.tolist()
 
 
 def test_a_cache_of_more_boundaries_serves_a_drafter_of_fewer(tmp_path: Path) -> None:
