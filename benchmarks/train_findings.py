@@ -8,9 +8,9 @@ target's features are made once and shared. It is then measured on greedy answer
 trained on, by the embedded engine's own drafting code against a recording (`eval/replay.py`): tokens a target pass,
 chain and tree, mean of the families. The same command goes on where it was stopped; each run is a file of its own.
 
-The ablation. `paper` is fused features, 5 steps, token loss alone; each other variant changes what its name says.
-`constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's final state x 1, token loss
-x 0.1) and changes nothing else. `eagle-2` is their method in this decoder: one step, that constraint, the top feature
+The ablation. `paper` is fused features, 5 steps, token loss alone; each other variant changes what its name says, and one
+learning rate serves all. `constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's
+final state x 1, token loss x 0.1) and changes nothing else. `eagle-2` is their method in this decoder: one step, that constraint, the top feature
 alone, and the feature itself as the state, so that a draft fed back is what it stands in for (`fc` fitted to it and
 frozen; its closed form goes through the attention's values, at their rank). `objectives` are switches beyond the paper.
 The curve of data: the first 1/8, 1/4 and 1/2 of the same answers, each seen once, one draft vocabulary for all.
@@ -224,11 +224,10 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
         **variant.job,
     )
     begun = time.perf_counter()
-    drafter = fit(job, target).drafter
-    trained = time.perf_counter()
-    last = json.loads((out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    if last["tokens"] < job.options.tokens:
-        raise CheckError(f"{out}: stopped at {last['tokens']} tokens; the same command goes on")
+    made = fit(job, target)
+    trained, drafter = time.perf_counter(), made.drafter
+    if not made.complete:
+        raise CheckError(f"{out}: stopped at {made.tokens} tokens; the same command goes on")
     calibration = None
     if variant.calibrated:
         # a target of its own: this one watches other boundaries
@@ -246,9 +245,10 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
         "name": name,
         "group": variant.group,
         "seed": seed,
-        "tokens": last["tokens"],
-        "steps": last["step"],
+        "tokens": made.tokens,
+        "steps": made.steps,
         "share": variant.share,
+        "vocabulary_coverage": made.coverage,
         "train_s": round(trained - begun, 1),
         "eval_s": round(time.perf_counter() - trained, 1),
         **{kind: round(sum(families.values()) / len(families), 4) for kind, families in figures.items()},
@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens of a held-out answer (default 64)")
     parser.add_argument("--draft-vocab-size", type=int, default=2048, help="of every drafter (default 2048)")
     parser.add_argument(
-        "--workers", type=int, default=max(1, (os.cpu_count() or 1)), help="runs at once (default: the cores)"
+        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at once (default: the cores, 4 at most)"
     )
     parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -383,3 +383,6 @@ if __name__ == "__main__":
     except Eagle3Error as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None

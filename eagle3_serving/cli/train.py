@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, fields
@@ -14,6 +15,7 @@ from eagle3_serving.train.options import TrainOptions
 _EXAMPLES = """examples:
   eagle3 train --target DIR --prompts prompts.jsonl --out runs/mine
   eagle3 train --target DIR --answers answers.jsonl --out runs/mine --tokens 3000000
+  torchrun --nproc-per-node 2 -m eagle3_serving.cli.main train --target DIR --answers answers.jsonl --out runs/mine
   eagle3 train --target DIR --answers new.jsonl --init checkpoints/smollm2-135m-instruct --out runs/more
 
 The same command goes on where a kill or Ctrl-C left it. A prompt is a JSON line {"id", "turns": [...]}, an answer
@@ -35,6 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="prompts for the target to answer (vLLM)")
     parser.add_argument("--answers", type=Path, nargs="+", default=[], help="answers that the target gave before")
     parser.add_argument("--init", type=Path, help="a drafter to go on from")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--limit", type=int, help="only the first N prompts")
     defaults = TrainJob(Path(), Path())
     for name, help_text in (
@@ -105,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         max_prompt=args.max_prompt,
         held_out=args.held_out,
         limit=args.limit,
+        device=args.device or _device(),
         cache_features=args.cache_features,
         features=args.features,
         cache_limit_gib=args.cache_limit_gib,
@@ -125,6 +129,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"{mode}: {made.measured.mean(mode):.2f} tokens a target pass on {made.measured.prompts} prompts")
     print(f"the drafter is in {made.directory}" + ("" if made.right else ", and not right: see above"))
     return 0 if made.right else 1
+
+
+def _device() -> str:
+    """The GPU of this process, as torchrun counts them; the CPU where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def _told(argument: str) -> str:

@@ -83,5 +83,10 @@ def _figures(job: "TrainJob", measured: Measured | None) -> str:
         )
         cells = [f"{measured.accepted_length[mode][name]:.2f}" for name in families]
         lines.append(f"| `--mode {mode} {flags}` | " + " | ".join([*cells, f"**{measured.mean(mode):.2f}**"]) + " |")
-    chain = ", ".join(f"{rate:.0%}" for rate in measured.by_position.get("chain", []))
-    return "## Measured\n\n" + "\n".join(lines) + (f"\n\nAccepted by position in the chain: {chain}." if chain else "")
+    chain = ", ".join(f"{rate:.0%}" for rate in measured.by_position["chain"])
+    context = ", ".join(f"to {bucket} tokens {length:.2f}" for bucket, length in measured.by_context["tree"].items())
+    lines += [
+        "",
+        f"Accepted by position in the chain: {chain or 'none'}. Accepted length of the tree by context: {context}.",
+    ]
+    return "## Measured\n\n" + "\n".join(lines)

@@ -1,5 +1,6 @@
 """What stands at the end of training: is the drafter whole, what does it gain, and its card."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 from eagle3_serving.checkpoint.check import check
 from eagle3_serving.checkpoint.findings import Finding
-from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Target
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Target
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
@@ -32,14 +33,15 @@ def modes(max_tokens: int) -> dict[str, DecodeOptions]:
 @dataclass(frozen=True)
 class Measured:
     """`accepted_length` by mode and family (tokens a target pass, bonus included; plain decoding: 1), `by_position` by
-    mode: of all drafts, the share whose token at that position was accepted. `identical`: every token is plain
-    decoding's."""
+    mode: of all drafts, the share whose token at that position was accepted, `by_context` by mode: accepted length by the
+    tokens that stood before a pass, up to each power of two. `identical`: every token is plain decoding's."""
 
     prompts: int
     max_tokens: int
     identical: bool
     accepted_length: dict[str, dict[str, float]] = field(default_factory=dict)
     by_position: dict[str, list[float]] = field(default_factory=dict)
+    by_context: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def mean(self, mode: str) -> float:
         """Over the families, each counted alike."""
@@ -79,7 +81,23 @@ def measure(target: Target, drafter: Path, prompts: Prompts, max_tokens: int) ->
         counts = [one.accepted_by_position for one in drafted]
         deepest = max(map(len, counts))
         positions[mode] = [round(sum(c[k] for c in counts if len(c) > k) / steps, 4) for k in range(deepest)]
-    return Measured(len(everything), max_tokens, identical, lengths, positions)
+    contexts = {mode: by_context(everything, drafted) for mode, drafted in said.items()}
+    return Measured(len(everything), max_tokens, identical, lengths, positions, contexts)
+
+
+def by_context(prompts: Sequence[Sequence[int]], said: Sequence[Generation]) -> dict[int, float]:
+    """Accepted length of the passes that began with at most so many tokens before them, and more than half as many."""
+    tokens: Counter[int] = Counter()
+    passes: Counter[int] = Counter()
+    for prompt, one in zip(prompts, said, strict=True):
+        before, end = len(prompt) + 1, len(prompt) + len(one.token_ids)  # the prefill gave a token
+        for accepted in one.accepted:
+            bucket = 1 << (before - 1).bit_length()
+            gained = min(accepted + 1, end - before)  # what stands past an end token counts nowhere
+            tokens[bucket] += gained
+            passes[bucket] += 1
+            before += gained
+    return {bucket: round(tokens[bucket] / passes[bucket], 3) for bucket in sorted(passes)}
 
 
 def check_drafter(drafter: Path, target: Path, say: Callable[[str], None] = print) -> bool:

@@ -25,6 +25,7 @@ from eagle3_serving.train.features import FeatureSource
 from eagle3_serving.train.finish import Measured, calibrate_on, check_drafter, measure, prompts_to_measure
 from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.plot import plot_training
+from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.run import Trainer
 
 
@@ -35,8 +36,9 @@ class TrainJob:
     `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `aux_layers`:
     the boundaries that a new drafter reads (default: low, middle, high). `norm_output`: it feeds its post-norm state
     back. `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
-    each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the target's features on disk, which pays where its passes are the slow part (CPUs), in
-    `features` (default: under `out`), which runs may share; `watched` boundaries are kept there (default: those read).
+    each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the
+    target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
+    which runs may share; `watched` boundaries are kept there (default: those read).
     """
 
     target: Path
@@ -78,6 +80,7 @@ class TrainedRun(NamedTuple):
     skipped: int
     complete: bool
     dialect: str
+    ranks: Ranks
 
 
 class TrainedDrafter(NamedTuple):
@@ -95,6 +98,8 @@ def train(job: TrainJob, command: str = "") -> TrainedDrafter:
     """
     run = fit(job)
     directory = job.out / "drafter"
+    if not run.ranks.first:
+        return TrainedDrafter(directory, True, None)
     save_drafter(run.drafter, directory, to=run.dialect)
     plot_training(job.out / "log.jsonl", job.out / "training.png")
     right = check_drafter(directory, job.target, lambda line: print(line, flush=True))
@@ -119,16 +124,17 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
         raise InputError(f"no config.json in the target directory {job.target}; eagle3 fetch-target makes one")
     job.out.mkdir(parents=True, exist_ok=True)
     files = list(job.answers)
+    ranks = Ranks.here(torch.device(job.device))
     if job.prompts:
-        files.append(
-            generate_answers(
-                job.target, read_prompts(job.prompts, job.limit, family="train"), job.out / "answers.jsonl"
-            )
-        )
+        files.append(job.out / "answers.jsonl")
+        if ranks.first:
+            generate_answers(job.target, read_prompts(job.prompts, job.limit, family="train"), files[-1])
+        ranks.wait()
     report = DataReport()
     vocab_size = read_json(job.target / "config.json").get("vocab_size")
     answers = read_answers(files, job.max_length, job.max_prompt, vocab_size, report)
-    print(report, flush=True)
+    if ranks.first:
+        print(report, flush=True)
     # by chance, not from the end: the files are ordered by source
     random.Random(job.options.seed + 1).shuffle(answers)
     held_out, answers = answers[: job.held_out], answers[job.held_out :]
@@ -157,7 +163,9 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
         torch.set_flush_denormal(False)  # it holds for the whole process, which is not ours
     complete = trainer.seen_tokens >= job.options.tokens or trainer.worn_out
     counted = (trainer.seen_tokens, trainer.step, trainer.skipped)
-    return TrainedRun(trainer.finished(), target, report, held_out, coverage, *counted, complete, dialect)
+    return TrainedRun(
+        trainer.finished(), target, report, held_out, coverage, *counted, complete, dialect, trainer.ranks
+    )
 
 
 def _state_cache(source: FeatureSource, answers: list[Answer], job: TrainJob) -> None:

@@ -1,6 +1,7 @@
 """The training run: batches in, a drafter out; resumable after a kill at any point."""
 
 import contextlib
+import itertools
 import json
 import math
 import random
@@ -24,6 +25,7 @@ from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
 from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.ttt import TTTLoss, ttt_loss
 
 _MAY_CHANGE = ("tokens", "save_every", "log_every", "patience")  # how long and how often, not what
@@ -59,6 +61,7 @@ class Trainer:
         self.held_out_answers = held_out
         self.held_out: list[FeatureBatch] = []
         self.device = self.head_VH.device
+        self.ranks = Ranks.here(self.device)
         self.scale_F = torch.ones(drafter.config.num_aux * drafter.config.target_hidden_size, device=self.device)
         self.seen_tokens = self.step = self.skipped = self.skipped_in_a_row = 0
         self.best_accepted, self.saves_since_best = 0.0, 0
@@ -79,7 +82,7 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.average = [p.detach().clone() for p in self.parameters]
-        self.stopping = False
+        self.asked_to_stop = self.stopping = False
 
     # ---- data
 
@@ -111,13 +114,23 @@ class Trainer:
         """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
         if not self.resume():
             self.start()
+        ranks = self.ranks
+        ranks.copy_from_first([self.scale_F, *self.parameters, *self.average])
         self.stopping = self.worn_out
         held_out = make_batches(self.held_out_answers, 2048, 0)
         self.held_out = [self.scaled(self.source(batch).to(self.device)) for batch in held_out]
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        bar = tqdm(total=self.options.tokens, initial=self.seen_tokens, unit="tok", unit_scale=True, desc="train")
+        bar = tqdm(
+            total=self.options.tokens,
+            initial=self.seen_tokens,
+            unit="tok",
+            unit_scale=True,
+            desc="train",
+            disable=not ranks.first,
+        )
+        mine = itertools.islice(self.order(self.step * ranks.size), ranks.rank, None, ranks.size)
         try:
-            for index in self.order(self.step):
+            for index in mine:
                 if self.seen_tokens >= self.options.tokens or self.stopping:
                     break
                 rows = self.train_step(index, bar)
@@ -149,7 +162,7 @@ class Trainer:
         return 0 < self.options.patience <= self.saves_since_best
 
     def _stop(self, *_: Any) -> None:
-        self.stopping = True
+        self.asked_to_stop = True  # every rank learns of it at the end of a step
 
     def start(self) -> None:
         first = [self.features(n) for n in range(min(self.options.closed_form_batches, len(self.batches)))]
@@ -186,14 +199,17 @@ class Trainer:
     def train_step(self, index: int, bar: "tqdm[Any]") -> int:
         o = self.options
         progress = min(1.0, self.seen_tokens / o.tokens)
-        rate = min(1.0, (self.step + 1) / o.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = min(1.0, (self.step + 1) / max(1, o.warmup)) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
         result = self.loss(self.scaled(self.features(index)))
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
+        if result.rows:
+            result.loss.backward()
+        rows, asked = self.ranks.sum([result.rows, self.asked_to_stop], self.device)
+        self.ranks.average_gradients(self.parameters, result.rows / max(1.0, rows))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
-        if math.isfinite(norm):
+        if rows and math.isfinite(norm):
             self.optimizer.step()
             # a young average follows closely, an old one slowly
             torch._foreach_lerp_(
@@ -203,22 +219,24 @@ class Trainer:
         else:
             self._skip(index)
         self.step += 1
-        self.seen_tokens += result.rows
+        self.seen_tokens += int(rows)
+        self.stopping = self.stopping or asked > 0
         if self.step % o.log_every == 0:
             losses, accuracies = result.losses_S.tolist(), result.accuracies_S.tolist()
             self.log({"loss": losses, "accuracy": accuracies, "lr": o.learning_rate * rate})
             bar.set_postfix(loss=f"{losses[0]:.3f}", acc="/".join(f"{a:.2f}" for a in accuracies))
-        return result.rows
+        return int(rows)
 
     def _skip(self, index: int) -> None:
-        """A batch without finite gradients changes nothing. Raises CheckError where there is one after the other."""
+        """A batch without finite gradients, or without a token to learn, changes nothing. Raises CheckError where there is one after the other."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         first = self.batches[index][0].id
         self.log({"skipped": self.skipped, "batch": index, "first_answer": first})
         if self.skipped_in_a_row >= _MOST_SKIPPED:
             raise CheckError(
-                f"{self.directory}: no finite gradients in {_MOST_SKIPPED} batches in a row, the last from answer {first}; "
+                f"{self.directory}: nothing to learn (no finite gradients, or no token of the draft vocabulary) in {_MOST_SKIPPED} "
+                f"batches in a row, the last from answer {first}; "
                 f"what was saved before is whole: try a smaller --learning-rate or --no-bf16 with another --out"
             )
 
@@ -248,6 +266,8 @@ class Trainer:
     # ---- state on disk
 
     def log(self, record: dict[str, Any]) -> None:
+        if not self.ranks.first:
+            return
         record = {"step": self.step, "tokens": self.seen_tokens, "time": round(time.time(), 1), **record}
         try:
             with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -256,6 +276,12 @@ class Trainer:
             raise self._unwritten("log.jsonl", error) from None
 
     def save(self) -> None:
+        """The whole state, beside and renamed; by the first rank, before any goes on."""
+        if self.ranks.first:
+            self._save()
+        self.ranks.wait()
+
+    def _save(self) -> None:
         state = {
             "drafter": self.drafter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -293,7 +319,8 @@ class Trainer:
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
         for name in _COUNTED:
             setattr(self, name, state.get(name, getattr(self, name)))
-        self._forget_after(self.step)
+        if self.ranks.first:
+            self._forget_after(self.step)
         return True
 
     def _forget_after(self, step: int) -> None:
@@ -311,13 +338,15 @@ class Trainer:
         """What a run must go on with as it began, or it would become another run in silence."""
         options = {name: value for name, value in asdict(self.options).items() if name not in _MAY_CHANGE}
         config = self.drafter.config
-        shape = {name: getattr(config, name) for name in ("draft_vocab_size", "aux_layers", "norm_output")}
+        # the number of ranks is part of it: each takes its own batches
+        shape: dict[str, Any] = {"ranks": self.ranks.size}
+        shape |= {name: getattr(config, name) for name in ("draft_vocab_size", "aux_layers", "norm_output")}
         return {**options, **shape, "batches": len(self.batches)}
 
     def _check_recipe(self, before: dict[str, Any]) -> None:
         now = self.recipe()
         # what an older state does not know of was not chosen then
-        before = {**asdict(TrainOptions()), "aux_layers": now["aux_layers"], "norm_output": False, **before}
+        before = {**asdict(TrainOptions()), "aux_layers": now["aux_layers"], "norm_output": False, "ranks": 1, **before}
         before = {name: value for name, value in before.items() if name not in _MAY_CHANGE}
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from eagle3_serving.cli.main import main
+from eagle3_serving.engine import Generation
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.train.data import DataReport, read_answers
+from eagle3_serving.train.finish import by_context
 from eagle3_serving.train.job import TrainJob, fit, train
 from eagle3_serving.train.options import TrainOptions
 
@@ -106,7 +108,7 @@ def test_a_batch_without_finite_gradients_changes_nothing(
 
 def test_nan_without_end_stops_with_one_line(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, set(range(100)))
-    with pytest.raises(CheckError, match=r"no finite gradients in 20 batches in a row, the last from answer good-"):
+    with pytest.raises(CheckError, match=r"nothing to learn .* in 20 batches in a row, the last from answer good-"):
         fit(job(directory, tmp_path, GOOD, options={"tokens": 100_000}))
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert all(bool(tensor.isfinite().all()) for tensor in state["average"])
@@ -188,6 +190,8 @@ def test_a_run_ends_checked_measured_and_with_a_card(directory: Path, tmp_path: 
     assert made.right and made.measured is not None and made.measured.identical
     assert made.measured.prompts == 2 and set(made.measured.accepted_length) == {"chain", "tree"}
     assert made.measured.mean("tree") >= made.measured.mean("chain") >= 1.0
+    contexts = made.measured.by_context
+    assert set(contexts["chain"]) == set(contexts["tree"]) and min(contexts["tree"].values()) >= 1.0
     card = made.directory / "README.md"
     text = card.read_text()
     assert "24 of 24 answers used" in text and "`eagle3 train ...`" in text and "`--mode tree --nodes 60" in text
@@ -196,6 +200,12 @@ def test_a_run_ends_checked_measured_and_with_a_card(directory: Path, tmp_path: 
     card.write_text("mine")
     train(job(directory, tmp_path, GOOD, eval_limit=0))
     assert card.read_text() == "mine"
+
+
+def test_accepted_length_by_context_counts_each_token_once() -> None:
+    one = Generation(token_ids=tuple(range(8)), accepted=(2, 0, 5), passes=4, seconds=0.0)
+    # the prompt of 3 and the prefill's token: passes begin at 4, 7 and 8 tokens, and end at 11
+    assert by_context([[1, 2, 3]], [one]) == {4: 3.0, 8: (1 + 3) / 2}
 
 
 def test_it_stops_where_held_out_acceptance_stands_still(directory: Path, tmp_path: Path) -> None:
