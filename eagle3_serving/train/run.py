@@ -113,6 +113,7 @@ class Trainer:
     def run(self) -> None:
         """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
         if not self.resume():
+            self._forget_after(-1)
             self.start()
         ranks = self.ranks
         ranks.copy_from_first([self.scale_F, *self.parameters, *self.average])
@@ -228,16 +229,17 @@ class Trainer:
         return int(rows)
 
     def _skip(self, index: int) -> None:
-        """A batch without finite gradients, or without a token to learn, changes nothing. Raises CheckError where there is one after the other."""
+        """A batch without finite gradients, or without a token to learn, changes nothing. Raises CheckError where there is
+        one after the other."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         first = self.batches[index][0].id
         self.log({"skipped": self.skipped, "batch": index, "first_answer": first})
         if self.skipped_in_a_row >= _MOST_SKIPPED:
             raise CheckError(
-                f"{self.directory}: nothing to learn (no finite gradients, or no token of the draft vocabulary) in {_MOST_SKIPPED} "
-                f"batches in a row, the last from answer {first}; "
-                f"what was saved before is whole: try a smaller --learning-rate or --no-bf16 with another --out"
+                f"{self.directory}: nothing to learn (no finite gradients, or no token of the draft vocabulary) in "
+                f"{_MOST_SKIPPED} batches in a row, the last from answer {first}; what was saved before is whole: try a "
+                "smaller --learning-rate or --no-bf16 with another --out"
             )
 
     @torch.no_grad()
@@ -319,12 +321,13 @@ class Trainer:
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
         for name in _COUNTED:
             setattr(self, name, state.get(name, getattr(self, name)))
-        if self.ranks.first:
-            self._forget_after(self.step)
+        self._forget_after(self.step)
         return True
 
     def _forget_after(self, step: int) -> None:
         """Take what was logged after `step` off the log, and half a line: it will be logged again."""
+        if not self.ranks.first:
+            return
         log, kept = self.directory / "log.jsonl", []
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
         for line in lines:

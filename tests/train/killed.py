@@ -83,7 +83,8 @@ def attempt(directory: Path, out: Path, log_lines: int | None, delay_s: float) -
 def main(directory: Path, kills: int) -> None:
     rng, places = random.Random(7), []
     log = directory / "killed" / "log.jsonl"
-    for lines in sorted(rng.randrange(1, STEPS) for _ in range(kills)):
+    # the first before anything was saved
+    for lines in [2, *sorted(rng.randrange(3, STEPS) for _ in range(kills - 1))]:
         status = attempt(directory / "killed", directory / "killed.pt", lines, rng.random() * 0.03)
         if not os.WIFSIGNALED(status):
             raise SystemExit(f"the run ended with {status} before it was killed")

@@ -92,7 +92,6 @@ def test_gemmas_norm_is_taken_as_it_works(tmp_path: Path) -> None:
 def test_training_goes_on_from_a_drafter_of_any_dialect(tmp_path: Path, name: str) -> None:
     directory = target_directory(tmp_path / "target", "llama")
     case = cases.CASES[name]
-    (tmp_path / "init").mkdir()
     init = case.make(tmp_path / "init", case.drafter)
     before = load_for(Target.load(directory), init)
     # no step at all: what is saved computes what was read
@@ -113,6 +112,5 @@ def test_training_goes_on_from_a_drafter_of_any_dialect(tmp_path: Path, name: st
 def test_a_drafter_of_more_layers_is_refused_before_anything_runs(tmp_path: Path) -> None:
     directory = target_directory(tmp_path / "target", "llama")
     case = cases.CASES["three layers"]
-    (tmp_path / "init").mkdir()
     with pytest.raises(InputError, match="a drafter of 3 layers"):
         fit(job(directory, tmp_path, init=case.make(tmp_path / "init", case.drafter)))
