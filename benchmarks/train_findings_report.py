@@ -77,9 +77,8 @@ def plot(records: Sequence[Record], common: str, out: Path) -> Path:
         tokens = [rows[name]["tokens"] for name in curve]
         right.errorbar(tokens, means, yerr=deviations, marker="o", capsize=3, color=f"C{number}", label=kind)
     left.set_xticks(range(len(equal)), equal, rotation=25, ha="right")
-    lowest = min(rows[name]["chain"]["mean"] for name in rows)
-    left.set(ylabel="tokens a target pass", title="at equal training tokens", ylim=(max(1.0, lowest - 0.15), None))
-    left.legend()
+    left.set(ylabel="tokens a target pass (plain decoding: 1)", title="at equal training tokens", ylim=(1.0, None))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     left.grid(alpha=0.3, axis="y")
     right.set(xlabel="answer tokens trained on", title="the curve of data", xscale="log")
     right.set_xticks(

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,9 +33,9 @@ CONFIG = DrafterConfig(
 )
 
 
-def make_batch() -> tuple[Drafter, FeatureBatch]:
+def make_batch(**changes: Any) -> tuple[Drafter, FeatureBatch]:
     torch.manual_seed(0)
-    drafter = Drafter(CONFIG)
+    drafter = Drafter(replace(CONFIG, **changes))
     for parameter in drafter.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     tokens, rows = torch.randint(0, 20, (2, 12)), torch.tensor([8, 5])
@@ -41,8 +43,11 @@ def make_batch() -> tuple[Drafter, FeatureBatch]:
     return drafter, batch
 
 
-def test_an_unrolled_step_is_a_drafted_step() -> None:
-    drafter, batch = make_batch()
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm_output": True}, {"qk_norm": True}, {"norm_before_residual": True}, {"attention_bias": True}]
+)
+def test_an_unrolled_step_is_a_drafted_step(changes: dict[str, Any]) -> None:
+    drafter, batch = make_batch(**changes)
     fused = drafter.fuse(batch.aux_BLF)[:, :11]
     positions = (batch.start_B[:, None] + torch.arange(8)).clamp(max=10)
     attend = UnrolledAttention(*_true_keys(drafter, fused, batch.tokens_BL[:, 1:]), positions)
