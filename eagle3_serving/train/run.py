@@ -1,8 +1,6 @@
 """The training run: batches in, a drafter out; resumable after a kill at any point."""
 
-import contextlib
 import itertools
-import json
 import math
 import random
 import signal
@@ -20,10 +18,10 @@ from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import CheckError, InputError
-from eagle3_serving.files import write_whole
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
+from eagle3_serving.train.log import RunLog, unwritten
 from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.ttt import TTTLoss, ttt_loss
@@ -49,6 +47,7 @@ class Trainer:
     ) -> None:
         """`source`: where features come from; the target's passes, kept under `directory`, unless told."""
         self.drafter, self.options, self.directory = drafter, options, directory
+        self.records = RunLog(directory / "log.jsonl")
         self.source = source or FeatureSource(
             target, drafter.config.aux_layers, directory / "features", bf16=options.bf16
         )
@@ -113,7 +112,8 @@ class Trainer:
     def run(self) -> None:
         """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
         if not self.resume():
-            self._forget_after(-1)
+            if self.ranks.first:
+                self.records.forget_after(-1)  # of an attempt that was killed before it saved anything
             self.start()
         ranks = self.ranks
         ranks.copy_from_first([self.scale_F, *self.parameters, *self.average])
@@ -270,12 +270,7 @@ class Trainer:
     def log(self, record: dict[str, Any]) -> None:
         if not self.ranks.first:
             return
-        record = {"step": self.step, "tokens": self.seen_tokens, "time": round(time.time(), 1), **record}
-        try:
-            with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise self._unwritten("log.jsonl", error) from None
+        self.records.add({"step": self.step, "tokens": self.seen_tokens, "time": round(time.time(), 1), **record})
 
     def save(self) -> None:
         """The whole state, beside and renamed; by the first rank, before any goes on."""
@@ -299,15 +294,8 @@ class Trainer:
             torch.save(state, beside)
         except (OSError, RuntimeError) as error:  # torch's own writer knows no OSError
             beside.unlink(missing_ok=True)
-            raise self._unwritten("state.pt", error) from None
+            raise unwritten(self.directory / "state.pt", error) from None
         beside.replace(self.directory / "state.pt")
-
-    def _unwritten(self, name: str, error: Exception) -> CheckError:
-        reason = error.strerror if isinstance(error, OSError) else "the disk is full, or the folder cannot be written"
-        return CheckError(
-            f"{self.directory / name} cannot be written ({reason}); what was saved before is whole: "
-            "free some space and give the same command again"
-        )
 
     def resume(self) -> bool:
         path = self.directory / "state.pt"
@@ -321,21 +309,9 @@ class Trainer:
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
         for name in _COUNTED:
             setattr(self, name, state.get(name, getattr(self, name)))
-        self._forget_after(self.step)
+        if self.ranks.first:
+            self.records.forget_after(self.step)
         return True
-
-    def _forget_after(self, step: int) -> None:
-        """Take what was logged after `step` off the log, and half a line: it will be logged again."""
-        if not self.ranks.first:
-            return
-        log, kept = self.directory / "log.jsonl", []
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-        if len(kept) < len(lines):
-            write_whole(log, "".join(kept))
 
     def recipe(self) -> dict[str, Any]:
         """What a run must go on with as it began, or it would become another run in silence."""
