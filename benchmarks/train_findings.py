@@ -22,6 +22,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -283,21 +284,22 @@ def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
     threads = max(1, (os.cpu_count() or 1) // args.workers)
     own = ["--tokens", args.tokens, "--max-tokens", args.max_tokens, "--draft-vocab-size", args.draft_vocab_size]
 
+    stopped, running = threading.Event(), list[subprocess.Popen[bytes]]()
+
     def child(name: str, seed: int) -> dict[str, Any]:
         out = place.run(name, seed)
         out.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "benchmarks.train_findings", "--run", name, str(seed), "--work", args.work]
         command += ["--target", directory, *own]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with (out / "run.log").open("a", encoding="utf-8") as log:
-            done = subprocess.run(
-                list(map(str, command)),
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                check=False,
-            )
-        if done.returncode:
-            raise CheckError(f"run {name} of seed {seed} ended with {done.returncode}: {out / 'run.log'} says why")
+            if stopped.is_set():
+                raise CheckError("stopped")
+            process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
+            running.append(process)
+            code = process.wait()
+        if code:
+            raise CheckError(f"run {name} of seed {seed} ended with {code}: {out / 'run.log'} says why")
         record: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
         return record
 
@@ -314,6 +316,9 @@ def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
                 )
                 report(args, records)
         except BaseException:
+            stopped.set()
+            for process in running:  # each saves where it is
+                process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return records

@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from benchmarks.common import write_json
 from benchmarks.train_findings import VARIANTS, Place, main, options_of, plan, run_one
 from benchmarks.train_findings_report import plot, summary
 from eagle3_serving.engine import EmbeddedEngine
-from eagle3_serving.errors import InputError
+from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.train.replies import greedy_answers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
@@ -92,6 +93,17 @@ def test_runs_that_are_done_are_gathered_not_done_again(
     assert args.out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="tokens 600, not 700"):
         main([*command, "--tokens", "700"])
+
+
+def test_a_run_that_fails_names_its_log(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    false = shutil.which("false")
+    assert false is not None
+    monkeypatch.setattr(sys, "executable", false)
+    args = argparse.Namespace(work=tmp_path, only=["scaling"], seeds=1, workers=2, out=tmp_path / "table.json")
+    args.tokens, args.max_tokens, args.draft_vocab_size = 600, 24, VOCAB
+    with pytest.raises(CheckError, match=r"of seed 0 ended with 1: .*run.log says why"):
+        findings.run_all(args, directory)
+    assert not args.out.exists()
 
 
 def fake(name: str, seed: int) -> dict[str, Any]:
