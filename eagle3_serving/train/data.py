@@ -93,14 +93,14 @@ def read_answers(
                 )
             room = max_length - len(prompt)
             if not prompt or not response:
-                report.count("empty", where)
+                report.count("empty", f"{path.name}:{number}")
             elif len(prompt) > (max_prompt or max_length) or room < min(MIN_TOKENS, len(response)):
-                report.count("long_prompts", where)
+                report.count("long_prompts", f"{path.name}:{number}")
             elif len(response) < MIN_TOKENS:
-                report.count("short", where)
+                report.count("short", f"{path.name}:{number}")
             else:
                 if len(response) > room:
-                    report.count("cut", where)
+                    report.count("cut", f"{path.name}:{number}")
                 answers.append(Answer(id_, prompt, response[:room]))
     report.used, report.tokens = len(answers), sum(len(answer.response_ids) for answer in answers)
     if not answers:
