@@ -62,9 +62,9 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     assert [(answer.id, len(answer.response_ids)) for answer in answers] == [("good", 3), ("cut", 6)]
     assert (report.lines, report.used, report.tokens) == (7, 2, 9)
     assert (report.empty, report.short, report.long_prompts, report.cut) == (2, 1, 2, 1)
-    assert f"2 left out, empty (first: {file.name}:2)" in str(report) and f"1 cut to the length (first: {file.name}:7)" in str(
+    assert f"2 left out, empty (first: {file.name}:2)" in str(
         report
-    )
+    ) and f"1 cut to the length (first: {file.name}:7)" in str(report)
 
 
 def test_answers_of_another_tokenizer_are_refused(directory: Path, tmp_path: Path) -> None:
