@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.common import accepted_length, add_pair, write_json
+from benchmarks.common import add_pair, by_family_accepted, write_json
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.replay import RecordedTarget
@@ -39,22 +39,6 @@ def settings(max_tokens: int, depth: int, top_k: int) -> dict[str, dict[int, Dec
         "tree, calibrated": {n: tree(n, True) for n in BUDGETS},
         "tree, calibrated, lookup": {n: tree(n, True, lookup=True) for n in BUDGETS},
     }
-
-
-def by_family_accepted(
-    engine: EmbeddedEngine, answers: dict[str, list[Answer]], options: DecodeOptions, batch: int
-) -> dict[str, float]:
-    """Tokens a target pass, by family. Every answer must come out as it was recorded."""
-    everything = [answer for family in answers.values() for answer in family]
-    said = engine.generate_many([answer.prompt_ids for answer in everything], options, batch)
-    for answer, generation in zip(everything, said, strict=True):
-        assert generation.token_ids == answer.response_ids, "the replay left the recorded text"
-    lengths, at = {}, 0
-    for name, family in answers.items():
-        part = said[at : at + len(family)]
-        at += len(family)
-        lengths[name] = accepted_length(part)
-    return lengths
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

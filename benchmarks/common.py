@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eagle3_serving.engine import Generation
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
+from eagle3_serving.train.data import Answer
 
 
 def add_pair(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,22 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
 def accepted_length(said: Sequence[Generation]) -> float:
     """Tokens a target pass, of all answers together; the prefill's own token is not counted."""
     return sum(len(g.token_ids) - 1 for g in said) / max(1, sum(g.passes - 1 for g in said))
+
+
+def by_family_accepted(
+    engine: EmbeddedEngine, answers: dict[str, list[Answer]], options: DecodeOptions, batch: int
+) -> dict[str, float]:
+    """Tokens a target pass, by family. Every answer must come out as it was recorded."""
+    everything = [answer for family in answers.values() for answer in family]
+    said = engine.generate_many([answer.prompt_ids for answer in everything], options, batch)
+    for answer, generation in zip(everything, said, strict=True):
+        assert generation.token_ids == answer.response_ids, "the replay left the recorded text"
+    lengths, at = {}, 0
+    for name, family in answers.items():
+        part = said[at : at + len(family)]
+        at += len(family)
+        lengths[name] = accepted_length(part)
+    return lengths
 
 
 def write_json(path: Path, value: Any) -> None:

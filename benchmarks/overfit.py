@@ -22,7 +22,7 @@ from eagle3_serving.eval.vllm import run_vllm
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.job import TrainJob, train
-from eagle3_serving.train.run import TrainOptions
+from eagle3_serving.train.options import TrainOptions
 
 ROUNDS = 160
 TTT_STEPS = 5
@@ -54,9 +54,8 @@ def overfit(target: Path, prompts: Sequence[str], out: Path, max_tokens: int, ro
         tokens_per_batch=2048,
         save_every=1_000_000,
     )
-    return train(
-        TrainJob(target, out, answers=(answers,), held_out=0, draft_vocab_size=DRAFT_VOCAB_SIZE, options=options)
-    )
+    job = TrainJob(target, out, answers=(answers,), held_out=0, draft_vocab_size=DRAFT_VOCAB_SIZE, options=options)
+    return train(job).directory
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.train.job import TrainJob, train
-from eagle3_serving.train.run import TrainOptions
+from eagle3_serving.train.options import TrainOptions
 
 SHARES = {"answers": 0.3, "train": 0.55}  # of the budget; the rest evaluates
 PARTS = {"full": 1.0, "quarter": 0.25, "eighth": 0.125, "half": 0.5}
@@ -128,6 +128,7 @@ def _job(settings: Settings, target: Path, answers: list[Path]) -> TrainJob:
         held_out=4 if tiny else 200,
         device=str(settings.torch_device),
         cache_features=False,
+        eval_limit=0,
         options=TrainOptions(
             tokens_per_batch=256 if tiny else 16384 if cuda else 2048,
             closed_form_batches=2 if tiny else 32,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from eagle3_serving.checkpoint.aux_layers import AuxLayers
-from eagle3_serving.checkpoint.dialects import DIALECTS
+from eagle3_serving.checkpoint.dialects import DIALECTS, WRITABLE
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.rewrites import cast
@@ -19,23 +19,11 @@ from eagle3_serving.errors import CheckError
 
 
 def save_drafter(drafter: Drafter, directory: Path, dtype: torch.dtype = torch.bfloat16, to: str = "universal") -> None:
-    """Write config.json and model.safetensors in the dialect `to`. The embedding is the target's own and is not saved.
+    """Write config.json and model.safetensors in the dialect `to`. An embedding that is the target's is not saved.
 
     Other files already in `directory` (a model card, say) stay. Raises CheckError where `to` cannot express the drafter.
     """
-    config, facts = drafter.config, TargetFacts()
-    tensors = {
-        name: in_memory(name, parameter.detach().cpu())
-        for name, parameter in drafter.named_parameters()
-        if name != "embed_tokens.weight"
-    }
-    ids = drafter.vocabulary.target_ids.cpu()
-    whole = config.draft_vocab_size == config.vocab_size and torch.equal(ids, torch.arange(len(ids)))
-    aux = AuxLayers(config.aux_layers, "boundary", "the drafter's own")
-    neutral = Neutral(
-        to, Source(directory, {}, {}, {}, ()), config, aux, tensors, None if whole else ids, {}, head="own"
-    )
-    dialect = DIALECTS[to]
+    neutral, facts, dialect = _neutral(drafter, directory, to), TargetFacts(), DIALECTS[to]
     assert dialect.refusals is not None and dialect.write is not None
     refused = dialect.refusals(neutral, facts)
     if refused:
@@ -51,3 +39,30 @@ def save_drafter(drafter: Drafter, directory: Path, dtype: torch.dtype = torch.b
             (beside / name).replace(directory / name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def dialect_for(drafter: Drafter) -> str:
+    """The dialect that most engines read, of those that can express `drafter`. Raises CheckError where none can."""
+    reasons: list[str] = []
+    for name in dict.fromkeys(("universal", "vllm", "sglang", *WRITABLE)):
+        dialect = DIALECTS[name]
+        assert dialect.refusals is not None
+        refused = dialect.refusals(_neutral(drafter, Path(), name), TargetFacts())
+        if not refused:
+            return name
+        reasons = reasons or refused
+    raise CheckError(f"no dialect can express this drafter: {'; '.join(reasons)}")
+
+
+def _neutral(drafter: Drafter, directory: Path, dialect: str) -> Neutral:
+    config = drafter.config
+    tensors = {
+        name: in_memory(name, parameter.detach().cpu())
+        for name, parameter in drafter.named_parameters()
+        if name != "embed_tokens.weight" or config.own_embedding
+    }
+    ids = drafter.vocabulary.target_ids.cpu()
+    whole = config.draft_vocab_size == config.vocab_size and torch.equal(ids, torch.arange(len(ids)))
+    aux = AuxLayers(config.aux_layers, "boundary", "the drafter's own")
+    source = Source(directory, {}, {}, {}, ())
+    return Neutral(dialect, source, config, aux, tensors, None if whole else ids, {}, head="own")

@@ -1,6 +1,7 @@
 """`eagle3`: one parser, one module a subcommand, one place where errors become exit codes."""
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from eagle3_serving.errors import Eagle3Error
 
 # Each module has add_parser(subparsers) and its parser sets run=callable(args) -> exit code.
 COMMANDS = ("demo", "fetch_target", "serve", "check", "convert", "eval", "bench", "tune", "train", "calibrate")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,6 +32,14 @@ def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
     except Eagle3Error as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(
+            f"{name}: {error.filename or 'a file'} cannot be written: {error.strerror}; free some space",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130

@@ -2,19 +2,25 @@
 
 import argparse
 import json
-from dataclasses import fields
+import os
+import shlex
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from eagle3_serving.train.job import TrainJob, train
-from eagle3_serving.train.run import TrainOptions
+from eagle3_serving.train.objectives import OBJECTIVES
+from eagle3_serving.train.options import TrainOptions
 
 _EXAMPLES = """examples:
   eagle3 train --target DIR --prompts prompts.jsonl --out runs/mine
   eagle3 train --target DIR --answers answers.jsonl --out runs/mine --tokens 3000000
+  torchrun --nproc-per-node 2 -m eagle3_serving.cli.main train --target DIR --answers answers.jsonl --out runs/mine
   eagle3 train --target DIR --answers new.jsonl --init checkpoints/smollm2-135m-instruct --out runs/more
 
 The same command goes on where a kill or Ctrl-C left it. A prompt is a JSON line {"id", "turns": [...]}, an answer
-{"id", "prompt_ids", "response_ids"}. OUT gets drafter/, training.png, log.jsonl, state.pt and features/.
+{"id", "prompt_ids", "response_ids"}. OUT gets drafter/ (with its card, README.md), training.png, log.jsonl, state.pt
+and features/. In the end the drafter is checked, and measured on the embedded engine. Exit code 1: check found it wrong.
 """
 
 
@@ -31,6 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="prompts for the target to answer (vLLM)")
     parser.add_argument("--answers", type=Path, nargs="+", default=[], help="answers that the target gave before")
     parser.add_argument("--init", type=Path, help="a drafter to go on from")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--limit", type=int, help="only the first N prompts")
     defaults = TrainJob(Path(), Path())
     for name, help_text in (
@@ -38,19 +45,49 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         ("max_length", "longest prompt and answer together"),
         ("max_prompt", "longest prompt"),
         ("held_out", "answers kept out to measure on"),
+        ("eval_limit", "prompts of each family that it is measured on in the end, 0 for none"),
+        ("eval_tokens", "tokens an answer there"),
+        ("cache_limit_gib", "most that the target's features may take on disk"),
     ):
         default = getattr(defaults, name)
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help=f"{help_text} (default {default})"
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{help_text} (default {default})"
         )
+    parser.add_argument(
+        "--eval-prompts", type=Path, nargs="+", default=[], help="prompts to measure on (default: of held-out answers)"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="fit a calibration in the end, on held-out prompts (as eagle3 calibrate does)",
+    )
+    parser.add_argument("--vocabulary", type=Path, nargs="+", default=[], help="answers to choose the vocabulary by")
+    parser.add_argument(
+        "--aux-layers", type=int, nargs="+", metavar="K", help="boundaries to read (default: low, middle, high)"
+    )
+    parser.add_argument(
+        "--norm-output",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="feed the post-norm state back (default: the paper's, before the norm)",
+    )
+    parser.add_argument(
+        "--cache-features",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the target's features on disk, in OUT/features or --features",
+    )
+    parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept; runs may share it")
     for option in fields(TrainOptions):
         default = getattr(defaults.options, option.name)
+        flag, help_text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
         if isinstance(default, bool):
-            parser.add_argument(f"--{option.name}", action=argparse.BooleanOptionalAction, default=default)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=help_text)
+        elif option.name == "objective":
+            parser.add_argument(flag, choices=OBJECTIVES, default=default, help=f"{help_text} (default {default})")
         else:
-            parser.add_argument(
-                f"--{option.name.replace('_', '-')}", type=type(default), default=default, help=f"(default {default})"
-            )
+            parser.add_argument(flag, type=type(default), default=default, help=f"{help_text} (default {default})")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.set_defaults(run=run)
 
@@ -62,15 +99,45 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         prompts=tuple(args.prompts),
         answers=tuple(args.answers),
+        vocabulary=tuple(args.vocabulary),
         init=args.init,
+        aux_layers=tuple(args.aux_layers) if args.aux_layers else None,
+        norm_output=args.norm_output,
         draft_vocab_size=args.draft_vocab_size,
         max_length=args.max_length,
         max_prompt=args.max_prompt,
         held_out=args.held_out,
         limit=args.limit,
+        device=args.device or _device(),
+        cache_features=args.cache_features,
+        features=args.features,
+        cache_limit_gib=args.cache_limit_gib,
+        eval_prompts=tuple(args.eval_prompts),
+        eval_limit=args.eval_limit,
+        eval_tokens=args.eval_tokens,
+        calibrate=args.calibrate,
         options=options,
     )
-    drafter = train(job)
+    made = train(job, shlex.join(["eagle3", *map(_told, sys.argv[1:])]))
     last = json.loads((args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    print(json.dumps({"drafter": str(drafter), **last}) if args.json else f"the drafter is in {drafter}")
-    return 0
+    if args.json:
+        figures = None if made.measured is None else asdict(made.measured)
+        print(json.dumps({"drafter": str(made.directory), "right": made.right, **last, "measured": figures}))
+        return 0 if made.right else 1
+    if made.measured is not None:
+        for mode in made.measured.accepted_length:
+            print(f"{mode}: {made.measured.mean(mode):.2f} tokens a target pass on {made.measured.prompts} prompts")
+    print(f"the drafter is in {made.directory}" + ("" if made.right else ", and not right: see above"))
+    return 0 if made.right else 1
+
+
+def _device() -> str:
+    """The GPU of this process, as torchrun counts them; the CPU where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _told(argument: str) -> str:
+    """A path by its name alone: where it lay on this machine is nobody's business."""
+    return Path(argument).name if "/" in argument else argument

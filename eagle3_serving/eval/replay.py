@@ -5,6 +5,7 @@ At temperature 0 the output is the same whatever is drafted, and so are the feat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from eagle3_serving.engine.rows import KVPool, RowPlan
 from eagle3_serving.engine.target import Target, TargetOutput
 from eagle3_serving.train.data import Answer
-from eagle3_serving.train.features import extract_features
+from eagle3_serving.train.features import Extract, extract_features
 
 
 class _Chosen:
@@ -47,14 +48,21 @@ class _Places(KVPool):
 
 
 class RecordedTarget(Target):
-    """Plays `answers` back; a prompt that was not recorded is a KeyError. Greedy decoding only."""
+    """Plays `answers` back; a prompt that was not recorded is a KeyError. Greedy decoding only.
 
-    def __init__(self, target: Target, aux_layers: Sequence[int], answers: Sequence[Answer]) -> None:
+    `extract`: where features at `aux_layers` come from, a pass of the target unless told.
+    """
+
+    def __init__(
+        self, target: Target, aux_layers: Sequence[int], answers: Sequence[Answer], extract: Extract | None = None
+    ) -> None:
         self.__dict__.update(target.__dict__)
-        target.watch(aux_layers)
+        if extract is None:
+            target.watch(aux_layers)
+            extract = partial(extract_features, target)
         self.recorded: dict[tuple[int, ...], _Record] = {}
         for answer in answers:
-            features = extract_features(target, [answer])
+            features = extract([answer])
             self.recorded[answer.prompt_ids] = _Record(features.tokens_BL[0], features.aux_BLF[0])
 
     def watch(self, aux_layers: Sequence[int]) -> None:

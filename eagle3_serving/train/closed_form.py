@@ -3,6 +3,9 @@
 The state sought is y = the target's final hidden state at i + 1, rms-normalised. It is fitted as
 y ~ W_a aux_i + W_e norm(embedding_{i+1}). W_a becomes `fc`, whose output is the residual; W_e passes through
 attention heads that look at their own position, at the rank which these heads' values can carry.
+
+A drafter in the manner of EAGLE-1/2 keeps the feature itself as its state: there `fc` is fitted to the state at i, and
+those heads carry what leads from it to the next one.
 """
 
 import torch
@@ -12,6 +15,7 @@ from eagle3_serving.drafter.decoder import DraftAttention
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.train.features import FeatureBatch
+from eagle3_serving.train.objectives import target_state
 
 
 class Moments:
@@ -52,34 +56,62 @@ def _rows(batch: FeatureBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def closed_form_start(drafter: Drafter, batches: list[FeatureBatch], norm_weight_H: Tensor, head_VH: Tensor) -> None:
+def closed_form_start(
+    drafter: Drafter,
+    batches: list[FeatureBatch],
+    norm_weight_H: Tensor,
+    head_VH: Tensor,
+    keep_feature: bool = False,
+) -> None:
     """Set `fc`, the final norm and head, and self-looking heads of `drafter` from `batches`, in place.
 
     `drafter.fuse` must read features already divided by `aux_scale`; `head_VH` is the target's head restricted to
-    the draft vocabulary and `norm_weight_H` the target's final norm.
+    the draft vocabulary and `norm_weight_H` the target's final norm. `keep_feature`: `fc` gives the state at i.
     """
     config, attention = drafter.config, drafter.first_layer.self_attn
     size, features = config.hidden_size, config.num_aux * config.target_hidden_size
+    if keep_feature:
+        _fit_feature(drafter, batches, norm_weight_H)
     embedding_VH = torch.nn.functional.rms_norm(weight_of(drafter.embed_tokens), (size,), eps=config.rms_norm_eps)
-    moments = Moments(features + size, size, embedding_VH.device)
-    seen = []
+    beside = size if keep_feature else features
+    moments = Moments(beside + size, size, embedding_VH.device)
+    carried = []
     for batch in batches:
         aux_NF, tokens_N, final_NH = _rows(batch)
-        state_NH = final_NH / norm_weight_H
-        state_NH = state_NH * state_NH.square().mean(-1, keepdim=True).rsqrt()
-        seen.append(embedding_VH[tokens_N])
-        moments.add(torch.cat([aux_NF, seen[-1]], dim=-1), state_NH)
+        state_NH, seen_NH = target_state(final_NH, norm_weight_H), embedding_VH[tokens_N]
+        if keep_feature:
+            fused_NH = drafter.fuse(aux_NF)
+            aux_NF, state_NH = drafter.first_layer.hidden_norm(fused_NH), state_NH - fused_NH
+        # what the heads can read: [embedding] or [embedding, feature], as the layer's own input
+        carried.append(torch.cat([seen_NH, aux_NF], dim=-1) if keep_feature else seen_NH)
+        moments.add(torch.cat([aux_NF, seen_NH], dim=-1), state_NH)
     solution = moments.solve(ridge=0.01)
-    weight_of(drafter.fusion.fc).copy_(solution[:features].T)
     weight_of(drafter.norm).copy_(norm_weight_H)
     weight_of(drafter.lm_head).copy_(head_VH)
+    if keep_feature:
+        map_HI = torch.cat([solution[beside:], solution[:beside]]).T
+    else:
+        weight_of(drafter.fusion.fc).copy_(solution[:features].T)
+        map_HI = solution[features:].T
 
-    seen_NH = torch.cat(seen)
-    gram_HH = seen_NH.T @ seen_NH / len(seen_NH)
+    read_NI = torch.cat(carried)
+    gram_II = read_NI.T @ read_NI / len(read_NI)
     groups = config.num_attention_heads // config.num_key_value_heads
     looking = max(1, config.num_key_value_heads - 1)  # one group stays free to learn to look elsewhere
-    _look_at_self(attention, gram_HH, seen_NH.mean(0), range(looking), groups, config.head_dim)
-    _carry(attention, solution[features:].T, gram_HH, looking, groups, config.head_dim)
+    _look_at_self(attention, gram_II[:size, :size], read_NI[:, :size].mean(0), range(looking), groups, config.head_dim)
+    _carry(attention, map_HI, gram_II, looking, groups, config.head_dim)
+
+
+def _fit_feature(drafter: Drafter, batches: list[FeatureBatch], norm_weight_H: Tensor) -> None:
+    """Set `fc` so that the fused state is the target's final state at the same position."""
+    config = drafter.config
+    moments = Moments(config.num_aux * config.target_hidden_size, config.hidden_size, norm_weight_H.device)
+    for batch in batches:
+        for b, (start, rows) in enumerate(zip(batch.start_B.tolist(), batch.rows_B.tolist(), strict=True)):
+            # `final` begins one position after the first response row
+            state_NH = target_state(batch.final_BRH[b, : rows - 1], norm_weight_H)
+            moments.add(batch.aux_BLF[b, start + 1 : start + rows], state_NH)
+    weight_of(drafter.fusion.fc).copy_(moments.solve(ridge=1e-4).T)
 
 
 def _look_at_self(
@@ -104,16 +136,16 @@ def _look_at_self(
             block[:, :size] = strength * pattern[:, None] * w_H
 
 
-def _carry(attention: DraftAttention, map_HH: Tensor, gram_HH: Tensor, heads: int, groups: int, head_dim: int) -> None:
-    """Factor the embedding's map through the values of the self-looking heads, best in the data's own metric."""
-    size = map_HH.shape[0]
+def _carry(attention: DraftAttention, map_HI: Tensor, gram_II: Tensor, heads: int, groups: int, head_dim: int) -> None:
+    """Factor the map from the layer's input through the values of the self-looking heads, best in the data's metric."""
+    size = map_HI.shape[1]
     rank = heads * head_dim
     values, vectors = torch.linalg.eigh(
-        gram_HH.double() + 1e-6 * torch.eye(size, dtype=torch.double, device=gram_HH.device)
+        gram_II.double() + 1e-6 * torch.eye(size, dtype=torch.double, device=gram_II.device)
     )
     root = (vectors * values.clamp(min=1e-9).sqrt()) @ vectors.T
     inverse = (vectors / values.clamp(min=1e-9).sqrt()) @ vectors.T
-    u, s, vt = torch.linalg.svd(map_HH.double() @ root)
+    u, s, vt = torch.linalg.svd(map_HI.double() @ root)
     up = (u[:, :rank] * s[:rank].sqrt()).float()
     down = (s[:rank, None].sqrt() * (vt[:rank] @ inverse)).float()
     v_weight, o_weight = weight_of(attention.v_proj), weight_of(attention.o_proj)

@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,27 +26,85 @@ class Answer:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-def read_answers(files: Iterable[Path], max_length: int) -> list[Answer]:
-    """Answers of at least 3 tokens, cut at `max_length` in all. Raises InputError naming file and line."""
-    answers = []
+@dataclass
+class DataReport:
+    """What became of the lines of answers; `str` is one line for a person."""
+
+    lines: int = 0
+    used: int = 0
+    tokens: int = 0
+    empty: int = 0
+    short: int = 0
+    long_prompts: int = 0
+    cut: int = 0
+    first: dict[str, str] = field(default_factory=dict)  # kind -> file:line
+
+    def count(self, kind: str, where: str) -> None:
+        setattr(self, kind, getattr(self, kind) + 1)
+        self.first.setdefault(kind, where)
+
+    def __str__(self) -> str:
+        kinds = {
+            "empty": "left out, empty",
+            "short": f"left out, shorter than {MIN_TOKENS} tokens",
+            "long_prompts": "left out, prompt too long",
+            "cut": "cut to the length",
+        }
+        parts = [f"{getattr(self, k)} {text} (first: {self.first[k]})" for k, text in kinds.items() if getattr(self, k)]
+        return "; ".join([f"{self.used} of {self.lines} answers used, {self.tokens} tokens", *parts])
+
+
+MIN_TOKENS = 3  # a row needs a token that it drafts and the features of two before it
+
+
+def read_answers(
+    files: Iterable[Path],
+    max_length: int,
+    max_prompt: int | None = None,
+    vocab_size: int | None = None,
+    report: DataReport | None = None,
+) -> list[Answer]:
+    """Answers of at least `MIN_TOKENS` tokens, cut at `max_length` in all; those with longer prompts are left out.
+
+    What is left out is counted in `report`. Raises InputError naming file and line, also for a token outside
+    `vocab_size`: such answers came from another tokenizer.
+    """
+    answers, report = [], report or DataReport()
     for path in files:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from None
         for number, line in enumerate(lines, 1):
+            where = f"{path}:{number}"
+            report.lines += 1
             try:
                 row = json.loads(line)
                 prompt, response = tuple(map(int, row["prompt_ids"])), tuple(map(int, row["response_ids"]))
-                answer = Answer(str(row["id"]), prompt, response[: max(0, max_length - len(prompt))])
+                id_ = str(row["id"])
             except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{where}: not an answer with id, prompt_ids and response_ids ({error})") from None
+            ids = prompt + response
+            if ids and (min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size)):
+                wrong = next(i for i in ids if i < 0 or (vocab_size is not None and i >= vocab_size))
                 raise InputError(
-                    f"{path}:{number}: not an answer with id, prompt_ids and response_ids ({error})"
-                ) from None
-            if len(answer.response_ids) >= 3:
-                answers.append(answer)
+                    f"{where}: token {wrong} is outside the target's vocabulary of {vocab_size or 'ids from 0'}; "
+                    "the answers come from another tokenizer: have this target answer (--prompts)"
+                )
+            room = max_length - len(prompt)
+            if not prompt or not response:
+                report.count("empty", f"{path.name}:{number}")
+            elif len(prompt) > (max_prompt or max_length) or room < min(MIN_TOKENS, len(response)):
+                report.count("long_prompts", f"{path.name}:{number}")
+            elif len(response) < MIN_TOKENS:
+                report.count("short", f"{path.name}:{number}")
+            else:
+                if len(response) > room:
+                    report.count("cut", f"{path.name}:{number}")
+                answers.append(Answer(id_, prompt, response[:room]))
+    report.used, report.tokens = len(answers), sum(len(answer.response_ids) for answer in answers)
     if not answers:
-        raise InputError("no usable answers: every one is shorter than 3 tokens or its prompt fills --max-length")
+        raise InputError(f"no usable answers: {report}; see --max-length and --max-prompt")
     return answers
 
 

@@ -1,15 +1,19 @@
 """What the drafter learns from: the target's auxiliary features and final hidden states, cached on disk."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from eagle3_serving.engine.target import Target
+from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.train.data import Answer
 
 
@@ -63,32 +67,157 @@ def extract_features(target: Target, answers: Sequence[Answer]) -> FeatureBatch:
     return FeatureBatch(tokens_BL, aux_BLF, final_BRH, start_B, rows_B).float()
 
 
-class FeatureCache:
-    """One safetensors file a batch, bf16; written beside and renamed, so that a kill leaves no half file.
+Extract = Callable[[Sequence[Answer]], FeatureBatch]
 
-    The file's name is a hash of the tokens, so that other answers never meet features that are not theirs. Without a
-    directory nothing is kept: right where the target is faster than the disk.
+
+class FeatureCache:
+    """One safetensors file an answer, bf16; written beside and renamed, so that a kill leaves no half file.
+
+    A file's name is a hash of `kind` (whose features, which boundaries) and the tokens, so that other answers, batches
+    and runs share a directory and never meet features that are not theirs. Without a directory nothing is kept: right
+    where the target is faster than the disk.
     """
 
-    def __init__(self, directory: Path | None) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path | None, kind: str = "") -> None:
+        self.directory, self.kind = directory, kind
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
 
-    def get(self, answers: Sequence[Answer], extract: Callable[[Sequence[Answer]], FeatureBatch]) -> FeatureBatch:
+    def get(self, answers: Sequence[Answer], extract: Extract) -> FeatureBatch:
         """The features of `answers`, computed at the first call; rounded to bf16 then too, so that a resumed run
-        sees what an undisturbed one saw."""
+        sees what an undisturbed one saw. Raises CheckError where they cannot be written."""
         if self.directory is None:
             return extract(answers)
-        tokens = repr([(answer.prompt_ids, answer.response_ids) for answer in answers])
-        path = self.directory / f"{hashlib.sha256(tokens.encode()).hexdigest()[:24]}.safetensors"
-        if not path.exists():
-            self._save(path, extract(answers))
-        return FeatureBatch(**load_file(path)).float()
+        stored = [self._load(answer) for answer in answers]
+        if any(parts is None for parts in stored):
+            batch = extract(answers)  # all of them: a batch's features are then one pass's, killed or not
+            for b, answer in enumerate(answers):
+                if stored[b] is None:
+                    self._save(
+                        answer, batch.aux_BLF[b, : answer.length], batch.final_BRH[b, : len(answer.response_ids)]
+                    )
+            stored = [self._load(answer) for answer in answers]
+        return _padded(answers, [parts for parts in stored if parts is not None])
 
-    def _save(self, path: Path, batch: FeatureBatch) -> None:
-        tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        tensors = {name: (t.bfloat16() if t.is_floating_point() else t).contiguous() for name, t in tensors.items()}
-        beside = path.with_name(f".{path.name}.partial")
-        save_file(tensors, beside)
+    def _load(self, answer: Answer) -> dict[str, Tensor] | None:
+        """None where it is not there, or damaged: it is made anew then."""
+        path = self._path(answer)
+        if not path.exists():
+            return None
+        try:
+            parts: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError):
+            return None
+        return parts
+
+    def fill(self, batches: Sequence[Sequence[Answer]], extract: Extract) -> Iterator[int]:
+        """Make what is missing, batch by batch; yields each batch's tokens."""
+        assert self.directory is not None
+        for answers in batches:
+            if not all(self._path(answer).exists() for answer in answers):
+                self.get(answers, extract)
+            yield sum(answer.length for answer in answers)
+
+    def missing_bytes(self, answers: Sequence[Answer], features: int, hidden: int) -> int:
+        """What `answers` will add on disk; `features` and `hidden` are the widths of a row's two tensors."""
+        if self.directory is None:
+            return 0
+        missing = [answer for answer in answers if not self._path(answer).exists()]
+        return sum(2 * (features * a.length + hidden * len(a.response_ids)) + _FILE_BYTES for a in missing)
+
+    def _path(self, answer: Answer) -> Path:
+        assert self.directory is not None
+        key = repr((self.kind, answer.prompt_ids, answer.response_ids))
+        return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+    def _save(self, answer: Answer, aux_LF: Tensor, final_RH: Tensor) -> None:
+        path = self._path(answer)
+        # the process's own name: two runs may fill one directory
+        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        tensors = {"aux_LF": aux_LF, "final_RH": final_RH}
+        try:
+            beside.write_bytes(save({name: t.bfloat16().contiguous().cpu() for name, t in tensors.items()}))
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise CheckError(
+                f"{path.parent}: features cannot be written ({error.strerror}); free some space, or train with --no-cache-features"
+            ) from None
         beside.replace(path)
+
+
+class FeatureSource:
+    """The features that one drafter reads, through a cache that may hold more boundaries than it does."""
+
+    def __init__(
+        self,
+        target: Target,
+        aux_layers: Sequence[int],
+        directory: Path | None,
+        *,
+        watched: Sequence[int] | None = None,
+        bf16: bool = True,
+    ) -> None:
+        """`watched`: the boundaries to keep, `aux_layers` among them, so that other drafters can read the cache too."""
+        watched = tuple(watched or aux_layers)
+        target.watch(watched)
+        self.target, self.bf16, self.hidden = target, bf16, target.hidden_size
+        self.width = len(watched) * target.hidden_size
+        self.columns = None if watched == tuple(aux_layers) else [watched.index(k) for k in aux_layers]
+        self.cache = FeatureCache(directory, f"{fingerprint(target)} {watched} {'bf16' if bf16 else target.dtype}")
+
+    def extract(self, answers: Sequence[Answer]) -> FeatureBatch:
+        """A pass of the target over `answers`, every watched boundary."""
+        with precision(self.target.device, self.bf16):
+            return extract_features(self.target, answers)
+
+    def fill(self, batches: Sequence[Sequence[Answer]]) -> Iterator[int]:
+        return self.cache.fill(batches, self.extract)
+
+    def missing_bytes(self, answers: Sequence[Answer]) -> int:
+        """What the features of `answers` will add on disk."""
+        return self.cache.missing_bytes(answers, self.width, self.hidden)
+
+    def __call__(self, answers: Sequence[Answer]) -> FeatureBatch:
+        batch = self.cache.get(answers, self.extract)
+        if self.columns is not None:
+            kept = batch.aux_BLF.unflatten(-1, (-1, self.hidden))[:, :, self.columns]
+            batch.aux_BLF = kept.flatten(2)
+        return batch
+
+
+def precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """Matrix products in bfloat16, or as they are."""
+    # without a cache of casts: a cast made for the target in inference mode cannot be trained through
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+
+@torch.no_grad()
+def norm_weight(target: Target) -> Tensor:
+    """What the target's final norm multiplies a state of rms 1 by [H], however it is stored (Gemma keeps it minus 1).
+
+    Raises InputError where it is no root-mean-square norm.
+    """
+    ones_1H = torch.ones(1, target.hidden_size, device=target.device, dtype=target.dtype)
+    weight_H: Tensor = target.body.norm(ones_1H)[0].float()
+    if not weight_H.any():
+        raise InputError(f"{target.name}: its final norm is no RMSNorm; drafters are trained for targets that have one")
+    return weight_H
+
+
+def fingerprint(target: Target) -> str:
+    """Tells one target from another: its last norm and a piece of its embedding."""
+    parts = (target.body.norm.weight, target.embedding[:64])
+    return hashlib.sha256(b"".join(part.detach().float().cpu().numpy().tobytes() for part in parts)).hexdigest()[:16]
+
+
+_FILE_BYTES = 4096  # header and the file system's rounding
+
+
+def _padded(answers: Sequence[Answer], stored: Sequence[dict[str, Tensor]]) -> FeatureBatch:
+    """Answers' tensors as one batch, zeros behind."""
+    aux, final = [parts["aux_LF"] for parts in stored], [parts["final_RH"] for parts in stored]
+    tokens = [torch.tensor(answer.prompt_ids + answer.response_ids) for answer in answers]
+    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    start_B = torch.tensor([len(answer.prompt_ids) - 1 for answer in answers])
+    rows_B = torch.tensor([len(answer.response_ids) for answer in answers])
+    return FeatureBatch(pad(tokens), pad(aux), pad(final), start_B, rows_B).float()

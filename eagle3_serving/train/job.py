@@ -1,14 +1,17 @@
 """From prompts or answers to a saved drafter: what `eagle3 train` does, step by step."""
 
 import random
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from eagle3_serving.checkpoint.aux_layers import default_aux_layers
-from eagle3_serving.checkpoint.save import save_drafter
+from eagle3_serving.checkpoint.save import dialect_for, save_drafter
+from eagle3_serving.checkpoint.source import read_json
 from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.engine.pair import load_for
@@ -16,46 +19,122 @@ from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import read_prompts
 from eagle3_serving.train.answers import generate_answers
-from eagle3_serving.train.data import Answer, choose_vocabulary, read_answers
+from eagle3_serving.train.card import write_card
+from eagle3_serving.train.data import Answer, DataReport, choose_vocabulary, read_answers
+from eagle3_serving.train.features import FeatureSource
+from eagle3_serving.train.finish import Measured, calibrate_on, check_drafter, measure, prompts_to_measure
+from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.plot import plot_training
-from eagle3_serving.train.run import Trainer, TrainOptions
+from eagle3_serving.train.ranks import Ranks
+from eagle3_serving.train.run import Trainer
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """`prompts` are answered by the target first; `answers` are files of answers that it gave before. `cache_features`
-    keeps the target's features on disk, which pays where its passes are the slow part (CPUs)."""
+    """`prompts` are answered by the target first; `answers` are files of answers that it gave before.
+
+    `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `aux_layers`:
+    the boundaries that a new drafter reads (default: low, middle, high). `norm_output`: it feeds its post-norm state
+    back. `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
+    each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the
+    target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
+    which runs may share; `watched` boundaries are kept there (default: those read).
+    """
 
     target: Path
     out: Path
     prompts: tuple[Path, ...] = ()
     answers: tuple[Path, ...] = ()
+    vocabulary: tuple[Path, ...] = ()
     init: Path | None = None
     draft_vocab_size: int = 4096
+    aux_layers: tuple[int, ...] | None = None
+    norm_output: bool = False
     max_length: int = 640
     max_prompt: int = 400
     held_out: int = 60
     limit: int | None = None
     device: str = "cpu"
     cache_features: bool = True
+    features: Path | None = None
+    watched: tuple[int, ...] | None = None
+    cache_limit_gib: float = 50.0
+    eval_prompts: tuple[Path, ...] = ()
+    eval_limit: int = 8
+    eval_tokens: int = 64
+    calibrate: bool = False
     options: TrainOptions = field(default_factory=TrainOptions)
 
 
-def train(job: TrainJob) -> Path:
-    """Run `job`, or go on with it where a kill left it. Returns the directory of the drafter, job.out / "drafter"."""
+class TrainedRun(NamedTuple):
+    """A drafter in memory, and what is to be told of its run. `coverage` of the data by the draft vocabulary, None where
+    it was not chosen here; `complete`: all of `tokens` were seen, or it stopped by itself."""
+
+    drafter: Drafter
+    target: Target
+    data: DataReport
+    held_out: list[Answer]
+    coverage: float | None
+    tokens: int
+    steps: int
+    skipped: int
+    complete: bool
+    dialect: str
+    ranks: Ranks
+
+
+class TrainedDrafter(NamedTuple):
+    """`right` for vLLM and SGLang by `eagle3 check`; `measured` is None where nothing was measured."""
+
+    directory: Path
+    right: bool
+    measured: Measured | None
+
+
+def train(job: TrainJob, command: str = "") -> TrainedDrafter:
+    """Run `job`, or go on with it where a kill left it: a drafter in job.out / "drafter", checked, measured, with a card.
+
+    `command` is told in the card. A run that was interrupted is saved and checked, and not measured.
+    """
+    run = fit(job)
+    directory = job.out / "drafter"
+    if not run.ranks.first:
+        return TrainedDrafter(directory, True, None)
+    save_drafter(run.drafter, directory, to=run.dialect)
+    plot_training(job.out / "log.jsonl", job.out / "training.png")
+    right = check_drafter(directory, job.target, lambda line: print(line, flush=True))
+    measured = None
+    if run.complete:
+        if job.calibrate and (rest := run.held_out[job.eval_limit :]):
+            calibrate_on(run.target, directory, rest, 2 * job.eval_tokens)
+        prompts = (
+            prompts_to_measure(job.target, job.eval_prompts, run.held_out, job.eval_limit) if job.eval_limit else {}
+        )
+        measured = measure(run.target, directory, prompts, job.eval_tokens) if prompts else None
+    shutil.copyfile(job.out / "training.png", directory / "training.png")
+    write_card(directory, job, run, measured, command)
+    return TrainedDrafter(directory, right, measured)
+
+
+def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
+    """The training alone, nothing saved but its state. `target`: where it is loaded already."""
     if not (job.prompts or job.answers):
         raise InputError("nothing to train on: give --prompts, --answers or both")
     if not (job.target / "config.json").is_file():
         raise InputError(f"no config.json in the target directory {job.target}; eagle3 fetch-target makes one")
     job.out.mkdir(parents=True, exist_ok=True)
     files = list(job.answers)
+    ranks = Ranks.here(torch.device(job.device))
     if job.prompts:
-        files.append(
-            generate_answers(
-                job.target, read_prompts(job.prompts, job.limit, family="train"), job.out / "answers.jsonl"
-            )
-        )
-    answers = [a for a in read_answers(files, job.max_length) if len(a.prompt_ids) <= job.max_prompt]
+        files.append(job.out / "answers.jsonl")
+        if ranks.first:
+            generate_answers(job.target, read_prompts(job.prompts, job.limit, family="train"), files[-1])
+        ranks.wait()
+    report = DataReport()
+    vocab_size = read_json(job.target / "config.json").get("vocab_size")
+    answers = read_answers(files, job.max_length, job.max_prompt, vocab_size, report)
+    if ranks.first:
+        print(report, flush=True)
     # by chance, not from the end: the files are ordered by source
     random.Random(job.options.seed + 1).shuffle(answers)
     held_out, answers = answers[: job.held_out], answers[job.held_out :]
@@ -65,26 +144,51 @@ def train(job: TrainJob) -> Path:
         )
 
     torch.manual_seed(job.options.seed)
-    target = Target.load(job.target, device=job.device)
-    drafter = load_for(target, job.init) if job.init is not None else _new_drafter(job, target, answers)
-    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, job.cache_features)
+    target = target or Target.load(job.target, device=job.device)
+    if job.init is not None:
+        drafter, coverage = load_for(target, job.init), None
+    else:
+        drafter, coverage = _new_drafter(job, target, answers)
+    if drafter.config.num_layers != 1:
+        raise InputError(f"{job.init}: a drafter of {drafter.config.num_layers} layers; only those of one are trained")
+    dialect = dialect_for(drafter)  # before hours are spent on what cannot be saved
+    directory = (job.features or job.out / "features") if job.cache_features else None
+    source = FeatureSource(target, drafter.config.aux_layers, directory, watched=job.watched, bf16=job.options.bf16)
+    _state_cache(source, [*answers, *held_out], job)
+    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, source)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
     try:
         trainer.run()
     finally:
         torch.set_flush_denormal(False)  # it holds for the whole process, which is not ours
-    save_drafter(trainer.finished(), job.out / "drafter")
-    plot_training(job.out / "log.jsonl", job.out / "training.png")
-    return job.out / "drafter"
+    complete = trainer.seen_tokens >= job.options.tokens or trainer.worn_out
+    counted = (trainer.seen_tokens, trainer.step, trainer.skipped)
+    return TrainedRun(
+        trainer.finished(), target, report, held_out, coverage, *counted, complete, dialect, trainer.ranks
+    )
 
 
-def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafter:
-    """One layer of the target's own shape, over the answers' most frequent tokens."""
+def _state_cache(source: FeatureSource, answers: list[Answer], job: TrainJob) -> None:
+    """Say what the features will take on disk. Raises InputError where that is over the limit or what is free."""
+    if source.cache.directory is None or not (needed := source.missing_bytes(answers)):
+        return
+    gib = needed / 2**30
+    print(f"the target's features will take {gib:.2f} GiB in {source.cache.directory}", flush=True)
+    free = shutil.disk_usage(source.cache.directory).free / 2**30
+    for limit, what in ((job.cache_limit_gib, "more than --cache-limit-gib"), (free, "more than the disk has free:")):
+        if gib > limit:
+            raise InputError(
+                f"the target's features would take {gib:.2f} GiB in {source.cache.directory}, {what} {limit:.2f}: "
+                "give fewer answers or --no-cache-features, which computes them anew each time"
+            )
+
+
+def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> tuple[Drafter, float]:
+    """One layer of the target's own shape, over the answers' most frequent tokens; the share of tokens they cover."""
     config = target.model.config
-    target_ids, coverage = choose_vocabulary(answers, config.vocab_size, job.draft_vocab_size)
-    tokens = sum(len(answer.response_ids) for answer in answers)
-    print(f"{len(answers)} answers, {tokens} tokens; the draft vocabulary covers {coverage:.1%} of them", flush=True)
-    rope = dict(config.rope_parameters)
+    counted = read_answers(job.vocabulary, job.max_length) if job.vocabulary else answers
+    target_ids, coverage = choose_vocabulary(counted, config.vocab_size, job.draft_vocab_size)
+    print(f"the draft vocabulary covers {coverage:.1%} of the answers' tokens", flush=True)
     heads = config.num_attention_heads
     drafter = Drafter(
         DrafterConfig(
@@ -96,11 +200,12 @@ def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafte
             vocab_size=config.vocab_size,
             draft_vocab_size=job.draft_vocab_size,
             target_hidden_size=config.hidden_size,
-            aux_layers=default_aux_layers(config.num_hidden_layers),
+            aux_layers=job.aux_layers or default_aux_layers(config.num_hidden_layers),
+            norm_output=job.norm_output,
             rms_norm_eps=config.rms_norm_eps,
             max_position_embeddings=config.max_position_embeddings,
-            hidden_act=config.hidden_act,
-            rope=RopeConfig(rope.pop("rope_theta"), rope.pop("rope_type"), rope),
+            hidden_act="silu",  # engines know no other in a drafter, whatever the target has
+            rope=_rope(dict(config.rope_parameters or {})),
         ),
         target_ids,
     )
@@ -109,4 +214,12 @@ def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafte
             # a quiet start for what writes to the residual: the closed form is not drowned
             nn.init.normal_(parameter, std=0.002 if name.endswith(("down_proj.weight", "o_proj.weight")) else 0.02)
     weight_of(drafter.embed_tokens).data.copy_(target.embedding)
-    return drafter.to(target.device)
+    return drafter.to(target.device), coverage
+
+
+def _rope(parameters: dict[str, Any]) -> RopeConfig:
+    """The target's rotary embedding, of all dimensions; that of full attention where each kind has its own."""
+    parameters = dict(parameters.get("full_attention", parameters))
+    parameters.pop("partial_rotary_factor", None)
+    kind = parameters.pop("rope_type", "default")
+    return RopeConfig(float(parameters.pop("rope_theta", 10000.0)), kind, parameters)

@@ -1,15 +1,14 @@
 """The training run: batches in, a drafter out; resumable after a kill at any point."""
 
-import json
+import itertools
 import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,38 +17,18 @@ from tqdm import tqdm
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.engine.target import Target
-from eagle3_serving.errors import InputError
+from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
-from eagle3_serving.train.features import FeatureBatch, FeatureCache, extract_features
+from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
+from eagle3_serving.train.log import RunLog, unwritten
+from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.ttt import TTTLoss, ttt_loss
 
-_MAY_CHANGE = ("tokens", "save_every", "log_every")  # how long and how often, not what
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How a run goes. `tokens` counts answer tokens seen, repeats included; it sets the learning-rate curve."""
-
-    tokens: int = 2_000_000
-    tokens_per_batch: int = 2048
-    ttt_steps: int = 4
-    step_decay: float = 0.8
-    learning_rate: float = 4e-4
-    fusion_learning_rate: float = 1e-4  # the closed form sets it; 1e-3 was seen to damage it
-    weight_decay: float = 0.0
-    clip: float = 0.5
-    warmup: int = 30
-    ema: float = 0.99
-    closed_form_batches: int = 32
-    save_every: int = 100
-    log_every: int = 10
-    replay: bool = True  # each fresh batch is followed by one already seen: its features cost nothing
-    bf16: bool = True  # matrix products in bfloat16, twice as fast where the processor has them; weights stay fp32
-    seed: int = 0
+_MAY_CHANGE = ("tokens", "save_every", "log_every", "patience")  # how long and how often, not what
+_MOST_SKIPPED = 20  # steps in a row without finite gradients
+_COUNTED = ("skipped", "skipped_in_a_row", "best_accepted", "saves_since_best")
 
 
 class Trainer:
@@ -64,51 +43,51 @@ class Trainer:
         directory: Path,
         options: TrainOptions,
         closed_form: bool = True,
-        cache_features: bool = True,
+        source: FeatureSource | None = None,
     ) -> None:
+        """`source`: where features come from; the target's passes, kept under `directory`, unless told."""
         self.drafter, self.options, self.directory = drafter, options, directory
-        target.watch(drafter.config.aux_layers)
-        self.extract = self.in_precision(partial(extract_features, target))
+        self.records = RunLog(directory / "log.jsonl")
+        self.source = source or FeatureSource(
+            target, drafter.config.aux_layers, directory / "features", bf16=options.bf16
+        )
         self.closed_form = closed_form
-        self.target_norm_H = weight_of(target.body.norm).detach()
-        self.head_VH = weight_of(target.model.lm_head).detach()[drafter.vocabulary.target_ids]
+        self.target_norm_H = norm_weight(target)
+        self.head_VH = target.model.get_output_embeddings().weight.detach()[drafter.vocabulary.target_ids]
+        self.softcap = getattr(target.model.config, "final_logit_softcapping", None)
         self.to_draft_V = drafter.vocabulary.to_draft()
         self.batches = make_batches(answers, options.tokens_per_batch, options.seed)
         self.held_out_answers = held_out
         self.held_out: list[FeatureBatch] = []
         self.device = self.head_VH.device
-        self.cache = FeatureCache(directory / "features" if cache_features else None)
+        self.ranks = Ranks.here(self.device)
         self.scale_F = torch.ones(drafter.config.num_aux * drafter.config.target_hidden_size, device=self.device)
-        self.seen_tokens = self.step = 0
+        self.seen_tokens = self.step = self.skipped = self.skipped_in_a_row = 0
+        self.best_accepted, self.saves_since_best = 0.0, 0
         drafter.train().requires_grad_(True)
         drafter.embed_tokens.requires_grad_(False)  # the target's own, frozen (paper, section 3.1)
-        fusion = list(drafter.fusion.parameters())
+        drafter.fusion.requires_grad_(not options.keep_feature)
+        fusion = [p for p in drafter.fusion.parameters() if p.requires_grad]
         rest = [p for n, p in drafter.named_parameters() if p.requires_grad and not n.startswith("fusion.")]
         self.parameters = fusion + rest
         groups = [
             {"params": fusion, "peak": options.fusion_learning_rate},
             {"params": rest, "peak": options.learning_rate},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=options.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=(0.9, 0.95),
+            weight_decay=options.weight_decay,
+        )
         self.average = [p.detach().clone() for p in self.parameters]
-        self.stopping = False
-
-    def in_precision(self, compute: Callable[P, T]) -> Callable[P, T]:
-        """`compute` with its matrix products in the run's precision."""
-
-        def computed(*args: P.args, **kwargs: P.kwargs) -> T:
-            device = self.target_norm_H.device.type
-            # without a cache of casts: a cast made for the target in inference mode cannot be trained through
-            with torch.autocast(device, torch.bfloat16, enabled=self.options.bf16, cache_enabled=False):
-                return compute(*args, **kwargs)
-
-        return computed
+        self.asked_to_stop = self.stopping = False
 
     # ---- data
 
     def features(self, index: int) -> FeatureBatch:
         """Batch `index`, its auxiliary features as the target gives them."""
-        return self.cache.get(self.batches[index], self.extract).to(self.device)
+        return self.source(self.batches[index]).to(self.device)
 
     def scaled(self, batch: FeatureBatch) -> FeatureBatch:
         """The same batch, its auxiliary features divided by their scale in place."""
@@ -133,19 +112,33 @@ class Trainer:
     def run(self) -> None:
         """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
         if not self.resume():
+            if self.ranks.first:
+                self.records.forget_after(-1)  # of an attempt that was killed before it saved anything
             self.start()
-        self.held_out = [self.scaled(self.extract(b)) for b in make_batches(self.held_out_answers, 2048, 0)]
+        ranks = self.ranks
+        ranks.copy_from_first([self.scale_F, *self.parameters, *self.average])
+        self.stopping = self.worn_out
+        held_out = make_batches(self.held_out_answers, 2048, 0)
+        self.held_out = [self.scaled(self.source(batch).to(self.device)) for batch in held_out]
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        bar = tqdm(total=self.options.tokens, initial=self.seen_tokens, unit="tok", unit_scale=True, desc="train")
+        bar = tqdm(
+            total=self.options.tokens,
+            initial=self.seen_tokens,
+            unit="tok",
+            unit_scale=True,
+            desc="train",
+            disable=not ranks.first,
+        )
+        mine = itertools.islice(self.order(self.step * ranks.size), ranks.rank, None, ranks.size)
         try:
-            for index in self.order(self.step):
+            for index in mine:
                 if self.seen_tokens >= self.options.tokens or self.stopping:
                     break
-                rows = self.train_step(self.scaled(self.features(index)), bar)
+                rows = self.train_step(index, bar)
                 bar.update(rows)
                 if self.step % self.options.save_every == 0:
+                    self.measure()
                     self.save()
-                    self.log({"held_out": self.evaluate()})
         finally:
             bar.close()
             for s, handler in previous.items():
@@ -153,14 +146,37 @@ class Trainer:
         self.save()
         self.log({"held_out": self.evaluate()})
 
+    def measure(self) -> None:
+        """Held-out figures into the log; enough of them without a better one end the run."""
+        found = self.evaluate()
+        self.log({"held_out": found})
+        if not found:
+            return
+        better = found["accepted_length"] > self.best_accepted
+        self.best_accepted = max(self.best_accepted, found["accepted_length"])
+        self.saves_since_best = 0 if better else self.saves_since_best + 1
+        self.stopping = self.stopping or self.worn_out
+
+    @property
+    def worn_out(self) -> bool:
+        """Whether `patience` is at its end."""
+        return 0 < self.options.patience <= self.saves_since_best
+
     def _stop(self, *_: Any) -> None:
-        self.stopping = True
+        self.asked_to_stop = True  # every rank learns of it at the end of a step
 
     def start(self) -> None:
         first = [self.features(n) for n in range(min(self.options.closed_form_batches, len(self.batches)))]
-        self.scale_F = aux_scale(first)
+        if self.drafter.config.pre_fc_norm == "none":  # a norm before `fc` would undo any scale
+            self.scale_F = aux_scale(first)
         if self.closed_form:
-            closed_form_start(self.drafter, [self.scaled(b) for b in first], self.target_norm_H, self.head_VH)
+            closed_form_start(
+                self.drafter,
+                [self.scaled(b) for b in first],
+                self.target_norm_H,
+                self.head_VH,
+                self.options.keep_feature,
+            )
         else:  # a drafter that reads raw features goes on reading scaled ones
             weight_of(self.drafter.fusion.fc).data.mul_(self.scale_F)
         self.average = [p.detach().clone() for p in self.parameters]
@@ -168,48 +184,81 @@ class Trainer:
 
     def loss(self, batch: FeatureBatch) -> TTTLoss:
         o = self.options
-        return self.in_precision(ttt_loss)(
-            self.drafter, batch, self.head_VH, self.to_draft_V, o.ttt_steps, o.step_decay
-        )
+        with precision(self.device, o.bf16):
+            return ttt_loss(
+                self.drafter,
+                batch,
+                self.head_VH,
+                self.to_draft_V,
+                o.ttt_steps,
+                o.step_decay,
+                o.criterion,
+                self.target_norm_H,
+                self.softcap,
+            )
 
-    def train_step(self, batch: FeatureBatch, bar: "tqdm[Any]") -> int:
+    def train_step(self, index: int, bar: "tqdm[Any]") -> int:
         o = self.options
         progress = min(1.0, self.seen_tokens / o.tokens)
-        rate = min(1.0, (self.step + 1) / o.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = min(1.0, (self.step + 1) / max(1, o.warmup)) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-        result = self.loss(batch)
+        result = self.loss(self.scaled(self.features(index)))
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
-        self.optimizer.step()
-        # a young average follows closely, an old one slowly
-        torch._foreach_lerp_(
-            self.average, [p.detach() for p in self.parameters], 1 - min(o.ema, self.step / (self.step + 10))
-        )
+        if result.rows:
+            result.loss.backward()
+        rows, asked = self.ranks.sum([result.rows, self.asked_to_stop], self.device)
+        self.ranks.average_gradients(self.parameters, result.rows / max(1.0, rows))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
+        if rows and math.isfinite(norm):
+            self.optimizer.step()
+            # a young average follows closely, an old one slowly
+            torch._foreach_lerp_(
+                self.average, [p.detach() for p in self.parameters], 1 - min(o.ema, self.step / (self.step + 10))
+            )
+            self.skipped_in_a_row = 0
+        else:
+            self._skip(index)
         self.step += 1
-        self.seen_tokens += result.rows
+        self.seen_tokens += int(rows)
+        self.stopping = self.stopping or asked > 0
         if self.step % o.log_every == 0:
             losses, accuracies = result.losses_S.tolist(), result.accuracies_S.tolist()
             self.log({"loss": losses, "accuracy": accuracies, "lr": o.learning_rate * rate})
             bar.set_postfix(loss=f"{losses[0]:.3f}", acc="/".join(f"{a:.2f}" for a in accuracies))
-        return result.rows
+        return int(rows)
+
+    def _skip(self, index: int) -> None:
+        """A batch without finite gradients, or without a token to learn, changes nothing. Raises CheckError where there is
+        one after the other."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        first = self.batches[index][0].id
+        self.log({"skipped": self.skipped, "batch": index, "first_answer": first})
+        if self.skipped_in_a_row >= _MOST_SKIPPED:
+            raise CheckError(
+                f"{self.directory}: nothing to learn (no finite gradients, or no token of the draft vocabulary) in "
+                f"{_MOST_SKIPPED} batches in a row, the last from answer {first}; what was saved before is whole: try a "
+                "smaller --learning-rate or --no-bf16 with another --out"
+            )
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """Losses and accuracies per step of the averaged weights on held-out answers."""
+        """Losses and accuracies per step, and the accepted length of chains of `ttt_steps` begun at every row, of the
+        averaged weights on held-out answers."""
         if not self.held_out:
             return {}
         saved = [p.detach().clone() for p in self.parameters]
         self._assign(self.average)
         results = [self.loss(batch) for batch in self.held_out]
         self._assign(saved)
-        rows = torch.tensor([float(r.rows) for r in results], device=self.device)[:, None]
-        mean = [
-            ((torch.stack(x) * rows).sum(0) / rows.sum()).tolist()
+        rows_NS = torch.tensor([r.rows_S for r in results], device=self.device)
+        losses, accuracies = (
+            ((torch.stack(x) * rows_NS).sum(0) / rows_NS.sum(0).clamp(min=1)).tolist()
             for x in zip(*[(r.losses_S, r.accuracies_S) for r in results], strict=True)
-        ]
-        return {"loss": mean[0], "accuracy": mean[1]}
+        )
+        accepted = sum(float(r.accepted) for r in results) / max(1, sum(r.chains for r in results))
+        return {"loss": losses, "accuracy": accuracies, "accepted_length": 1 + accepted}
 
     @torch.no_grad()
     def _assign(self, values: list[Tensor]) -> None:
@@ -219,11 +268,17 @@ class Trainer:
     # ---- state on disk
 
     def log(self, record: dict[str, Any]) -> None:
-        record = {"step": self.step, "tokens": self.seen_tokens, "time": round(time.time(), 1), **record}
-        with (self.directory / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if not self.ranks.first:
+            return
+        self.records.add({"step": self.step, "tokens": self.seen_tokens, "time": round(time.time(), 1), **record})
 
     def save(self) -> None:
+        """The whole state, beside and renamed; by the first rank, before any goes on."""
+        if self.ranks.first:
+            self._save()
+        self.ranks.wait()
+
+    def _save(self) -> None:
         state = {
             "drafter": self.drafter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -232,9 +287,14 @@ class Trainer:
             "step": self.step,
             "seen_tokens": self.seen_tokens,
             "recipe": self.recipe(),
+            **{name: getattr(self, name) for name in _COUNTED},
         }
         beside = self.directory / ".state.partial"
-        torch.save(state, beside)
+        try:
+            torch.save(state, beside)
+        except (OSError, RuntimeError) as error:  # torch's own writer knows no OSError
+            beside.unlink(missing_ok=True)
+            raise unwritten(self.directory / "state.pt", error) from None
         beside.replace(self.directory / "state.pt")
 
     def resume(self) -> bool:
@@ -247,16 +307,26 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.scale_F = state["average"], state["scale"]
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
+        for name in _COUNTED:
+            setattr(self, name, state.get(name, getattr(self, name)))
+        if self.ranks.first:
+            self.records.forget_after(self.step)
         return True
 
     def recipe(self) -> dict[str, Any]:
         """What a run must go on with as it began, or it would become another run in silence."""
         options = {name: value for name, value in asdict(self.options).items() if name not in _MAY_CHANGE}
         config = self.drafter.config
-        return {**options, "draft_vocab_size": config.draft_vocab_size, "batches": len(self.batches)}
+        # the number of ranks is part of it: each takes its own batches
+        shape: dict[str, Any] = {"ranks": self.ranks.size}
+        shape |= {name: getattr(config, name) for name in ("draft_vocab_size", "aux_layers", "norm_output")}
+        return {**options, **shape, "batches": len(self.batches)}
 
     def _check_recipe(self, before: dict[str, Any]) -> None:
         now = self.recipe()
+        # what an older state does not know of was not chosen then
+        before = {**asdict(TrainOptions()), "aux_layers": now["aux_layers"], "norm_output": False, "ranks": 1, **before}
+        before = {name: value for name, value in before.items() if name not in _MAY_CHANGE}
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise InputError(

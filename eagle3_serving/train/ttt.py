@@ -10,15 +10,26 @@ from torch.nn import functional as F
 
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.train.features import FeatureBatch
+from eagle3_serving.train.objectives import Criterion, feature_loss, target_state, token_loss
 
 
 class TTTLoss(NamedTuple):
-    """`loss` is the weighted sum over steps; `losses_S` and `accuracies_S` are per step, detached."""
+    """`loss` is the weighted sum over steps; `losses_S` and `accuracies_S` are per step, detached, means over `rows_S`.
+
+    A step without a row that counts (an answer shorter than the unrolling) adds nothing and reports 0. `accepted`: draft
+    tokens that are the answer's own, each after only such ones, of `chains` begun at every row.
+    """
 
     loss: Tensor
     losses_S: Tensor
     accuracies_S: Tensor
-    rows: int
+    rows_S: tuple[int, ...]
+    accepted: Tensor
+    chains: int
+
+    @property
+    def rows(self) -> int:
+        return self.rows_S[0]
 
 
 class UnrolledAttention:
@@ -95,26 +106,60 @@ def unroll(drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int
 
 
 def ttt_loss(
-    drafter: Drafter, batch: FeatureBatch, target_head_VH: Tensor, to_draft_V: Tensor, steps: int, decay: float
+    drafter: Drafter,
+    batch: FeatureBatch,
+    target_head_VH: Tensor,
+    to_draft_V: Tensor,
+    steps: int,
+    decay: float,
+    criterion: Criterion | None = None,
+    target_norm_H: Tensor | None = None,
+    softcap: float | None = None,
 ) -> TTTLoss:
-    """Soft cross-entropy of `steps` chained draft steps, weighted decay**step, mean over the rows that count.
+    """The loss of `steps` chained draft steps, weighted decay**step, mean over the rows that count.
 
     Labels are the target's distribution renormalised over the draft vocabulary, `target_head_VH` being the target's
-    head restricted to it; a row counts where the answer's own next token lies in the draft vocabulary.
+    head restricted to it; a row counts where the answer's own next token lies in the draft vocabulary. The default
+    criterion is the paper's soft cross-entropy; a regression on features needs the target's final norm. `softcap`: the
+    target's logits are bent to within it.
     """
-    counted_BR = batch.taught_BR & (to_draft_V[batch.next_BR] >= 0)
+    criterion = criterion or Criterion()
+    wanted_BR = to_draft_V[batch.next_BR]
+    counted_BR = batch.taught_BR & (wanted_BR >= 0)
     with torch.no_grad():
-        labels_BRV = (batch.final_BRH @ target_head_VH.T).softmax(dim=-1)
+        scores_BRV = batch.final_BRH @ target_head_VH.T
+        if softcap is not None:  # Gemma's
+            scores_BRV = softcap * (scores_BRV / softcap).tanh()
+        labels_BRV, best_BR = scores_BRV.softmax(dim=-1), scores_BRV.argmax(dim=-1)
     total = batch.aux_BLF.new_zeros(())
-    losses, accuracies, rows = [], [], 0
+    losses, accuracies, rows = [], [], []
+    alive_BR, accepted = batch.taught_BR, torch.zeros_like(total)
     for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, counted_BR, steps)):
+        rows.append(len(hidden_NH))
+        if not rows[-1]:  # a mean over nothing would be NaN
+            alive_BR = torch.zeros_like(alive_BR)
+            losses.append(torch.zeros_like(total))
+            accuracies.append(torch.zeros_like(total))
+            continue
         logits_NV, labels_NV = drafter.logits(hidden_NH), labels_BRV[mask_BR]
-        loss = F.cross_entropy(logits_NV, labels_NV)
+        loss = token_loss(logits_NV, labels_NV, criterion.objective)
+        losses.append(loss.detach().float())
+        hit_BR = torch.zeros_like(mask_BR)
+        drafted_N = logits_NV.argmax(-1)
+        hit_BR[mask_BR] = drafted_N == wanted_BR[mask_BR]
+        # the chain that stands at row r now stood at row r - 1 one step before
+        alive_BR = hit_BR & (alive_BR if step == 0 else _shift(alive_BR, 1))
+        accepted = accepted + alive_BR.sum()
+        accuracies.append((drafted_N == best_BR[mask_BR]).float().mean())
+        loss = criterion.token_weight * loss
+        if criterion.feature_weight:
+            assert target_norm_H is not None
+            state_NH = target_state(batch.final_BRH[mask_BR], target_norm_H)
+            loss = loss + criterion.feature_weight * feature_loss(hidden_NH, state_NH)
         total = total + decay**step * loss
-        losses.append(loss.detach())
-        accuracies.append((logits_NV.argmax(-1) == labels_NV.argmax(-1)).float().mean())
-        rows = rows or len(hidden_NH)
-    return TTTLoss(total, torch.stack(losses), torch.stack(accuracies), rows)
+    return TTTLoss(
+        total, torch.stack(losses), torch.stack(accuracies), tuple(rows), accepted, int(batch.taught_BR.sum())
+    )
 
 
 def _true_keys(drafter: Drafter, fused_BLH: Tensor, next_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,5 +169,7 @@ def _true_keys(drafter: Drafter, fused_BLH: Tensor, next_BL: Tensor) -> tuple[Te
     attention = layer.self_attn
     k_BLKD = attention.k_proj(inputs).unflatten(-1, (-1, attention.head_dim))
     v_BLKD = attention.v_proj(inputs).unflatten(-1, (-1, attention.head_dim))
+    if attention.k_norm is not None:
+        k_BLKD = attention.k_norm(k_BLKD)
     positions_BL = torch.arange(next_BL.shape[1], device=next_BL.device).expand_as(next_BL)
     return attention.rotary(positions_BL, k_BLKD, k_BLKD)[1], v_BLKD

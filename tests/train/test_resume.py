@@ -12,8 +12,9 @@ from eagle3_serving.drafter import Drafter, DrafterConfig
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.data import Answer
+from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.plot import plot_training
-from eagle3_serving.train.run import Trainer, TrainOptions
+from eagle3_serving.train.run import Trainer
 
 VOCAB, HIDDEN = 24, 16
 

@@ -1,7 +1,10 @@
 """Training-time test must compute what drafting computes: step n of the unrolled loss = the n-th chained draft step."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +13,12 @@ from torch import Tensor
 from eagle3_serving.drafter import Drafter, DrafterConfig
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.data import Answer, choose_vocabulary, make_batches, read_answers
-from eagle3_serving.train.features import FeatureBatch, FeatureCache
+from eagle3_serving.train.features import FeatureBatch, FeatureCache, FeatureSource
+from eagle3_serving.train.objectives import OBJECTIVES, Criterion, Objective, token_loss
 from eagle3_serving.train.ttt import UnrolledAttention, _true_keys, ttt_loss
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
+from tiny import tiny_target
 
 CONFIG = DrafterConfig(
     hidden_size=16,
@@ -26,9 +33,9 @@ CONFIG = DrafterConfig(
 )
 
 
-def make_batch() -> tuple[Drafter, FeatureBatch]:
+def make_batch(**changes: Any) -> tuple[Drafter, FeatureBatch]:
     torch.manual_seed(0)
-    drafter = Drafter(CONFIG)
+    drafter = Drafter(replace(CONFIG, **changes))
     for parameter in drafter.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     tokens, rows = torch.randint(0, 20, (2, 12)), torch.tensor([8, 5])
@@ -36,8 +43,11 @@ def make_batch() -> tuple[Drafter, FeatureBatch]:
     return drafter, batch
 
 
-def test_an_unrolled_step_is_a_drafted_step() -> None:
-    drafter, batch = make_batch()
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm_output": True}, {"qk_norm": True}, {"norm_before_residual": True}, {"attention_bias": True}]
+)
+def test_an_unrolled_step_is_a_drafted_step(changes: dict[str, Any]) -> None:
+    drafter, batch = make_batch(**changes)
     fused = drafter.fuse(batch.aux_BLF)[:, :11]
     positions = (batch.start_B[:, None] + torch.arange(8)).clamp(max=10)
     attend = UnrolledAttention(*_true_keys(drafter, fused, batch.tokens_BL[:, 1:]), positions)
@@ -120,20 +130,109 @@ def test_a_damaged_answers_file_names_its_line(tmp_path: Path) -> None:
 
 
 def test_the_feature_cache_gives_back_what_it_got(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path / "features")
-    _, batch = make_batch()
+    cache = FeatureCache(tmp_path / "features", "a target")
+    first, second = Answer("a", (1, 2), (3, 4, 5)), Answer("b", (6,), (7, 8, 9, 10))
     asked = []
 
     def extract(answers: Sequence[Answer]) -> FeatureBatch:
-        asked.append(answers)
-        return batch
+        asked.append([answer.id for answer in answers])
+        generator = torch.Generator().manual_seed(len(asked))
+        length, rows = max(a.length for a in answers), max(len(a.response_ids) for a in answers)
+        aux, final = torch.randn(2, length, 48, generator=generator), torch.randn(2, rows, 16, generator=generator)
+        tokens, count = torch.zeros(2, length, dtype=torch.long), len(answers)
+        start, held = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+        return FeatureBatch(tokens, aux[:count], final[:count], start, held)
 
-    answers = [Answer("a", (1,), (2, 3, 4))]
-    first, second = cache.get(answers, extract), cache.get(answers, extract)
-    assert asked == [answers]
-    assert torch.equal(first.tokens_BL, batch.tokens_BL)
-    torch.testing.assert_close(first.aux_BLF, batch.aux_BLF, atol=0.02, rtol=0.01)
-    assert torch.equal(first.aux_BLF, second.aux_BLF)
-    assert [path.suffix for path in (tmp_path / "features").iterdir()] == [".safetensors"]
-    cache.get([Answer("a", (1,), (2, 3, 5))], extract)  # the same id with other tokens is another entry
-    assert len(asked) == 2
+    assert cache.missing_bytes([first, second], 48, 16) > 2 * (48 * 10 + 16 * 7)
+    together = cache.get([first, second], extract)
+    assert asked == [["a", "b"]]
+    assert cache.missing_bytes([first, second], 48, 16) == 0
+    assert together.tokens_BL.tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert together.start_B.tolist() == [1, 0] and together.rows_B.tolist() == [3, 4]
+    expected = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(together.aux_BLF, expected, atol=0.02, rtol=0.01)
+    # another batch, another order: the same features, padded anew, and no pass
+    alone = cache.get([first], extract)
+    assert torch.equal(alone.final_BRH[0], together.final_BRH[0, :3]) and alone.final_BRH.shape[1] == 3
+    assert torch.equal(cache.get([second, first], extract).aux_BLF[1], together.aux_BLF[0])
+    assert len(asked) == 1 and {path.suffix for path in (tmp_path / "features").iterdir()} == {".safetensors"}
+    cache.get([Answer("a", (1, 2), (3, 4, 6))], extract)  # the same id with other tokens is another entry
+    FeatureCache(tmp_path / "features", "another target").get([first], extract)
+    assert len(asked) == 3
+    for path in (tmp_path / "features").iterdir():
+        path.write_bytes(path.read_bytes()[:40])  # cut short by a crash of the machine: made anew
+    again = cache.get([first, second], extract)
+    assert len(asked) == 4 and again.tokens_BL.tolist() == together.tokens_BL.tolist()
+
+
+def test_a_cache_of_more_boundaries_serves_a_drafter_of_fewer(tmp_path: Path) -> None:
+    answers = [Answer("a", (1, 2), (3, 4, 5)), Answer("b", (6,), (7, 8, 9, 1))]
+    wide = FeatureSource(tiny_target(3), (1, 2, 3), tmp_path, bf16=False)
+    everything = wide(answers)
+    target = tiny_target(3)
+    narrow = FeatureSource(target, (3, 1), tmp_path, watched=(1, 2, 3), bf16=False)
+    assert narrow.missing_bytes(answers) == 0
+    first, _, last = everything.aux_BLF.chunk(3, dim=-1)
+    assert torch.equal(narrow(answers).aux_BLF, torch.cat([last, first], dim=-1))
+    other = FeatureSource(tiny_target(4), (1, 2, 3), tmp_path, bf16=False)
+    assert other.missing_bytes(answers) > 0
+
+
+def test_answers_shorter_than_the_unrolling_teach_what_they_can() -> None:
+    drafter, batch = make_batch()
+    short = FeatureBatch(batch.tokens_BL, batch.aux_BLF, batch.final_BRH[:, :2], batch.start_B, torch.tensor([2, 2]))
+    result = ttt_loss(drafter, short, torch.randn(20, 16), torch.arange(20), 4, 0.8)
+    assert result.rows_S == (2, 0, 0, 0) and result.chains == 2
+    assert bool(result.loss.isfinite()) and result.losses_S[1:].tolist() == [0.0, 0.0, 0.0]
+    result.loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in drafter.parameters())
+
+
+def test_accepted_counts_chains_of_right_tokens() -> None:
+    drafter, batch = make_batch()
+    result = ttt_loss(drafter, batch, torch.randn(20, 16), torch.arange(20), 3, 1.0)
+    expected = 0
+    for b in range(2):
+        start, rows = int(batch.start_B[b]), int(batch.rows_B[b])
+        fused = drafter.fuse(batch.aux_BLF)[b]
+        for row in range(rows - 1):
+            steps = min(3, rows - 1 - row)
+            drafted = chained(drafter, fused, batch.tokens_BL[b, 1:], start + row, steps)
+            own = [int(batch.tokens_BL[b, start + row + step + 2]) for step in range(steps)]
+            for logits, token in zip(drafted, own, strict=True):
+                if int(logits.argmax()) != token:
+                    break
+                expected += 1
+    assert int(result.accepted) == expected and result.chains == 7 + 4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_is_least_at_the_target_itself(objective: Objective) -> None:
+    torch.manual_seed(0)
+    labels = torch.randn(6, 20).softmax(-1)
+    least = token_loss(labels.log(), labels, objective)
+    accepted = labels.minimum(torch.randn(6, 20).softmax(-1))
+    assert 0 < float(accepted.sum(-1).mean()) < 1
+    for _ in range(5):
+        logits = (labels.log() + 0.5 * torch.randn(6, 20)).requires_grad_(True)
+        loss = token_loss(logits, labels, objective)
+        assert float(loss.detach()) > float(least)
+        step = logits - 0.1 * torch.autograd.grad(loss, logits)[0]
+        assert float(token_loss(step, labels, objective).detach()) < float(loss.detach())
+    if objective == "total-variation":
+        assert float(token_loss(torch.zeros(1, 4), torch.tensor([[1.0, 0, 0, 0]]), objective)) == pytest.approx(0.75)
+
+
+def test_the_regression_pulls_the_state_to_the_targets() -> None:
+    drafter, batch = make_batch()
+    head, norm = torch.randn(20, 16), torch.ones(16)
+    alone = Criterion(token_weight=0.0, feature_weight=1.0)
+    first = ttt_loss(drafter, batch, head, torch.arange(20), 2, 0.8, alone, norm)
+    assert not torch.allclose(first.loss, ttt_loss(drafter, batch, head, torch.arange(20), 2, 0.8).loss)
+    optimizer = torch.optim.Adam(drafter.parameters(), lr=0.01)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = ttt_loss(drafter, batch, head, torch.arange(20), 2, 0.8, alone, norm).loss
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.5 * float(first.loss.detach())

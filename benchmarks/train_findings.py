@@ -1,0 +1,393 @@
+"""The findings on our own ground: what the feature constraint, fusion, training-time test and more data are worth.
+
+    python -m benchmarks.train_findings --answers ANSWERS... --prompts EVAL --work runs/findings \\
+        --out benchmarks/results/train-findings.json
+
+Every drafter sees the same answer tokens once, in an order of its seed, and starts from the same closed form; the
+target's features are made once and shared. It is then measured on greedy answers to `--prompts`, which nothing was
+trained on, by the embedded engine's own drafting code against a recording (`eval/replay.py`): tokens a target pass,
+chain and tree, mean of the families. The same command goes on where it was stopped; each run is a file of its own.
+
+The ablation. `paper` is fused features, 5 steps, token loss alone; each other variant changes what its name says, and one
+learning rate serves all. `constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's
+final state x 1, token loss x 0.1) and changes nothing else. `eagle-2` is their method in this decoder: one step, that constraint, the top feature
+alone, and the feature itself as the state, so that a draft fed back is what it stands in for (`fc` fitted to it and
+frozen; its closed form goes through the attention's values, at their rank). `objectives` are switches beyond the paper.
+The curve of data: the first 1/8, 1/4 and 1/2 of the same answers, each seen once, one draft vocabulary for all.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from benchmarks.common import by_family_accepted, write_json
+from benchmarks.train_findings_report import plot, print_table, summary
+from eagle3_serving.checkpoint.aux_layers import default_aux_layers
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Target
+from eagle3_serving.errors import CheckError, Eagle3Error, InputError
+from eagle3_serving.eval.prompts import by_family, read_prompts
+from eagle3_serving.eval.replay import RecordedTarget
+from eagle3_serving.files import write_whole
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+from eagle3_serving.targets.smollm2 import fetch_target
+from eagle3_serving.train.calibration import calibrate
+from eagle3_serving.train.data import Answer, make_batches, read_answers
+from eagle3_serving.train.features import FeatureSource
+from eagle3_serving.train.job import TrainJob, fit
+from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.replies import greedy_answers
+
+CHAIN_K, NODES, SMALL_NODES, DEPTH, TOP_K = 5, 60, 8, 8, 10
+MAX_LENGTH, MAX_PROMPT = 640, 400
+EVAL_BATCH = 16
+TTT_STEPS = 5
+SPARE = 1.2  # answers a token that counts: those outside the draft vocabulary, and each answer's last, do not
+CALIBRATION_ANSWERS = 80
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`share` of the data; `top`: the top feature alone; `calibrated`: trees rank by a calibration fitted at the end;
+    the rest are options of the trainer and of its job."""
+
+    group: str
+    options: dict[str, Any] = field(default_factory=dict)
+    job: dict[str, Any] = field(default_factory=dict)
+    top: bool = False
+    share: float = 1.0
+    calibrated: bool = False
+
+    @property
+    def cost(self) -> float:
+        """Of a run, in units of the head and labels of its tokens; a step costs about as much."""
+        return self.share * (1 + int(self.options.get("ttt_steps", TTT_STEPS)))
+
+
+CONSTRAINED = {"feature_weight": 1.0, "token_weight": 0.1}
+VARIANTS = {
+    "paper": Variant("ablation"),
+    "eagle-2": Variant("ablation", {**CONSTRAINED, "ttt_steps": 1, "keep_feature": True}, top=True),
+    "top": Variant("ablation", top=True),
+    "steps-1": Variant("ablation", {"ttt_steps": 1}),
+    "constraint": Variant("ablation", CONSTRAINED),
+    "steps-3": Variant("ablation", {"ttt_steps": 3}),
+    "steps-7": Variant("ablation", {"ttt_steps": 7}),
+    "data-1/8": Variant("scaling", share=1 / 8),
+    "data-1/4": Variant("scaling", share=1 / 4),
+    "data-1/2": Variant("scaling", share=1 / 2),
+    "total-variation": Variant("objectives", {"objective": "total-variation"}),
+    "acceptance": Variant("objectives", {"objective": "acceptance"}),
+    "norm-output": Variant("objectives", job={"norm_output": True}),
+    "calibrated": Variant("objectives", calibrated=True),
+}
+COMMON = "paper"  # what every group is held against, and the whole of the data
+GROUPS = ("ablation", "scaling", "objectives")
+
+
+class Place(NamedTuple):
+    """The files of `--work`."""
+
+    root: Path
+
+    @property
+    def answers(self) -> Path:
+        return self.root / "answers.jsonl"
+
+    @property
+    def calibration(self) -> Path:
+        return self.root / "calibration.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        return self.root / "held-out.json"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features"
+
+    def run(self, name: str, seed: int) -> Path:
+        return self.root / "runs" / f"{name.replace('/', '-of-')}-{seed}"
+
+
+def options_of(variant: Variant, seed: int, tokens: int) -> TrainOptions:
+    """Small batches and a short warm-up, since a run is a few hundred steps."""
+    fixed: dict[str, Any] = {"ttt_steps": TTT_STEPS, **variant.options}
+    return TrainOptions(
+        tokens=round(tokens * variant.share),
+        tokens_per_batch=1024,
+        warmup=8,
+        ema=0.98,
+        save_every=1_000_000,
+        replay=False,
+        seed=seed,
+        **fixed,
+    )
+
+
+def boundaries(target: Target) -> tuple[int, ...]:
+    """Low, middle, high and the top feature: what any variant reads."""
+    return (*default_aux_layers(target.num_layers), target.num_layers)
+
+
+def prepare(args: argparse.Namespace, directory: Path, place: Place) -> None:
+    """What all runs share: the answers in one order, held-out greedy answers, features. Skipped where it is there."""
+    if not place.answers.exists():
+        answers = read_answers(args.answers, MAX_LENGTH, MAX_PROMPT)
+        random.Random(0).shuffle(answers)
+        used = first_tokens(answers, round(args.tokens * SPARE))
+        write_whole(place.calibration, "".join(map(_line, answers[len(used) : len(used) + CALIBRATION_ANSWERS])))
+        write_whole(place.answers, "".join(map(_line, used)))
+    target = Target.load(directory)
+    if not place.held_out.exists():
+        tokenizer = load_tokenizer(directory)
+        families = by_family(read_prompts(args.prompts, args.limit))
+        engine = EmbeddedEngine(target)
+        held = {
+            name: [
+                json.loads(_line(a))
+                for a in greedy_answers(
+                    engine, [chat_ids(tokenizer, p.turns[0]) for p in prompts], args.max_tokens, EVAL_BATCH
+                )
+            ]
+            for name, prompts in families.items()
+        }
+        write_whole(place.held_out, json.dumps(held))
+    source = FeatureSource(target, boundaries(target), place.features)
+    batches = make_batches(read_answers([place.answers], MAX_LENGTH), 2048, 0)
+    batches += [[answer] for family in held_out(place).values() for answer in family]
+    with tqdm(
+        total=sum(a.length for batch in batches for a in batch), desc="features", unit="tok", unit_scale=True
+    ) as bar:
+        for tokens in source.fill(batches):
+            bar.update(tokens)
+
+
+def first_tokens(answers: Sequence[Answer], tokens: int) -> list[Answer]:
+    """As many of the first answers as hold `tokens` answer tokens. Raises InputError where there are not so many."""
+    kept, count = [], 0
+    for answer in answers:
+        if count >= tokens:
+            return kept
+        kept.append(answer)
+        count += len(answer.response_ids)
+    if count < tokens:
+        raise InputError(f"the answers hold {count} usable tokens, --tokens asks for {tokens}")
+    return kept
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps({"id": answer.id, "prompt_ids": answer.prompt_ids, "response_ids": answer.response_ids}) + "\n"
+
+
+def held_out(place: Place) -> dict[str, list[Answer]]:
+    families = json.loads(place.held_out.read_text(encoding="utf-8"))
+    return {
+        name: [Answer(a["id"], tuple(a["prompt_ids"]), tuple(a["response_ids"])) for a in family]
+        for name, family in families.items()
+    }
+
+
+def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> dict[str, Any]:
+    """Train and measure one drafter; the record that `--out` gathers."""
+    place, variant = Place(args.work), VARIANTS[name]
+    out = place.run(name, seed)
+    answers = first_tokens(read_answers([place.answers], MAX_LENGTH), round(args.tokens * SPARE * variant.share))
+    write_whole(out / "answers.jsonl", "".join(map(_line, answers)))
+    target = Target.load(directory)
+    aux_layers = (target.num_layers,) if variant.top else default_aux_layers(target.num_layers)
+    job = TrainJob(
+        directory,
+        out,
+        answers=(out / "answers.jsonl",),
+        vocabulary=(place.answers,),
+        draft_vocab_size=args.draft_vocab_size,
+        aux_layers=aux_layers,
+        max_length=MAX_LENGTH,
+        max_prompt=MAX_PROMPT,
+        held_out=0,
+        features=place.features,
+        watched=boundaries(target),
+        options=options_of(variant, seed, args.tokens),
+        **variant.job,
+    )
+    begun = time.perf_counter()
+    made = fit(job, target)
+    trained, drafter = time.perf_counter(), made.drafter
+    if not made.complete:
+        raise CheckError(f"{out}: stopped at {made.tokens} tokens; the same command goes on")
+    calibration = None
+    if variant.calibrated:
+        # a target of its own: this one watches other boundaries
+        spare = read_answers([place.calibration], MAX_LENGTH)
+        calibration = calibrate(drafter, Target.load(directory), spare, progress=False).calibration
+    source = FeatureSource(target, aux_layers, place.features, watched=boundaries(target))
+    families = held_out(place)
+    recorded = RecordedTarget(target, aux_layers, [a for family in families.values() for a in family], source)
+    engine = EmbeddedEngine(recorded, drafter, calibration)
+    figures = {
+        kind: by_family_accepted(engine, families, o, EVAL_BATCH) for kind, o in settings(args.max_tokens).items()
+    }
+    (out / "state.pt").unlink(missing_ok=True)
+    return {
+        "name": name,
+        "group": variant.group,
+        "seed": seed,
+        "tokens": made.tokens,
+        "steps": made.steps,
+        "share": variant.share,
+        "vocabulary_coverage": made.coverage,
+        "train_s": round(trained - begun, 1),
+        "eval_s": round(time.perf_counter() - trained, 1),
+        **{kind: round(sum(families.values()) / len(families), 4) for kind, families in figures.items()},
+        "families": figures,
+    }
+
+
+def settings(max_tokens: int) -> dict[str, DecodeOptions]:
+    """What every drafter is measured with; the names are figures of the record."""
+    return {
+        "chain": DecodeOptions(max_tokens, "chain", k=CHAIN_K),
+        "tree": DecodeOptions(max_tokens, "tree", nodes=NODES, depth=DEPTH, top_k=TOP_K),
+        "small_tree": DecodeOptions(max_tokens, "tree", nodes=SMALL_NODES, depth=CHAIN_K, top_k=TOP_K),
+    }
+
+
+def plan(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Every run, a whole seed before the next, so that what there is at any time can be compared."""
+    names = [name for name, v in VARIANTS.items() if v.group in args.only or (name == COMMON and args.only)]
+    return [(name, seed) for seed in range(args.seeds) for name in names]
+
+
+def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
+    """Each run in a process of its own, `--workers` at a time, each with its share of the cores."""
+    place, records, todo = Place(args.work), [], []
+    for name, seed in plan(args):
+        kept = place.run(name, seed) / "result.json"
+        if kept.exists():
+            records.append(json.loads(kept.read_text(encoding="utf-8")))
+        else:
+            todo.append((name, seed))
+    threads = max(1, (os.cpu_count() or 1) // args.workers)
+    own = ["--tokens", args.tokens, "--max-tokens", args.max_tokens, "--draft-vocab-size", args.draft_vocab_size]
+
+    stopped, running = threading.Event(), list[subprocess.Popen[bytes]]()
+
+    def child(name: str, seed: int) -> dict[str, Any]:
+        out = place.run(name, seed)
+        out.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "benchmarks.train_findings", "--run", name, str(seed), "--work", args.work]
+        command += ["--target", directory, *own]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        with (out / "run.log").open("a", encoding="utf-8") as log:
+            if stopped.is_set():
+                raise CheckError("stopped")
+            process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
+            running.append(process)
+            code = process.wait()
+        if code:
+            raise CheckError(f"run {name} of seed {seed} ended with {code}: {out / 'run.log'} says why")
+        record: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        return record
+
+    total = sum(VARIANTS[name].cost for name, _ in todo)
+    with ThreadPoolExecutor(args.workers) as pool, tqdm(total=total, desc=f"{len(todo)} runs", bar_format=_BAR) as bar:
+        jobs = {pool.submit(child, name, seed): name for name, seed in todo}
+        try:
+            for job in as_completed(jobs):
+                records.append(record := job.result())
+                bar.update(VARIANTS[jobs[job]].cost)
+                tqdm.write(
+                    f"{record['name']:16s} seed {record['seed']}: chain {record['chain']:.3f}, tree {record['tree']:.3f} "
+                    f"({record['train_s']:.0f} + {record['eval_s']:.0f} s)"
+                )
+                report(args, records)
+        except BaseException:
+            stopped.set()
+            for process in running:  # each saves where it is
+                process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return records
+
+
+def report(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
+    """Write `--out` and its plot."""
+    about = {name: getattr(args, name) for name in ("tokens", "draft_vocab_size", "limit", "max_tokens")}
+    about |= {"chain": f"{CHAIN_K}", "tree": f"{NODES} nodes", "small_tree": f"{SMALL_NODES} nodes", "common": COMMON}
+    order = {run: place for place, run in enumerate(plan(args))}
+    records = sorted(records, key=lambda record: order[record["name"], record["seed"]])
+    write_json(args.out, {"about": about, "summary": summary(records, COMMON), "runs": records})
+    plot(records, COMMON, args.out.with_suffix(".png"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--answers", type=Path, nargs="+", default=[], help="answers of the target, trained on")
+    parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="held-out prompts, measured on")
+    parser.add_argument("--work", type=Path, required=True, help="directory of runs and features; resumed where it is")
+    parser.add_argument("--out", type=Path, help="the table (JSON); its plot stands beside it")
+    parser.add_argument("--tokens", type=int, default=100_000, help="answer tokens a run (default 100000)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS[:2]), help="default: ablation scaling")
+    parser.add_argument("--limit", type=int, default=5, help="held-out prompts of each family (default 5)")
+    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of a held-out answer (default 64)")
+    parser.add_argument("--draft-vocab-size", type=int, default=2048, help="of every drafter (default 2048)")
+    parser.add_argument(
+        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at once (default: the cores, 4 at most)"
+    )
+    parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    directory = args.target or fetch_target()
+    place = Place(args.work)
+    if args.run:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        name, seed = args.run[0], int(args.run[1])
+        write_json(place.run(name, seed) / "result.json", run_one(args, directory, name, seed))
+        return 0
+    if not (args.answers and args.prompts and args.out):
+        parser.error("--answers, --prompts and --out are needed")
+    _same_setting(args, place)
+    prepare(args, directory, place)
+    records = run_all(args, directory)
+    report(args, records)
+    print_table(summary(records, COMMON), Console())
+    return 0
+
+
+def _same_setting(args: argparse.Namespace, place: Place) -> None:
+    """Raises InputError where `--work` holds runs of another setting."""
+    kept, now = place.root / "setting.json", {name: getattr(args, name) for name in _SETTING}
+    if kept.exists() and (before := json.loads(kept.read_text(encoding="utf-8"))) != now:
+        changed = [f"{name} {before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]]
+        raise InputError(f"{place.root} holds runs with {'; '.join(changed)}: give another --work")
+    write_whole(kept, json.dumps(now))
+
+
+_SETTING = ("tokens", "limit", "max_tokens", "draft_vocab_size")
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}, {remaining} to go]"
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except Eagle3Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None

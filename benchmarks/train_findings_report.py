@@ -1,0 +1,96 @@
+"""The findings' table and plot: means over seeds, their spread, and each variant against the common one seed by seed."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Record = dict[str, Any]
+FIGURES = ("chain", "tree", "small_tree")
+
+
+def summary(records: Sequence[Record], common: str) -> list[Record]:
+    """A row a variant: mean and standard deviation over seeds of every figure, and of its difference to `common`.
+
+    A deviation is None with fewer than two seeds.
+    """
+    by_name: dict[str, dict[int, Record]] = {}
+    for record in records:
+        by_name.setdefault(record["name"], {})[record["seed"]] = record
+    rows = []
+    for name, runs in by_name.items():
+        first = next(iter(runs.values()))
+        row: Record = {"name": name, "group": first["group"], "share": first["share"], "seeds": len(runs)}
+        row["tokens"] = round(statistics.mean(run["tokens"] for run in runs.values()))
+        for figure in FIGURES:
+            row[figure] = _spread([run[figure] for run in runs.values()])
+            others = by_name.get(common, {})
+            paired = [run[figure] - others[seed][figure] for seed, run in runs.items() if seed in others]
+            row[f"{figure}_against_{common}"] = _spread(paired) if paired and name != common else None
+        rows.append(row)
+    return rows
+
+
+def _spread(values: Sequence[float]) -> Record:
+    deviation = round(statistics.stdev(values), 4) if len(values) > 1 else None
+    return {"mean": round(statistics.mean(values), 4), "deviation": deviation}
+
+
+def print_table(rows: Sequence[Record], console: Console) -> None:
+    table = Table(title="tokens a target pass, mean of the families (± deviation over seeds)", title_justify="left")
+    for heading in ("variant", "tokens", "seeds", *(name.replace("_", " ") for name in FIGURES)):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for row in rows:
+        cells = [
+            f"{row[f]['mean']:.3f}" + (f" ± {d:.3f}" if (d := row[f]["deviation"]) is not None else "") for f in FIGURES
+        ]
+        table.add_row(row["name"], f"{row['tokens']:,}", str(row["seeds"]), *cells)
+    console.print(table)
+
+
+def plot(records: Sequence[Record], common: str, out: Path) -> Path:
+    """Two panels: every variant at equal tokens, and the curve of data. Dots are seeds, bars and whiskers mean and deviation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = {row["name"]: row for row in summary(records, common)}
+    equal = [name for name, row in rows.items() if row["group"] != "scaling"]
+    curve = sorted(
+        (n for n, r in rows.items() if r["group"] == "scaling" or n == common), key=lambda n: rows[n]["tokens"]
+    )
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(max(2, len(equal)), 4)
+    )
+    for number, kind in enumerate(("chain", "tree")):
+        places = [place + (number - 0.5) * 0.38 for place in range(len(equal))]
+        means, deviations = _columns(rows, equal, kind)
+        left.bar(places, means, 0.36, yerr=deviations, capsize=3, color=f"C{number}", alpha=0.8, label=kind)
+        for place, name in zip(places, equal, strict=True):
+            seeds = [record[kind] for record in records if record["name"] == name]
+            left.scatter([place] * len(seeds), seeds, s=9, color="black", zorder=3)
+        means, deviations = _columns(rows, curve, kind)
+        tokens = [rows[name]["tokens"] for name in curve]
+        right.errorbar(tokens, means, yerr=deviations, marker="o", capsize=3, color=f"C{number}", label=kind)
+    left.set_xticks(range(len(equal)), equal, rotation=25, ha="right")
+    left.set(ylabel="tokens a target pass (plain decoding: 1)", title="at equal training tokens", ylim=(1.0, None))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    left.grid(alpha=0.3, axis="y")
+    right.set(xlabel="answer tokens trained on", title="the curve of data", xscale="log")
+    right.set_xticks(
+        [rows[name]["tokens"] for name in curve], [f"{rows[name]['tokens'] / 1000:.0f}K" for name in curve]
+    )
+    right.minorticks_off()
+    right.grid(alpha=0.3)
+    beside = out.with_name(f".{out.name}.partial.png")
+    figure.savefig(beside, dpi=120)
+    plt.close(figure)
+    return beside.replace(out)
+
+
+def _columns(rows: dict[str, Record], names: Sequence[str], kind: str) -> tuple[list[float], list[float]]:
+    return [rows[name][kind]["mean"] for name in names], [rows[name][kind]["deviation"] or 0.0 for name in names]

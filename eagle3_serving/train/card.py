@@ -1,0 +1,92 @@
+"""The card of a trained drafter: README.md in its directory, every figure with what made it."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eagle3_serving.files import write_whole
+from eagle3_serving.train.finish import Measured, modes
+from eagle3_serving.train.options import TrainOptions
+
+if TYPE_CHECKING:
+    from eagle3_serving.train.job import TrainedRun, TrainJob
+
+_OURS = "<!-- written by eagle3 train, and anew by its next run: without this line it stays as it is -->"
+
+
+def write_card(directory: Path, job: "TrainJob", run: "TrainedRun", measured: Measured | None, command: str) -> None:
+    """Write `directory`/README.md, unless somebody made it theirs."""
+    path = directory / "README.md"
+    if path.exists() and _OURS not in path.read_text(encoding="utf-8"):
+        return
+    parts = [_head(job, run), _data(job, run), _recipe(job, run, command), _figures(job, measured)]
+    write_whole(path, "\n\n".join([_OURS, *parts]) + "\n")
+
+
+def _head(job: "TrainJob", run: "TrainedRun") -> str:
+    config, target = run.drafter.config, job.target.resolve().name
+    heads = f"{config.num_attention_heads} heads over {config.num_key_value_heads}"
+    return (
+        f"# EAGLE-3 drafter for {target}\n\n"
+        f"- **Target**: {target}, {run.target.num_layers} layers. It reads the boundaries "
+        f"{', '.join(map(str, config.aux_layers))}.\n"
+        f"- **Shape**: one layer, hidden {config.hidden_size}, {heads}, draft vocabulary {config.draft_vocab_size} of "
+        f"{config.vocab_size}, {'post' if config.norm_output else 'pre'}-norm feedback, bf16. The embedding is the "
+        "target's own and is not in the file."
+    )
+
+
+def _data(job: "TrainJob", run: "TrainedRun") -> str:
+    names = ", ".join(path.name for path in (*job.prompts, *job.answers))
+    covers = "" if run.coverage is None else f" The draft vocabulary covers {run.coverage:.1%} of their tokens."
+    return f"## Data\n\nThe target's own answers ({names}): {run.data}. {len(run.held_out)} were held out.{covers}"
+
+
+def _recipe(job: "TrainJob", run: "TrainedRun", command: str) -> str:
+    default = TrainOptions()
+    changed = {f.name: getattr(job.options, f.name) for f in fields(default)}
+    changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
+    start = f"Goes on from {job.init.name}" if job.init else "Closed-form start"
+    stopped = "" if run.complete else " The run was interrupted before its end."
+    skipped = f" {run.skipped} batches without finite gradients were skipped." if run.skipped else ""
+    lines = [
+        "## Recipe",
+        f"{start}, then training-time test of {job.options.ttt_steps} steps, {job.options.objective}; {run.tokens} answer "
+        f"tokens seen in {run.steps} steps.{skipped}{stopped} Curves: `training.png`.",
+        "Options other than the defaults: " + (", ".join(f"`{n}` {v}" for n, v in changed.items()) or "none") + ".",
+    ]
+    return "\n\n".join([*lines, *([f"`{command}`"] if command else [])])
+
+
+def _figures(job: "TrainJob", measured: Measured | None) -> str:
+    if measured is None:
+        return "## Measured\n\nNothing yet: `eagle3 eval --engine embedded --mode tree --target TARGET --drafter DIR --prompts FILE`."
+    what = "the prompts of held-out answers"
+    if job.eval_prompts:
+        what = f"prompts of {', '.join(path.name for path in job.eval_prompts)}"
+    same = "every token equal to plain decoding" if measured.identical else "NOT every token equal to plain decoding"
+    families = list(next(iter(measured.accepted_length.values())))
+    lines = [
+        f"Tokens a target pass yields, bonus token included (plain decoding: 1): {measured.prompts} prompts ({what}), T = 0, "
+        f"fp32, {measured.max_tokens} tokens, embedded engine, {same}. They were measured at the end of the training; "
+        f"`eagle3 eval --engine embedded` with the flags below, `--limit {job.eval_limit} --max-tokens "
+        f"{measured.max_tokens}` and the same prompts measures them again.",
+        "",
+        "| | " + " | ".join([*families, "mean"]) + " |",
+        "|---|" + "---|" * (len(families) + 1),
+    ]
+    for mode, options in modes(measured.max_tokens).items():
+        flags = (
+            f"--k {options.k}"
+            if mode == "chain"
+            else f"--nodes {options.nodes} --depth {options.depth} --top-k {options.top_k}"
+        )
+        cells = [f"{measured.accepted_length[mode][name]:.2f}" for name in families]
+        lines.append(f"| `--mode {mode} {flags}` | " + " | ".join([*cells, f"**{measured.mean(mode):.2f}**"]) + " |")
+    chain = ", ".join(f"{rate:.0%}" for rate in measured.by_position["chain"])
+    context = ", ".join(f"to {bucket} tokens {length:.2f}" for bucket, length in measured.by_context["tree"].items())
+    lines += [
+        "",
+        f"Accepted by position in the chain: {chain or 'none'}. Accepted length of the tree by context: {context}.",
+    ]
+    return "## Measured\n\n" + "\n".join(lines)
