@@ -46,9 +46,7 @@ def _round(llm: Any, name: str) -> dict[str, Any]:
 
     engine = llm.llm_engine
     lookup = engine.engine_core.engine_core.scheduler.dynamic_sd_lookup
-    params = SamplingParams(
-        temperature=0, max_tokens=TOKENS, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
-    )
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY)
     for place, prompt in enumerate(PROMPTS):
         engine.add_request(f"{name}-{place}", llm.get_tokenizer()(prompt)["input_ids"], params)
     tokens, steps = {}, 0
