@@ -1,6 +1,8 @@
 # Two commands do everything: `make demo` and `make test`. Both make the environments they need first.
 PYTHON ?= python3
 BIN := .venv/bin
+# processes that share the test files; each keeps to one core where there are as many
+WORKERS ?= 2
 
 .PHONY: help setup setup-sglang demo test lint format clean
 
@@ -22,7 +24,8 @@ lint: setup  ## ruff and mypy
 	@$(BIN)/mypy
 
 test: lint setup-sglang  ## every check and every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/eagle3 fetch-target
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 format: setup  ## put the code in the house's form
 	@$(BIN)/ruff check --fix .

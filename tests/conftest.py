@@ -1,5 +1,6 @@
 """What every test can ask for: the real small target, the drafter that ships, and a GPU or a reason to skip."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,17 @@ import torch
 from eagle3_serving.targets.smollm2 import fetch_target
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    """A worker beside others keeps to one core, its engines too: threads that spin for each other cost both more."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or not hasattr(os, "sched_getaffinity"):
+        return
+    cpus = sorted(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(cpus[int(worker.removeprefix("gw")) % len(cpus)]))
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

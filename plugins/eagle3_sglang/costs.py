@@ -12,6 +12,7 @@ from eagle3_serving.tree.budget import Curve
 
 KEPT = 9  # steps whose median counts
 PROVEN = 4  # steps after which a cost is known
+BETTER = 0.8  # of the median: two such steps in a row, and what was measured before was another machine's
 
 
 def bucket(batch: int) -> int:
@@ -30,9 +31,22 @@ class StepCosts:
         self.shapes = tuple(shapes)
         self._seen: dict[tuple[int, Shape], deque[float]] = {}
         self._curve = Curve({})
+        self._cold: set[tuple[int, Shape]] = set()  # of which one step was measured: the first meets cold caches
 
     def add(self, batch: int, shape: Shape, seconds: float) -> None:
-        self._seen.setdefault((batch, shape), deque(maxlen=KEPT)).append(seconds)
+        """The first of a kind counts until there is a second."""
+        key = batch, shape
+        seen = self._seen.setdefault(key, deque(maxlen=KEPT))
+        if key in self._cold:
+            seen.clear()
+            self._cold.remove(key)
+        elif not seen:
+            self._cold.add(key)
+        elif len(seen) > 1 and max(seen[-1], seconds) < BETTER * statistics.median(seen):
+            last = seen[-1]
+            seen.clear()
+            seen.append(last)
+        seen.append(seconds)
         self._draw(batch)
 
     def _draw(self, batch: int) -> None:

@@ -95,7 +95,8 @@ class ShapePolicy:
     hopeless = 0.75  # of the best rate: no larger tree is tried after one this slow
     margin = 1.03  # what drafting must be ahead of plain decoding by: less is noise, and plain is the safe side of it
     inertia = 1.02  # what another tree must be ahead by
-    look_every = 64  # drafting steps after which one takes a deeper tree, whose gain nothing else tells
+    look_every = 64  # drafting steps after which another is looked at: what is not used is not measured
+    look = 2  # steps of plain decoding that such a look takes; a tree's takes one
     too_dear = 2.0  # times the seconds of the tree in use: no look at such a one
     probe = 3  # steps of a probe after `Idle.patience`
     longest_patience = 3200
@@ -106,7 +107,8 @@ class ShapePolicy:
         self.current = self.shapes[-1]
         self.idle: dict[int, Idle] = {}
         self._probing = 0
-        self._since_look = 0
+        self._since_look = self._looks = 0
+        self._looking = 0  # steps that a look at plain decoding still takes
 
     def choose(self, batch: int) -> Shape:
         """For the next step of `batch` requests."""
@@ -142,17 +144,30 @@ class ShapePolicy:
         plain = next((rate for shape, rate in rates.items() if not shape.drafts), None)
         if plain is None or drafting[best] > self.margin * plain:
             self.idle.pop(bucket(batch), None)
-            return self._deeper(batch, best) or best
+            return self._look(batch, best) or best
         return best if self._probe(batch) else self.shapes[0]
 
-    def _deeper(self, batch: int, best: Shape) -> Shape | None:
+    def _look(self, batch: int, best: Shape) -> Shape | None:
+        """Plain decoding, whose cost may have been measured in a bad moment, and in turn a deeper tree, whose gain nothing
+        else tells."""
+        if self._looking:
+            self._looking -= 1
+            return self._plain
         self._since_look += 1
         if self._since_look < self.look_every:
             return None
         self._since_look = 0
+        self._looks += 1
+        if self._looks % 2 and self._plain is not None:
+            self._looking = self.look - 1
+            return self._plain
         limit = self.too_dear * (self.costs.seconds(batch, best) or 0.0)
         deeper = [shape for shape in self.shapes if shape.steps > best.steps]
         return next((shape for shape in deeper if (self.costs.seconds(batch, shape) or limit) < limit), None)
+
+    @property
+    def _plain(self) -> Shape | None:
+        return next((shape for shape in self.shapes if not shape.drafts), None)
 
     def _probe(self, batch: int) -> bool:
         """Texts change: after long idleness a few steps draft, so that the gains are those of now."""

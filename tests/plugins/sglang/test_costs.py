@@ -13,7 +13,7 @@ def costs() -> StepCosts:
     made = StepCosts(SHAPES)
     for batch in (1, 4):
         for shape in SHAPES:
-            for noise in (1.0, 1.1, 5.0):
+            for noise in (9.0, 1.0, 1.1, 5.0):  # the first is cold
                 made.add(batch, shape, noise * 0.01 * (1 + batch * shape.tokens))
     return made
 
@@ -32,6 +32,13 @@ def test_like_batch_sizes_count_together(costs: StepCosts) -> None:
     assert [bucket(batch) for batch in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
     assert costs.steps(3, SHAPES[0]) == costs.steps(4, SHAPES[0]) == 3
     assert costs.steps(8, SHAPES[0]) == 0
+
+
+def test_two_far_better_steps_in_a_row_are_another_machine_and_one_is_not(costs: StepCosts) -> None:
+    costs.add(4, SHAPES[1], 0.5 * 0.25)
+    assert costs.seconds(4, SHAPES[1]) == pytest.approx(1.05 * 0.25)
+    costs.add(4, SHAPES[1], 0.5 * 0.25)
+    assert costs.seconds(4, SHAPES[1]) == pytest.approx(0.5 * 0.25)
 
 
 def test_nothing_is_known_at_first() -> None:
