@@ -112,7 +112,8 @@ def main() -> None:
                 options = SglangOptions(target, folder, SHAPE, plugin=plugin, max_requests=4)
                 side = "with the plugin" if plugin else "stock SGLang"
                 log = Path(temporary) / f"{len(rows)}-{plugin}.log"
-                rows[name][side] = serve(options, bodies, args.port, log)
+                said = json.dumps(serve(options, bodies, args.port, log))
+                rows[name][side] = json.loads(said.replace(temporary, "").replace(str(Path.home()), "~"))
                 print(name, side, rows[name][side], flush=True)
                 write_json(args.out, rows)
 

@@ -28,7 +28,11 @@ SETTINGS: dict[str, tuple[int, dict[str, Any], dict[str, str]]] = {
     "tree of 16, eight requests": (16, {}, {}),
     "tree of 60, eight requests": (60, {}, {}),
     "tree of 16, a budget of 48 over eight requests": (16, {}, {"EAGLE3_BATCH_NODES": "48"}),
-    "tree of 16, preemption (14 blocks)": (16, {"num_gpu_blocks_override": 14, "block_size": 32}, {}),
+    "tree of 16, preemption (16 blocks)": (
+        16,
+        {"num_gpu_blocks_override": 16, "block_size": 32, "max_model_len": 448},
+        {},
+    ),
     "tree of 16, prefix caching": (16, {"enable_prefix_caching": True, "block_size": 32}, {}),
     "tree of 16, chunks of 64 tokens": (16, {"max_num_seqs": 3, "max_num_batched_tokens": 64}, {}),
 }

@@ -24,8 +24,9 @@ def run_vllm(options: EvalOptions) -> EvalReport:
     Raises InputError for options that do not go together, CheckError where a server fails or verifies no trees though
     they were asked for.
     """
+    server = server_of(options)
     families = by_family(read_prompts(options.prompts, options.limit))
-    with side_by_side(server_of(options), "eval") as (plain, spec):
+    with side_by_side(server, "eval") as (plain, spec):
         if options.mode == "tree" and not spec.tree_passes():
             raise CheckError(
                 "this vLLM verifies chains only, and its log says why (on a CPU: Model Runner V1); use --mode chain"
