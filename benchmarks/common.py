@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
+from eagle3_serving.files import write_whole
 from eagle3_serving.train.data import Answer
 
 
@@ -40,6 +41,4 @@ def by_family_accepted(
 
 def write_json(path: Path, value: Any) -> None:
     """Beside, then renamed."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")

@@ -13,7 +13,6 @@ estimate from the rates of single runs; `--dry-run` says what is left of the wor
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ from eagle3_serving.bench.setting import DEFAULTS
 from eagle3_serving.bench.summary import Point, summarise
 from eagle3_serving.errors import CheckError, Eagle3Error
 from eagle3_serving.eval.options import ENGINES
-from eagle3_serving.serve.server import end_group, last_lines, turn_sigterm_into_exit
+from eagle3_serving.serve.server import last_lines, own_group
 from eagle3_serving.targets.smollm2 import fetch_target
 
 # of plain decoding's speed, and of the best setting's, that auto must have
@@ -64,27 +63,15 @@ class Job:
 
 def run_child(job: Job, arguments: Sequence[str], bar: "tqdm[Any]", before: int) -> dict[str, Any]:
     """An `eagle3` command, whose last line is JSON; the bar follows the job's file. Raises CheckError where it fails."""
-    restore = turn_sigterm_into_exit()
-    with job.log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "eagle3_serving.cli.main", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=os.environ,
-            start_new_session=True,
-        )
-        try:
-            while True:
-                try:
-                    said, _ = process.communicate(timeout=1.0)
-                    break
-                except subprocess.TimeoutExpired:
-                    bar.n = before + job.done
-                    bar.refresh()
-        finally:
-            end_group(process, grace_s=30.0)
-            restore()
+    argv = [sys.executable, "-m", "eagle3_serving.cli.main", *arguments]
+    with job.log.open("ab") as log, own_group(argv, 30.0, stdout=subprocess.PIPE, stderr=log) as process:
+        while True:
+            try:
+                said, _ = process.communicate(timeout=1.0)
+                break
+            except subprocess.TimeoutExpired:
+                bar.n = before + job.done
+                bar.refresh()
     if process.returncode not in (0, 1) or not said.strip():
         why = " | ".join(last_lines(job.log, 1))
         raise CheckError(f"{job.engine}: eagle3 {arguments[0]} ended with {process.returncode}: {why} (log: {job.log})")

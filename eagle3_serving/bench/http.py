@@ -5,9 +5,7 @@ server at a time and keep no token ids. Here rounds of several servers interleav
 them alike, and every answer is held against plain decoding's, token for token.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -32,15 +30,11 @@ class ServerSide:
         self.client = client
 
     def run(self, prompts: Sequence[str], load: Load) -> Outcome:
-        def ask(prompt: str) -> Timed:
-            answer = self.client.ask(prompt, load.tokens, load.temperature, natural_end=load.natural_end)
-            return Timed(answer.token_ids, answer.first_token_s, answer.total_s)
-
         before = self.client.counters()
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(max_workers=load.concurrency) as pool:
-            answers = tuple(pool.map(ask, prompts))
-        seconds = time.perf_counter() - begun
+        said, seconds = self.client.ask_all(
+            prompts, load.tokens, load.temperature, load.concurrency, natural_end=load.natural_end
+        )
+        answers = tuple(Timed(one.token_ids, one.first_token_s, one.total_s) for one in said)
         return Outcome(answers, seconds, self.client.counters() - before)
 
 

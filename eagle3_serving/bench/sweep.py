@@ -82,8 +82,13 @@ def mixed_prompts(options: BenchOptions) -> list[str]:
 
 def requests_for(prompts: Sequence[str], concurrency: int, least: int) -> list[str]:
     """What a load asks: at least `least`, and as many as fill its last round."""
+    return [prompts[place % len(prompts)] for place in range(count_for(concurrency, least))]
+
+
+def count_for(concurrency: int, least: int) -> int:
+    """How many requests that is."""
     count = max(concurrency, least)
-    return [prompts[place % len(prompts)] for place in range(count - count % concurrency)]
+    return count - count % concurrency
 
 
 def machine(options: BenchOptions) -> Row:

@@ -46,7 +46,7 @@ def server_of(options: EvalOptions) -> VllmOptions:
         case "auto" if options.profile is not None:
             return replace(server, profile=options.profile)
         case "auto":
-            raise InputError("--mode auto on vLLM needs --profile: python -m eagle3_vllm.profile writes one")
+            raise InputError("--mode auto on vLLM needs --profile: eagle3 tune writes one")
     raise InputError("--mode plain has nothing to compare on vLLM: use --mode chain, tree or auto")
 
 

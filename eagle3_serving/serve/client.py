@@ -110,22 +110,32 @@ class ChatClient:
         return Answer("".join(text), tuple(token_ids), first_token_s, total_s, finish_reason)
 
     def ask_all(
-        self, prompts: Sequence[str], max_tokens: int, temperature: float = 0.0, concurrency: int = 1
+        self,
+        prompts: Sequence[str],
+        max_tokens: int,
+        temperature: float = 0.0,
+        concurrency: int = 1,
+        natural_end: bool = True,
     ) -> tuple[list[Answer], float]:
         """All answers in the order of the prompts, and the wall seconds, with `concurrency` requests in flight."""
+
+        def ask(prompt: str) -> Answer:
+            return self.ask(prompt, max_tokens, temperature, natural_end=natural_end)
+
         started = time.perf_counter()
         with ThreadPoolExecutor(max_workers=concurrency) as pool:
-            answers = list(pool.map(lambda prompt: self.ask(prompt, max_tokens, temperature), prompts))
+            answers = list(pool.map(ask, prompts))
         return answers, time.perf_counter() - started
 
     def counters(self) -> SpecCounters:
-        return parse_counters(self._metrics())
+        return parse_counters(self.metrics())
 
     def tree_passes(self) -> int:
         """Passes that verified a tree of the plugin's; 0 on a server without the plugin."""
-        return sum(int(float(value)) for value in _TREE_PASSES.findall(self._metrics()))
+        return sum(int(float(value)) for value in _TREE_PASSES.findall(self.metrics()))
 
-    def _metrics(self) -> str:
+    def metrics(self) -> str:
+        """The text of `/metrics`."""
         try:
             response = httpx.get(f"{self.url}/metrics", timeout=30.0)
             response.raise_for_status()

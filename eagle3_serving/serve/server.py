@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -114,7 +114,7 @@ class Server:
         return self._why()
 
     def __enter__(self) -> Self:
-        self._restore = turn_sigterm_into_exit()
+        self._restore = _turn_sigterm_into_exit()
         try:
             self.port = claim_port(self.wanted_port)
             self._start()
@@ -134,7 +134,7 @@ class Server:
         process, self._process = self._process, None
         try:
             if process is not None:
-                end_group(process, grace_s)
+                _end_group(process, grace_s)
         finally:
             self._restore()
             self._restore = _nothing
@@ -200,7 +200,21 @@ class _ProgressLine:
             print(file=sys.stderr)
 
 
-def end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
+@contextmanager
+def own_group(argv: Sequence[str], grace_s: float, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A child whose whole group ends with this block, SIGTERM to us included; `streams` as in `subprocess.Popen`."""
+    restore = _turn_sigterm_into_exit()
+    try:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **streams)
+        try:
+            yield process
+        finally:
+            _end_group(process, grace_s)
+    finally:
+        restore()
+
+
+def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """Asks the process and its group to end, then kills what is left of them."""
     _signal_group(process.pid, signal.SIGTERM)
     try:
@@ -222,7 +236,7 @@ def _nothing() -> None:
     return None
 
 
-def turn_sigterm_into_exit() -> Callable[[], None]:
+def _turn_sigterm_into_exit() -> Callable[[], None]:
     """SIGTERM becomes SystemExit, so that the context managers above it run. Returns the way back."""
     if threading.current_thread() is not threading.main_thread():
         return _nothing

@@ -94,7 +94,9 @@ def unroll(drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int
     positions_BR = (batch.start_B[:, None] + offsets_R).clamp(max=length - 2)
     fused_BLH = drafter.fuse(batch.aux_BLF)[:, : length - 1]
     next_BL = batch.tokens_BL[:, 1:]
-    k_BLKD, v_BLKD = _true_keys(drafter, fused_BLH, next_BL)
+    # keys and values of step 0 at every row, prompt included: all that a prompt row is needed for
+    all_BL = torch.arange(length - 1, device=next_BL.device).expand_as(next_BL)
+    k_BLKD, v_BLKD = drafter.first_layer.keys_values(drafter.embed_tokens(next_BL), fused_BLH, all_BL)
     tokens_BR = next_BL.gather(1, positions_BR)
     hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
     attend = UnrolledAttention(k_BLKD, v_BLKD, positions_BR)
@@ -160,16 +162,3 @@ def ttt_loss(
     return TTTLoss(
         total, torch.stack(losses), torch.stack(accuracies), tuple(rows), accepted, int(batch.taught_BR.sum())
     )
-
-
-def _true_keys(drafter: Drafter, fused_BLH: Tensor, next_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of step 0 at every row, prompt included: all that a prompt row is needed for."""
-    layer = drafter.first_layer
-    inputs = torch.cat([layer.input_layernorm(drafter.embed_tokens(next_BL)), layer.hidden_norm(fused_BLH)], dim=-1)
-    attention = layer.self_attn
-    k_BLKD = attention.k_proj(inputs).unflatten(-1, (-1, attention.head_dim))
-    v_BLKD = attention.v_proj(inputs).unflatten(-1, (-1, attention.head_dim))
-    if attention.k_norm is not None:
-        k_BLKD = attention.k_norm(k_BLKD)
-    positions_BL = torch.arange(next_BL.shape[1], device=next_BL.device).expand_as(next_BL)
-    return attention.rotary(positions_BL, k_BLKD, k_BLKD)[1], v_BLKD

@@ -9,16 +9,14 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 from tqdm import tqdm
 
-from eagle3_serving.bench.sweep import requests_for
+from eagle3_serving.bench.sweep import count_for, requests_for
 from eagle3_serving.errors import CheckError
 from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server, log_directory
@@ -61,7 +59,7 @@ def tune_sglang(options: TuneOptions, prompts: Sequence[str], folder: Path) -> l
         for client in (plain, survey):
             client.ask(prompts[0], 8)
         seen = _measure(options, prompts, plain, survey, part)
-        gains = read_gains(_metrics(survey.url))
+        gains = read_gains(survey.metrics())
     costs, about = read_costs(part)
     costs.keep(options.loads)
     costs.save(options.out, about)
@@ -78,18 +76,17 @@ def _measure(
                 asked = requests_for(prompts, load, options.limit)
                 for client in (plain, survey) if turn % 2 == 0 else (survey, plain):
                     bar.set_postfix_str(f"{load} in flight, {'plain' if client is plain else 'trees in turn'}")
-                    begun = time.perf_counter()
-                    answers = _ask(client, asked, load, options.tokens)
+                    answers, seconds = client.ask_all(asked, options.tokens, concurrency=load, natural_end=False)
                     if client is plain:
-                        tokens = sum(len(answer.token_ids) for answer in answers)
-                        of_load.plain_rates.append(tokens / (time.perf_counter() - begun))
+                        of_load.plain_rates.append(sum(len(answer.token_ids) for answer in answers) / seconds)
                     else:
                         _note(of_load, answers, load)
                     bar.update()
     for _ in range(_MORE_ROUNDS):
         missing = _missing(survey, options, part)
         for load in missing:
-            _ask(survey, requests_for(prompts, load, options.limit), load, options.tokens)
+            asked = requests_for(prompts, load, options.limit)
+            survey.ask_all(asked, options.tokens, concurrency=load, natural_end=False)
         if not missing:
             return seen
     if missing := _missing(survey, options, part):
@@ -97,11 +94,6 @@ def _measure(
             f"at {missing[0]} in flight not every tree was measured: take longer answers (--tokens) or more --repeats"
         )
     return seen
-
-
-def _ask(client: SglangClient, prompts: Sequence[str], load: int, tokens: int) -> list[Answer]:
-    with ThreadPoolExecutor(max_workers=load) as pool:
-        return list(pool.map(lambda prompt: client.ask(prompt, tokens, natural_end=False), prompts))
 
 
 def _note(seen: Seen, answers: Sequence[Answer], load: int) -> None:
@@ -153,21 +145,23 @@ def read_gains(metrics: str) -> dict[Shape, float]:
     }
 
 
-def _metrics(url: str) -> str:
-    try:
-        return httpx.get(f"{url}/metrics", timeout=30.0).raise_for_status().text
-    except httpx.HTTPError as error:
-        raise CheckError(f"the server at {url} shows no metrics: {error}") from None
-
-
 def choose(costs: "StepCosts", gains: dict[Shape, float], batch: int) -> Shape:
     """The tree that the plugin would take: the best rate, none where it is not ahead by the plugin's margin."""
     from eagle3_sglang.policy import ShapePolicy
 
-    rates = {shape: (1 + gains.get(shape, 0.0)) / (costs.seconds(batch, shape) or 1.0) for shape in costs.shapes}
-    best = max((shape for shape in rates if shape.drafts), key=rates.__getitem__)
+    rates = _rates(costs, gains, batch)
+    best = _best_drafting(rates)
     nothing = next((shape for shape in rates if not shape.drafts), None)
     return best if nothing is None or rates[best] > ShapePolicy.margin * rates[nothing] else nothing
+
+
+def _best_drafting(rates: dict[Shape, float]) -> Shape:
+    return max((shape for shape in rates if shape.drafts), key=rates.__getitem__)
+
+
+def _rates(costs: "StepCosts", gains: dict[Shape, float], batch: int) -> dict[Shape, float]:
+    """Tokens a second of a request with each tree."""
+    return {shape: (1 + gains.get(shape, 0.0)) / (costs.seconds(batch, shape) or 1.0) for shape in costs.shapes}
 
 
 def advise(
@@ -185,16 +179,11 @@ def advise(
         lambda batch: costs.seconds(batch, choose(costs, gains, batch)) or 0.0,
         given,
     )
-    requests = max(load, least) - max(load, least) % load
+    requests = count_for(load, least)
     expected = rate(course, requests, load, tokens)
     plain = statistics.median(seen[load].plain_rates)
     shape = choose(costs, gains, load)
-    drafting = [one for one in costs.shapes if one.drafts]
-    shown = (
-        shape
-        if shape.drafts
-        else max(drafting, key=lambda one: (1 + gains.get(one, 0.0)) / (costs.seconds(load, one) or 1.0))
-    )
+    shown = shape if shape.drafts else _best_drafting(_rates(costs, gains, load))
     gain = 1 + gains.get(shown, 0.0)
     nothing = 1e3 * (costs.seconds(load, Shape.nothing(shape.top_k)) or 0.0)
     why = f"a step is {nothing:.1f} ms with no draft, {1e3 * (costs.seconds(load, shown) or 0.0):.1f} ms with the tree {shown} for {gain:.2f} tokens"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from eagle3_serving.bench.http import PROFILED_K, open_servers
 from eagle3_serving.bench.load import Load
-from eagle3_serving.bench.sweep import mixed_prompts, requests_for
+from eagle3_serving.bench.sweep import count_for, mixed_prompts, requests_for
 from eagle3_serving.serve.vllm import DTYPES, VllmOptions, on_cpu, vllm_command
 from eagle3_serving.tune.advice import Advice, spoken
 from eagle3_serving.tune.child import run_child
@@ -110,7 +110,7 @@ class Played:
 def advise(profile: "Profile", load: int, tokens: int, least: int, measured: float | None = None) -> Advice:
     """`measured`: a plain server's tokens a second at this load; what it takes beyond the engine's own steps counts for
     both sides. `profile` holds watched requests."""
-    requests = max(load, least) - max(load, least) % load
+    requests = count_for(load, least)
     engine = Played(profile)
     beside = 0.0
     if measured is not None:

@@ -105,6 +105,7 @@ class ShapePolicy:
         self.shapes = tuple(shapes)
         self.costs, self.gains = costs, Gains(self.shapes)
         self.current = self.shapes[-1]
+        self.plain = next((shape for shape in self.shapes if not shape.drafts), None)
         self.idle: dict[int, Idle] = {}
         self._probing = 0
         self._since_look = self._looks = 0
@@ -141,7 +142,7 @@ class ShapePolicy:
         best = max(drafting, key=drafting.__getitem__)
         if self.current in drafting and drafting[best] < self.inertia * drafting[self.current]:
             best = self.current
-        plain = next((rate for shape, rate in rates.items() if not shape.drafts), None)
+        plain = None if self.plain is None else rates.get(self.plain)
         if plain is None or drafting[best] > self.margin * plain:
             self.idle.pop(bucket(batch), None)
             return self._look(batch, best) or best
@@ -152,22 +153,18 @@ class ShapePolicy:
         else tells."""
         if self._looking:
             self._looking -= 1
-            return self._plain
+            return self.plain
         self._since_look += 1
         if self._since_look < self.look_every:
             return None
         self._since_look = 0
         self._looks += 1
-        if self._looks % 2 and self._plain is not None:
+        if self._looks % 2 and self.plain is not None:
             self._looking = self.look - 1
-            return self._plain
+            return self.plain
         limit = self.too_dear * (self.costs.seconds(batch, best) or 0.0)
         deeper = [shape for shape in self.shapes if shape.steps > best.steps]
         return next((shape for shape in deeper if (self.costs.seconds(batch, shape) or limit) < limit), None)
-
-    @property
-    def _plain(self) -> Shape | None:
-        return next((shape for shape in self.shapes if not shape.drafts), None)
 
     def _probe(self, batch: int) -> bool:
         """Texts change: after long idleness a few steps draft, so that the gains are those of now."""

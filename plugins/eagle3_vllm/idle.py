@@ -9,13 +9,15 @@ Shape letters: B requests, T rows of a pass, R rows kept, F features of the targ
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from eagle3_vllm.architecture import Eagle3ServingForCausalLM
 from eagle3_vllm.compat import RejectionSamplerV1, SpecDecodeBaseProposer
+
+if TYPE_CHECKING:
+    from eagle3_vllm.architecture import Eagle3ServingForCausalLM
 
 MOST_ROWS = 512  # that wait; a long prompt's are taken in at once
 
@@ -32,7 +34,7 @@ class Missed(NamedTuple):
 class Backlog:
     """Rows that the drafter's cache lacks, oldest first."""
 
-    def __init__(self, model: Eagle3ServingForCausalLM) -> None:
+    def __init__(self, model: "Eagle3ServingForCausalLM") -> None:
         self.model = model
         self._missed: list[Missed] = []
         self._rows = 0
@@ -65,7 +67,7 @@ def last_of_each(slots_R: Tensor) -> Tensor:
     return last[unique >= 0].sort().values
 
 
-def caches_alone(model: Eagle3ServingForCausalLM) -> bool:
+def caches_alone(model: "Eagle3ServingForCausalLM") -> bool:
     """Whether rows enter the cache without the attention that reads it: one layer, whose backend keeps the two apart."""
     attention: Any = list(model.attention)
     return len(attention) == 1 and not attention[0].attn_backend.forward_includes_kv_cache_update
@@ -91,8 +93,7 @@ def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        model = getattr(self, "model", None)
-        backlog = _backlog_of(model) if isinstance(model, Eagle3ServingForCausalLM) else None
+        backlog = _backlog_of(getattr(self, "model", None))
         if backlog is None or num_speculative_tokens or kwargs.get("mm_embed_inputs") is not None:
             if backlog is not None:
                 backlog.take_in()
@@ -124,10 +125,16 @@ def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
     return propose
 
 
-def _backlog_of(model: Eagle3ServingForCausalLM) -> Backlog | None:
+def _backlog_of(model: Any) -> Backlog | None:
+    """None where the drafter is not ours, or does not cache alone."""
+    from eagle3_vllm.architecture import Eagle3ServingForCausalLM  # late: most of vLLM's processes never draft
+
+    if not isinstance(model, Eagle3ServingForCausalLM):
+        return None
     if model.backlog is None and caches_alone(model):
         model.backlog = Backlog(model)
-    return model.backlog
+    backlog: Backlog | None = model.backlog
+    return backlog
 
 
 def _sampling(made: Callable[..., Any]) -> Callable[..., Any]:

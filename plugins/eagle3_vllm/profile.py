@@ -25,14 +25,10 @@ from tqdm import tqdm
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.eval.prompts import read_prompts
 from eagle3_serving.serve.vllm import VllmOptions, vllm_environment
+from eagle3_serving.tune.traffic import OURS
 from eagle3_vllm.schedule import Profile, Watched
 
-PROMPTS = (
-    "Explain how a kite flies, step by step, to a curious child.",
-    "Write a Python function that returns the prime numbers below n, with a short docstring.",
-    "A shop sells pens at 3 for 2 euros. What do 27 pens cost? Show each step.",
-    "Write a friendly letter to a neighbour who looked after the garden in summer.",
-)
+PROMPTS = OURS[:4]
 STEPS, WARM_UP = 24, 4
 ANSWER = 64
 SETTLE_S = 0.3  # OpenMP's threads spin for 0.2 s after their last work, and would slow the other engine's first steps

@@ -15,7 +15,7 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.train.data import Answer, choose_vocabulary, make_batches, read_answers
 from eagle3_serving.train.features import FeatureBatch, FeatureCache, FeatureSource
 from eagle3_serving.train.objectives import OBJECTIVES, Criterion, Objective, token_loss
-from eagle3_serving.train.ttt import UnrolledAttention, _true_keys, ttt_loss
+from eagle3_serving.train.ttt import UnrolledAttention, ttt_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from tiny import tiny_target
@@ -50,7 +50,9 @@ def test_an_unrolled_step_is_a_drafted_step(changes: dict[str, Any]) -> None:
     drafter, batch = make_batch(**changes)
     fused = drafter.fuse(batch.aux_BLF)[:, :11]
     positions = (batch.start_B[:, None] + torch.arange(8)).clamp(max=10)
-    attend = UnrolledAttention(*_true_keys(drafter, fused, batch.tokens_BL[:, 1:]), positions)
+    next_tokens = batch.tokens_BL[:, 1:]
+    keys_values = drafter.keys_values(next_tokens, fused, torch.arange(11).expand_as(next_tokens))
+    attend = UnrolledAttention(*keys_values, positions)
     tokens = batch.tokens_BL[:, 1:].gather(1, positions)
     hidden = fused.gather(1, positions[..., None].expand(-1, -1, 16))
     unrolled = []
