@@ -19,7 +19,6 @@ The curve of data: the first 1/8, 1/4 and 1/2 of the same answers, each seen onc
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -28,35 +27,42 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks.common import by_family_accepted, write_json
+from benchmarks.common import write_json
+from benchmarks.train_data import (
+    CHAIN_K,
+    MAX_LENGTH,
+    MAX_PROMPT,
+    NODES,
+    SMALL_NODES,
+    SPARE,
+    Place,
+    add_setting,
+    answer_line,
+    boundaries,
+    check_setting,
+    first_tokens,
+    measure,
+    prepare,
+)
 from benchmarks.train_findings_report import plot, print_table, summary
 from eagle3_serving.checkpoint.aux_layers import default_aux_layers
-from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Target
-from eagle3_serving.errors import CheckError, Eagle3Error, InputError
-from eagle3_serving.eval.prompts import by_family, read_prompts
-from eagle3_serving.eval.replay import RecordedTarget
+from eagle3_serving.engine import Target
+from eagle3_serving.errors import CheckError, Eagle3Error
 from eagle3_serving.files import write_whole
-from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.calibration import calibrate
-from eagle3_serving.train.data import Answer, make_batches, read_answers
+from eagle3_serving.train.data import read_answers
 from eagle3_serving.train.features import FeatureSource
 from eagle3_serving.train.job import TrainJob, fit
 from eagle3_serving.train.options import TrainOptions
-from eagle3_serving.train.replies import greedy_answers
 
-CHAIN_K, NODES, SMALL_NODES, DEPTH, TOP_K = 5, 60, 8, 8, 10
-MAX_LENGTH, MAX_PROMPT = 640, 400
-EVAL_BATCH = 16
 TTT_STEPS = 5
-SPARE = 1.2  # answers a token that counts: those outside the draft vocabulary, and each answer's last, do not
-CALIBRATION_ANSWERS = 80
 
 
 @dataclass(frozen=True)
@@ -98,31 +104,6 @@ COMMON = "paper"  # what every group is held against, and the whole of the data
 GROUPS = ("ablation", "scaling", "objectives")
 
 
-class Place(NamedTuple):
-    """The files of `--work`."""
-
-    root: Path
-
-    @property
-    def answers(self) -> Path:
-        return self.root / "answers.jsonl"
-
-    @property
-    def calibration(self) -> Path:
-        return self.root / "calibration.jsonl"
-
-    @property
-    def held_out(self) -> Path:
-        return self.root / "held-out.json"
-
-    @property
-    def features(self) -> Path:
-        return self.root / "features"
-
-    def run(self, name: str, seed: int) -> Path:
-        return self.root / "runs" / f"{name.replace('/', '-of-')}-{seed}"
-
-
 def options_of(variant: Variant, seed: int, tokens: int) -> TrainOptions:
     """Small batches and a short warm-up, since a run is a few hundred steps."""
     fixed: dict[str, Any] = {"ttt_steps": TTT_STEPS, **variant.options}
@@ -138,75 +119,12 @@ def options_of(variant: Variant, seed: int, tokens: int) -> TrainOptions:
     )
 
 
-def boundaries(target: Target) -> tuple[int, ...]:
-    """Low, middle, high and the top feature: what any variant reads."""
-    return (*default_aux_layers(target.num_layers), target.num_layers)
-
-
-def prepare(args: argparse.Namespace, directory: Path, place: Place) -> None:
-    """What all runs share: the answers in one order, held-out greedy answers, features. Skipped where it is there."""
-    if not place.answers.exists():
-        answers = read_answers(args.answers, MAX_LENGTH, MAX_PROMPT)
-        random.Random(0).shuffle(answers)
-        used = first_tokens(answers, round(args.tokens * SPARE))
-        write_whole(place.calibration, "".join(map(_line, answers[len(used) : len(used) + CALIBRATION_ANSWERS])))
-        write_whole(place.answers, "".join(map(_line, used)))
-    target = Target.load(directory)
-    if not place.held_out.exists():
-        tokenizer = load_tokenizer(directory)
-        families = by_family(read_prompts(args.prompts, args.limit))
-        engine = EmbeddedEngine(target)
-        held = {
-            name: [
-                json.loads(_line(a))
-                for a in greedy_answers(
-                    engine, [chat_ids(tokenizer, p.turns[0]) for p in prompts], args.max_tokens, EVAL_BATCH
-                )
-            ]
-            for name, prompts in families.items()
-        }
-        write_whole(place.held_out, json.dumps(held))
-    source = FeatureSource(target, boundaries(target), place.features)
-    batches = make_batches(read_answers([place.answers], MAX_LENGTH), 2048, 0)
-    batches += [[answer] for family in held_out(place).values() for answer in family]
-    with tqdm(
-        total=sum(a.length for batch in batches for a in batch), desc="features", unit="tok", unit_scale=True
-    ) as bar:
-        for tokens in source.fill(batches):
-            bar.update(tokens)
-
-
-def first_tokens(answers: Sequence[Answer], tokens: int) -> list[Answer]:
-    """As many of the first answers as hold `tokens` answer tokens. Raises InputError where there are not so many."""
-    kept, count = [], 0
-    for answer in answers:
-        if count >= tokens:
-            return kept
-        kept.append(answer)
-        count += len(answer.response_ids)
-    if count < tokens:
-        raise InputError(f"the answers hold {count} usable tokens, --tokens asks for {tokens}")
-    return kept
-
-
-def _line(answer: Answer) -> str:
-    return json.dumps({"id": answer.id, "prompt_ids": answer.prompt_ids, "response_ids": answer.response_ids}) + "\n"
-
-
-def held_out(place: Place) -> dict[str, list[Answer]]:
-    families = json.loads(place.held_out.read_text(encoding="utf-8"))
-    return {
-        name: [Answer(a["id"], tuple(a["prompt_ids"]), tuple(a["response_ids"])) for a in family]
-        for name, family in families.items()
-    }
-
-
 def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> dict[str, Any]:
     """Train and measure one drafter; the record that `--out` gathers."""
     place, variant = Place(args.work), VARIANTS[name]
     out = place.run(name, seed)
     answers = first_tokens(read_answers([place.answers], MAX_LENGTH), round(args.tokens * SPARE * variant.share))
-    write_whole(out / "answers.jsonl", "".join(map(_line, answers)))
+    write_whole(out / "answers.jsonl", "".join(map(answer_line, answers)))
     target = Target.load(directory)
     aux_layers = (target.num_layers,) if variant.top else default_aux_layers(target.num_layers)
     job = TrainJob(
@@ -235,12 +153,7 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
         spare = read_answers([place.calibration], MAX_LENGTH)
         calibration = calibrate(drafter, Target.load(directory), spare, progress=False).calibration
     source = FeatureSource(target, aux_layers, place.features, watched=boundaries(target))
-    families = held_out(place)
-    recorded = RecordedTarget(target, aux_layers, [a for family in families.values() for a in family], source)
-    engine = EmbeddedEngine(recorded, drafter, calibration)
-    figures = {
-        kind: by_family_accepted(engine, families, o, EVAL_BATCH) for kind, o in settings(args.max_tokens).items()
-    }
+    figures = measure(place, target, source, drafter, args.max_tokens, calibration)
     (out / "state.pt").unlink(missing_ok=True)
     return {
         "name": name,
@@ -252,17 +165,7 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
         "vocabulary_coverage": made.coverage,
         "train_s": round(trained - begun, 1),
         "eval_s": round(time.perf_counter() - trained, 1),
-        **{kind: round(sum(families.values()) / len(families), 4) for kind, families in figures.items()},
-        "families": figures,
-    }
-
-
-def settings(max_tokens: int) -> dict[str, DecodeOptions]:
-    """What every drafter is measured with; the names are figures of the record."""
-    return {
-        "chain": DecodeOptions(max_tokens, "chain", k=CHAIN_K),
-        "tree": DecodeOptions(max_tokens, "tree", nodes=NODES, depth=DEPTH, top_k=TOP_K),
-        "small_tree": DecodeOptions(max_tokens, "tree", nodes=SMALL_NODES, depth=CHAIN_K, top_k=TOP_K),
+        **figures,
     }
 
 
@@ -336,17 +239,9 @@ def report(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--answers", type=Path, nargs="+", default=[], help="answers of the target, trained on")
-    parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="held-out prompts, measured on")
-    parser.add_argument("--work", type=Path, required=True, help="directory of runs and features; resumed where it is")
-    parser.add_argument("--out", type=Path, help="the table (JSON); its plot stands beside it")
-    parser.add_argument("--tokens", type=int, default=100_000, help="answer tokens a run (default 100000)")
+    add_setting(parser)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS[:2]), help="default: ablation scaling")
-    parser.add_argument("--limit", type=int, default=5, help="held-out prompts of each family (default 5)")
-    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of a held-out answer (default 64)")
-    parser.add_argument("--draft-vocab-size", type=int, default=2048, help="of every drafter (default 2048)")
     parser.add_argument(
         "--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at once (default: the cores, 4 at most)"
     )
@@ -361,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not (args.answers and args.prompts and args.out):
         parser.error("--answers, --prompts and --out are needed")
-    _same_setting(args, place)
+    check_setting(args, place)
     prepare(args, directory, place)
     records = run_all(args, directory)
     report(args, records)
@@ -369,16 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _same_setting(args: argparse.Namespace, place: Place) -> None:
-    """Raises InputError where `--work` holds runs of another setting."""
-    kept, now = place.root / "setting.json", {name: getattr(args, name) for name in _SETTING}
-    if kept.exists() and (before := json.loads(kept.read_text(encoding="utf-8"))) != now:
-        changed = [f"{name} {before.get(name)}, not {now[name]}" for name in now if before.get(name) != now[name]]
-        raise InputError(f"{place.root} holds runs with {'; '.join(changed)}: give another --work")
-    write_whole(kept, json.dumps(now))
-
-
-_SETTING = ("tokens", "limit", "max_tokens", "draft_vocab_size")
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}, {remaining} to go]"
 
 

@@ -57,7 +57,7 @@ def trace(meaning: Meaning, facts: TargetFacts) -> Trace:
     """Draft `STEPS` tokens after `_ROWS` rows of made-up features. A feature depends on its boundary, not on its place."""
     config = meaning.config
     drafter = Drafter(config, meaning.target_ids, _Streamed(meaning, facts))
-    attend = _Attention()
+    attend = _Attention(config.sliding_window)
     rows = torch.arange(_ROWS)
     tokens_L = (rows * 7919 + 11) % config.vocab_size
     features = [
@@ -84,9 +84,10 @@ def trace(meaning: Meaning, facts: TargetFacts) -> Trace:
 
 
 class _Attention:
-    """Causal attention over all rows so far."""
+    """Causal attention over all rows so far, or those of the window."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None) -> None:
+        self.window = window
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, /) -> Tensor:
@@ -96,6 +97,8 @@ class _Attention:
         self.seen[layer] = (k_BLKD, v_BLKD)
         rows, total = q_BLAD.shape[1], k_BLKD.shape[1]
         mask = torch.ones(rows, total, dtype=torch.bool).tril(total - rows)
+        if self.window is not None:
+            mask &= mask.new_ones(rows, total).triu(total - rows - self.window + 1)
         q, k, v = (x.transpose(1, 2) for x in (q_BLAD, k_BLKD, v_BLKD))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 

@@ -141,6 +141,7 @@ def read(
         pre_fc_norm=_pre_norm(parts, top, nested),
         norm_output=_feedback(known.rules, parts, top),
         qk_norm="layers.0.self_attn.q_norm.weight" in tensors,
+        sliding_window=_window(layer, layers),
         fc_bias="fusion.fc.bias" in tensors,
         attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
         mlp_bias="layers.0.mlp.gate_proj.bias" in tensors,
@@ -229,6 +230,19 @@ def _activation(layer: _Keys) -> str:
             f"{layer.where}/config.json: hidden_act {value!r:.80} is not supported; known are {', '.join(ACTIVATIONS)}"
         )
     return value
+
+
+def _window(layer: _Keys, layers: int) -> int | None:
+    """The window of sliding layers. Transformers' Llama has a window only where `layer_types` says so. Raises CheckError
+    where some layers slide and others do not."""
+    kinds = layer.config.get("layer_types")
+    if not isinstance(kinds, list) or "sliding_attention" not in kinds[:layers]:
+        return None
+    if set(kinds[:layers]) != {"sliding_attention"} or len(kinds) < layers:
+        raise CheckError(
+            f"{layer.where}/config.json: layer_types {kinds!r:.80}: layers of one kind alone are supported"
+        )
+    return layer.count("sliding_window")
 
 
 def _rope(parts: Parts, config: Json) -> RopeConfig:

@@ -73,6 +73,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="feed the post-norm state back (default: the paper's, before the norm)",
     )
     parser.add_argument(
+        "--sliding-window",
+        type=int,
+        metavar="N",
+        help="tokens that the drafter looks back on, its own among them (default: all); SGLang serves without a window",
+    )
+    parser.add_argument(
         "--cache-features",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -103,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         init=args.init,
         aux_layers=tuple(args.aux_layers) if args.aux_layers else None,
         norm_output=args.norm_output,
+        sliding_window=args.sliding_window,
         draft_vocab_size=args.draft_vocab_size,
         max_length=args.max_length,
         max_prompt=args.max_prompt,

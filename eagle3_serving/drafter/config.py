@@ -42,6 +42,8 @@ class DrafterConfig:
     norm_output: bool = False
     # RMSNorm on every query and key head (the Qwen3 family)
     qk_norm: bool = False
+    # positions that a draft row looks back on, its own among them (speculators trains with 2048); None: all
+    sliding_window: int | None = None
     fc_bias: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False

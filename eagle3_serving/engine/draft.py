@@ -87,6 +87,7 @@ class DraftSession:
         plan = plan_rows(0, self.committed[:batch], counts, self.device)
         skipped = [position - rows for position, rows in zip(self.position, self.committed, strict=True)]
         positions_T = plan.place_T + torch.tensor(skipped, device=self.device)[plan.slot_T]
+        plan.look_back(self.drafter.config.sliding_window, plan.place_T)
         hidden_BTH = self.drafter.fuse(aux_TF[None])
         step = self.drafter.step(tokens_T[None], hidden_BTH, positions_T[None], self._attend(plan))
         ended = [slot for slot, count in enumerate(counts) if count]
@@ -111,6 +112,9 @@ class DraftSession:
         batch, width = draft_ids_BK.shape
         plan, position_B = self.stand(batch, width, mask_BKT)
         position_B = position_B + depth - 1
+        if self.drafter.config.sliding_window is not None:
+            committed_B = torch.tensor(self.committed[:batch], device=self.device)
+            plan.look_back(self.drafter.config.sliding_window, (committed_B + depth - 1)[plan.slot_T])
         tokens_BK = self.drafter.vocabulary.to_target(draft_ids_BK)
         step = self.drafter.step(
             tokens_BK.flatten()[None], hidden_BKH.flatten(0, 1)[None], position_B[plan.slot_T][None], self._attend(plan)

@@ -55,6 +55,16 @@ class RowPlan:
         x = x_BRX.flatten(0, 1)
         return x if self.pad_BR is None else x[self.flat_T]
 
+    def look_back(self, window: int | None, stand_T: Tensor) -> None:
+        """From now on a row that stands at place `stand_T` of its text sees `window` places, its own among them; None:
+        all. What a draft has added to the cache stands past its text, and is never out of sight."""
+        if window is None or self.length <= window:
+            return
+        stand_BR = self.padded(stand_T - window)
+        near_BRS = torch.arange(self.length, device=stand_T.device) > stand_BR[..., None]
+        self.mask_BRS = near_BRS if self.mask_BRS is None else self.mask_BRS & near_BRS
+        self._bias.clear()
+
     def bias(self, dtype: torch.dtype, groups: int) -> Tensor | None:
         """The mask as an additive one [B, 1, G * R, S], made once a pass."""
         if self.mask_BRS is None:

@@ -88,8 +88,10 @@ def _round(
         said = {id(side): _timed(engine, piece, side, batch) for side in order}
         (alone, alone_s), (drafted, drafted_s) = said[id(plain)], said[id(drafting)]
         result.add([a.token_ids for a in alone], alone_s, [d.token_ids for d in drafted], drafted_s)
-        for generation in drafted:
+        for prompt, generation in zip(piece, drafted, strict=True):
             result.counters += counters(generation)
+            if drafting.mode in ("chain", "tree"):  # there every pass after the prefill verifies
+                result.place(len(prompt) + 1, generation.accepted)
         bar.update(len(piece))
         bar.set_postfix(accepted_length=f"{result.counters.accepted_length:.2f}")
     return result

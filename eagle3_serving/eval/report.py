@@ -24,6 +24,8 @@ class Figures:
 
     `accepted_length`: tokens a target pass yields, the bonus token included (plain decoding: 1).
     `acceptance_by_position`: of all drafts, the share whose token at that position was accepted.
+    `accepted_length_by_text`: that of verify passes by where in the text they stood, prompt included, a stretch each;
+    empty where an engine does not tell.
     `speedup`: median over the rounds of speculative over plain tokens a second.
     `identical`: every token id equals plain decoding's; None where that cannot be asserted (T > 0, not fp32).
     """
@@ -32,6 +34,7 @@ class Figures:
     identical: bool | None
     accepted_length: float
     acceptance_by_position: tuple[float, ...]
+    accepted_length_by_text: dict[int, float]
     speedup: float
     tokens_per_second: Rate
     plain_tokens_per_second: Rate
@@ -44,6 +47,7 @@ class Figures:
             "tokens_per_second": round(self.tokens_per_second.median, 2),
             "plain_tokens_per_second": round(self.plain_tokens_per_second.median, 2),
             "acceptance_by_position": [round(rate, 4) for rate in self.acceptance_by_position],
+            "accepted_length_by_text": {str(at): round(n, 3) for at, n in self.accepted_length_by_text.items()},
             "prompts": self.prompts,
             "tokens_per_second_range": self.tokens_per_second.to_json(),
             "plain_tokens_per_second_range": self.plain_tokens_per_second.to_json(),
@@ -95,6 +99,10 @@ def print_report(report: EvalReport, console: Console) -> None:
     rates = "  ".join(f"{i}: {rate:.0%}" for i, rate in enumerate(report.overall.acceptance_by_position, 1))
     if rates:
         console.print(f"accepted by draft position  {rates}")
+    stretches = report.overall.accepted_length_by_text
+    if len(stretches) > 1:
+        lengths = "  ".join(f"from {at}: {length:.2f}" for at, length in stretches.items())
+        console.print(f"accepted length by token of the text  {lengths}")
 
 
 def _cells(figures: Figures) -> list[str]:

@@ -26,13 +26,14 @@ def write_card(directory: Path, job: "TrainJob", run: "TrainedRun", measured: Me
 def _head(job: "TrainJob", run: "TrainedRun") -> str:
     config, target = run.drafter.config, job.target.resolve().name
     heads = f"{config.num_attention_heads} heads over {config.num_key_value_heads}"
+    sight = "" if config.sliding_window is None else f"a window of {config.sliding_window} tokens, "
     return (
         f"# EAGLE-3 drafter for {target}\n\n"
         f"- **Target**: {target}, {run.target.num_layers} layers. It reads the boundaries "
         f"{', '.join(map(str, config.aux_layers))}.\n"
         f"- **Shape**: one layer, hidden {config.hidden_size}, {heads}, draft vocabulary {config.draft_vocab_size} of "
-        f"{config.vocab_size}, {'post' if config.norm_output else 'pre'}-norm feedback, bf16. The embedding is the "
-        "target's own and is not in the file."
+        f"{config.vocab_size}, {'post' if config.norm_output else 'pre'}-norm feedback, {sight}bf16. "
+        "The embedding is the target's own and is not in the file."
     )
 
 

@@ -35,7 +35,7 @@ class TrainJob:
 
     `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `aux_layers`:
     the boundaries that a new drafter reads (default: low, middle, high). `norm_output`: it feeds its post-norm state
-    back. `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
+    back; `sliding_window`: tokens that it looks back on (default: all). `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
     each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the
     target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
     which runs may share; `watched` boundaries are kept there (default: those read).
@@ -50,6 +50,7 @@ class TrainJob:
     draft_vocab_size: int = 4096
     aux_layers: tuple[int, ...] | None = None
     norm_output: bool = False
+    sliding_window: int | None = None
     max_length: int = 640
     max_prompt: int = 400
     held_out: int = 60
@@ -122,6 +123,10 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
         raise InputError("nothing to train on: give --prompts, --answers or both")
     if not (job.target / "config.json").is_file():
         raise InputError(f"no config.json in the target directory {job.target}; eagle3 fetch-target makes one")
+    if job.sliding_window is not None and job.sliding_window < job.options.ttt_steps:
+        raise InputError(
+            f"--sliding-window is {job.sliding_window}: a draft of --ttt-steps would not see its own start"
+        )
     job.out.mkdir(parents=True, exist_ok=True)
     files = list(job.answers)
     ranks = Ranks.here(torch.device(job.device))
@@ -202,6 +207,7 @@ def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> tuple[
             target_hidden_size=config.hidden_size,
             aux_layers=job.aux_layers or default_aux_layers(config.num_hidden_layers),
             norm_output=job.norm_output,
+            sliding_window=job.sliding_window,
             rms_norm_eps=config.rms_norm_eps,
             max_position_embeddings=config.max_position_embeddings,
             hidden_act="silu",  # engines know no other in a drafter, whatever the target has

@@ -27,6 +27,7 @@ from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.ttt import TTTLoss, ttt_loss
 
 _MAY_CHANGE = ("tokens", "save_every", "log_every", "patience")  # how long and how often, not what
+_SHAPE = ("draft_vocab_size", "aux_layers", "norm_output", "sliding_window")
 _MOST_SKIPPED = 20  # steps in a row without finite gradients
 _COUNTED = ("skipped", "skipped_in_a_row", "best_accepted", "saves_since_best")
 
@@ -319,13 +320,20 @@ class Trainer:
         config = self.drafter.config
         # the number of ranks is part of it: each takes its own batches
         shape: dict[str, Any] = {"ranks": self.ranks.size}
-        shape |= {name: getattr(config, name) for name in ("draft_vocab_size", "aux_layers", "norm_output")}
+        shape |= {name: getattr(config, name) for name in _SHAPE}
         return {**options, **shape, "batches": len(self.batches)}
 
     def _check_recipe(self, before: dict[str, Any]) -> None:
         now = self.recipe()
         # what an older state does not know of was not chosen then
-        before = {**asdict(TrainOptions()), "aux_layers": now["aux_layers"], "norm_output": False, "ranks": 1, **before}
+        before = {
+            **asdict(TrainOptions()),
+            "aux_layers": now["aux_layers"],
+            "norm_output": False,
+            "sliding_window": None,
+            "ranks": 1,
+            **before,
+        }
         before = {name: value for name, value in before.items() if name not in _MAY_CHANGE}
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):

@@ -39,9 +39,10 @@ class UnrolledAttention:
     earlier step s = 1..n, the one row of its own chain, at r - (n - s). No L x L x steps mask is ever built.
     """
 
-    def __init__(self, k_BLKD: Tensor, v_BLKD: Tensor, positions_BR: Tensor) -> None:
+    def __init__(self, k_BLKD: Tensor, v_BLKD: Tensor, positions_BR: Tensor, window: int | None = None) -> None:
+        """`window`: positions that a row looks back on, its own among them; None: all."""
         self.k_BKLD, self.v_BKLD = k_BLKD.transpose(1, 2), v_BLKD.transpose(1, 2)
-        self.positions_BR = positions_BR
+        self.positions_BR, self.window = positions_BR, window
         self.columns_L = torch.arange(k_BLKD.shape[1], device=k_BLKD.device)
         self.chain: list[tuple[Tensor, Tensor]] = []
         self.step = 0
@@ -55,6 +56,8 @@ class UnrolledAttention:
         shape = q_BKGRD.shape
         scores = torch.unflatten(q_BKGRD.flatten(2, 3) @ self.k_BKLD.transpose(-1, -2), 2, (groups, shape[3]))
         visible_BRL = self.columns_L <= (self.positions_BR - self.step)[..., None]
+        if self.window is not None:
+            visible_BRL &= self.columns_L > (self.positions_BR - self.window)[..., None]
         columns = [scores.masked_fill(~visible_BRL[:, None, None], -torch.inf)]
         shifted = [
             (_shift(k, len(self.chain) - 1 - s), _shift(v, len(self.chain) - 1 - s))
@@ -99,7 +102,7 @@ def unroll(drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int
     k_BLKD, v_BLKD = drafter.first_layer.keys_values(drafter.embed_tokens(next_BL), fused_BLH, all_BL)
     tokens_BR = next_BL.gather(1, positions_BR)
     hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
-    attend = UnrolledAttention(k_BLKD, v_BLKD, positions_BR)
+    attend = UnrolledAttention(k_BLKD, v_BLKD, positions_BR, drafter.config.sliding_window)
     for step in range(steps):
         out = drafter.step(tokens_BR, hidden_BRH, positions_BR, attend)
         mask_BR = counted_BR & (offsets_R >= step)

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +14,20 @@ from benchmarks import train_findings as findings
 from benchmarks.common import write_json
 from benchmarks.train_findings import VARIANTS, Place, main, options_of, plan, run_one
 from benchmarks.train_findings_report import plot, summary
-from eagle3_serving.engine import EmbeddedEngine
 from eagle3_serving.errors import CheckError, InputError
-from eagle3_serving.train.replies import greedy_answers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
-from tiny import VOCAB, tiny_target
+from tiny import VOCAB
+
+MakeWork = Callable[[Path, int, int], argparse.Namespace]
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target of eight layers on disk."""
-    folder = tmp_path_factory.mktemp("target")
-    tiny_target(1, layers=8).model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def args(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
+def args(directory: Path, make_work: MakeWork, tmp_path_factory: pytest.TempPathFactory) -> argparse.Namespace:
     """A prepared `--work`: held-out answers are there, so that no tokenizer is asked."""
-    work = tmp_path_factory.mktemp("findings")
-    rng = random.Random(0)
-    prompts = [[rng.randrange(VOCAB) for _ in range(5)] for _ in range(70)]
-    answers = greedy_answers(EmbeddedEngine(tiny_target(1, layers=8)), prompts, 24, 16, progress=False)
-    lines = [findings._line(answer) for answer in answers]
-    (work / "all.jsonl").write_text("".join(lines[:60]))
-    held_out = {"one": lines[60:65], "other": lines[65:]}
-    (work / "held-out.json").write_text(
-        json.dumps({name: list(map(json.loads, kept)) for name, kept in held_out.items()})
-    )
-    made = argparse.Namespace(work=work, answers=[work / "all.jsonl"], prompts=[], tokens=600, draft_vocab_size=VOCAB)
-    made.limit, made.max_tokens, made.seeds, made.only, made.out = 5, 24, 2, ["ablation"], work / "table.json"
-    findings.prepare(made, directory, Place(work))
+    made = make_work(tmp_path_factory.mktemp("findings"), 60, 600)
+    made.seeds, made.only, made.out = 2, ["ablation"], made.work / "table.json"
+    findings.prepare(made, directory, Place(made.work))
     return made
 
 

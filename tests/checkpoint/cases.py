@@ -128,5 +128,6 @@ CASES: dict[str, Case] = {
         drafters.as_vllm, known(21, own_embedding=True, target_hidden_size=48), ALL, "vllm"
     ),
     "fc bias": Case(drafters.as_modelopt, known(22, fc_bias=True), frozenset({"sglang"}), "modelopt"),
+    "sliding window": Case(drafters.as_speculators, known(24, sliding_window=256), ALL, "speculators"),
     "head size of its own": Case(drafters.as_vllm, known(23, head_dim=16), NOT_EAGLE, "vllm"),
 }

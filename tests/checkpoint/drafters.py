@@ -163,6 +163,9 @@ def as_speculators(folder: Path, drafter: Known) -> Path:
     c = drafter.config
     layer = {**plain_config(c), "attention_bias": c.attention_bias, "num_aux_hidden_states": c.num_aux}
     layer["model_type"] = "qwen3" if c.qk_norm else "llama"
+    if c.sliding_window is not None:  # its trainer's default since 0.9
+        layer |= {"sliding_window": c.sliding_window, "use_sliding_window": True}
+        layer["layer_types"] = ["sliding_attention"] * c.num_layers
     config = {
         "architectures": ["Eagle3Speculator"],
         "speculators_model_type": "eagle3",

@@ -66,6 +66,22 @@ def test_an_embedding_unlike_the_targets(tmp_path: Path) -> None:
     assert breaking(check(own, engine="sglang", target=target), "embed_tokens.weight", "sglang")
 
 
+def test_a_window_is_told_of_where_an_engine_looks_further(tmp_path: Path) -> None:
+    drafter = drafters.as_speculators(tmp_path / "s", known(sliding_window=256))
+    convert(drafter, tmp_path / "u", to="universal", num_target_layers=drafters.N)
+    found = check(tmp_path / "u", num_target_layers=drafters.N)
+    assert [(f.engine, f.severity, f.breaks) for f in found if f.where == "sliding_window"] == [
+        ("sglang", "warning", False)
+    ]
+
+
+def test_layers_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    drafter = drafters.as_vllm(tmp_path / "v", known(num_layers=3))
+    drafters.edit(drafter, layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=4)
+    (finding,) = check(drafter, num_target_layers=drafters.N)
+    assert finding.breaks and "layers of one kind alone" in finding.what
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "engine"),
     [

@@ -62,7 +62,16 @@ def test_what_is_loaded_is_what_was_made(name: str, tmp_path: Path) -> None:
         num_target_layers=drafters.N,
     )
     assert drafter.config.aux_layers == case.drafter.config.aux_layers
-    for field in ("norm_before_residual", "norm_output", "pre_fc_norm", "qk_norm", "num_layers", "rope", "fc_bias"):
+    for field in (
+        "norm_before_residual",
+        "norm_output",
+        "pre_fc_norm",
+        "qk_norm",
+        "num_layers",
+        "rope",
+        "fc_bias",
+        "sliding_window",
+    ):
         assert getattr(drafter.config, field) == getattr(case.drafter.config, field), field
     expected = dict(case.drafter.tensors)
     if name == "no head":

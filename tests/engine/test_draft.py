@@ -1,20 +1,27 @@
 """The drafter's cached, tree-masked steps equal running every path alone from the start, without a cache."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from tiny import VOCAB, tiny_drafter, tiny_target
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3_serving.drafter import Drafter
+from eagle3_serving.drafter import Attend, Drafter
 from eagle3_serving.engine import DraftSession
 from eagle3_serving.engine.rows import plan_rows
 from eagle3_serving.tree import Candidates, select, top_children, tree_layout
 
 
-def causal(layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor) -> Tensor:
-    groups = q_BLAD.shape[2] // k_BLKD.shape[2]
-    k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k_BLKD, v_BLKD))
-    return F.scaled_dot_product_attention(q_BLAD.transpose(1, 2), k, v, is_causal=True).transpose(1, 2)
+def causal(window: int | None) -> Attend:
+    def attend(layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, /) -> Tensor:
+        groups, rows = q_BLAD.shape[2] // k_BLKD.shape[2], q_BLAD.shape[1]
+        k, v = (x.repeat_interleave(groups, dim=2).transpose(1, 2) for x in (k_BLKD, v_BLKD))
+        seen = torch.ones(rows, rows, dtype=torch.bool).tril().triu(1 - (window or rows))
+        return F.scaled_dot_product_attention(q_BLAD.transpose(1, 2), k, v, attn_mask=seen).transpose(1, 2)
+
+    return attend
 
 
 def path_log_prob(drafter: Drafter, aux_BLF: Tensor, next_BL: Tensor, path: list[int]) -> float:
@@ -22,7 +29,7 @@ def path_log_prob(drafter: Drafter, aux_BLF: Tensor, next_BL: Tensor, path: list
     hidden, tokens, total = drafter.fuse(aux_BLF), next_BL, 0.0
     for token in path:
         positions = torch.arange(tokens.shape[1])[None]
-        step = drafter.step(tokens, hidden, positions, causal)
+        step = drafter.step(tokens, hidden, positions, causal(drafter.config.sliding_window))
         total += float(drafter.logits(step.hidden_BLH)[0, -1].log_softmax(-1)[token])
         hidden = torch.cat([hidden, step.feedback_BLH[:, -1:]], dim=1)
         tokens = torch.cat([tokens, torch.tensor([[token]])], dim=1)
@@ -35,8 +42,10 @@ def draft_of(session: DraftSession, batch: int, depth: int, top_k: int) -> Candi
     ).candidates
 
 
-def test_tree_scores_equal_path_by_path_recomputation_in_a_ragged_batch() -> None:
+@pytest.mark.parametrize("window", [None, 5])
+def test_tree_scores_equal_path_by_path_recomputation_in_a_ragged_batch(window: int | None) -> None:
     drafter = tiny_drafter(0)
+    drafter.config = replace(drafter.config, sliding_window=window)
     draws = torch.Generator().manual_seed(0)
     lengths = (11, 4, 7)
     aux = [torch.randn(n, 48, generator=draws) for n in lengths]

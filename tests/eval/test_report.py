@@ -66,6 +66,15 @@ def test_a_round_sees_a_differing_token() -> None:
     assert (current.plain_tokens, current.tokens) == (4, 4)
 
 
+def test_accepted_length_is_told_by_stretch_of_text() -> None:
+    short, long = (a_round(1.0, 1.0, SpecCounters(3, 9, 3, (2, 1))) for _ in range(2))
+    short.place(250, (3, 1, 0))  # passes behind 250, 254 and 256 tokens
+    long.place(300, (0, 2))
+    report = summarise(replace(OPTIONS, engine="embedded", mode="tree"), {"a": 1}, {"a": [short, long]})
+    assert report.overall.accepted_length_by_text == {0: 3.0, 256: 1 + 2 / 3}
+    assert report.to_json()["accepted_length_by_text"] == {"0": 3.0, "256": 1.667}
+
+
 def test_nothing_drafted_is_one_token_a_pass() -> None:
     assert SpecCounters().accepted_length == 1.0
 

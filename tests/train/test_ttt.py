@@ -44,7 +44,15 @@ def make_batch(**changes: Any) -> tuple[Drafter, FeatureBatch]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"norm_output": True}, {"qk_norm": True}, {"norm_before_residual": True}, {"attention_bias": True}]
+    "changes",
+    [
+        {},
+        {"norm_output": True},
+        {"qk_norm": True},
+        {"norm_before_residual": True},
+        {"attention_bias": True},
+        {"sliding_window": 4},
+    ],
 )
 def test_an_unrolled_step_is_a_drafted_step(changes: dict[str, Any]) -> None:
     drafter, batch = make_batch(**changes)
@@ -52,7 +60,7 @@ def test_an_unrolled_step_is_a_drafted_step(changes: dict[str, Any]) -> None:
     positions = (batch.start_B[:, None] + torch.arange(8)).clamp(max=10)
     next_tokens = batch.tokens_BL[:, 1:]
     keys_values = drafter.keys_values(next_tokens, fused, torch.arange(11).expand_as(next_tokens))
-    attend = UnrolledAttention(*keys_values, positions)
+    attend = UnrolledAttention(*keys_values, positions, drafter.config.sliding_window)
     tokens = batch.tokens_BL[:, 1:].gather(1, positions)
     hidden = fused.gather(1, positions[..., None].expand(-1, -1, 16))
     unrolled = []
@@ -74,7 +82,8 @@ def chained(drafter: Drafter, fused_LH: Tensor, next_L: Tensor, row: int, steps:
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys.append(k[0])
         values.append(v[0])
-        all_k, all_v = torch.cat(keys), torch.cat(values)
+        window = drafter.config.sliding_window or len(keys)
+        all_k, all_v = torch.cat(keys[-window:]), torch.cat(values[-window:])
         out = torch.nn.functional.scaled_dot_product_attention(
             q.transpose(1, 2), all_k.transpose(0, 1)[None], all_v.transpose(0, 1)[None], enable_gqa=True
         )

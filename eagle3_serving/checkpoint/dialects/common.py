@@ -29,6 +29,7 @@ def layer_keys(config: DrafterConfig, dtype: str) -> Json:
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_position_embeddings,
         **rope.encode(config.rope),
+        **_window_keys(config),
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
         "vocab_size": config.vocab_size,
@@ -36,6 +37,13 @@ def layer_keys(config: DrafterConfig, dtype: str) -> Json:
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+
+
+def _window_keys(config: DrafterConfig) -> Json:
+    if config.sliding_window is None:
+        return {}
+    kinds = ["sliding_attention"] * config.num_layers
+    return {"sliding_window": config.sliding_window, "use_sliding_window": True, "layer_types": kinds}
 
 
 def drafter_keys(config: DrafterConfig) -> Json:

@@ -32,6 +32,7 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         norm_output=False,
         pre_fc_norm="none",
         qk_norm=False,
+        sliding_window=None,
         fc_bias=False,
         attention_bias=False,
         mlp_bias=False,

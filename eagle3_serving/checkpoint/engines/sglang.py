@@ -42,6 +42,7 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         else "none",
         norm_output=bool(keys.get("norm_output", False)),
         qk_norm=False,
+        sliding_window=None,
         fc_bias=bias,
         attention_bias=False,
         mlp_bias=False,
