@@ -1,6 +1,6 @@
 """speculators' own trainer where there is no GPU: run by `benchmarks/train_public.py` in an environment that has speculators.
 
-    PYTHON benchmarks/speculators_cpu.py DATA SEED -- ARGUMENTS OF speculators train
+    PYTHON benchmarks/speculators_cpu.py DATA -- ARGUMENTS OF speculators train
 
 DATA holds `answers.jsonl` (`input_ids`, `loss_mask`) and `hidden_states/hs_N.safetensors`. Its trainer names a CUDA device
 in three places; they are told the CPU, and nothing else is changed. The last line printed is JSON: seconds of the training.

@@ -3,7 +3,7 @@
     python -m benchmarks.train_public --speculators PYTHON --answers ANSWERS... --prompts EVAL --work runs/findings \\
         --out benchmarks/results/train-public.json
 
-PYTHON: of an environment with speculators 0.9 (`pip install speculators "datasets<5"`). Both see every answer once, read
+PYTHON: of an environment with speculators 0.9 (`pip install speculators`). Both see every answer once, read
 features that stand on disk, unroll 3 steps (speculators' default) and draft over the same vocabulary; everything else is
 each one's default. `speculators` trains with Muon, its default; `speculators-adamw` with AdamW. Its checkpoint is read as it
 stands. Seconds are those of the training with its start and saving, on all cores, one run at a time; the passes of
@@ -86,13 +86,13 @@ def theirs(args: argparse.Namespace, directory: Path, out: Path, name: str, seed
         args.speculators,
         Path(__file__).with_name("speculators_cpu.py"),
         args.work / "public",
-        seed,
         "--",
     ]
     command += ["--verifier-name-or-path", directory.resolve(), "--speculator-type", "eagle3", "--seed", seed]
     command += ["--save-path", out / "checkpoints", "--epochs", 1, "--total-seq-len", ROWS, "--ttt-steps", TTT_STEPS]
     command += ["--draft-vocab-size", args.draft_vocab_size, "--draft-attn-impl", "eager", "--train-data-ratio", 0.995]
     command += ["--on-missing", "raise", "--num-workers", 0, "--log-freq", 1_000_000, "--log-dir", out / "logs"]
+    command += ["--loss-implementation", "eager"]  # the fused one is a CUDA kernel
     log = out / "speculators.log"
     ended = subprocess.run([*map(str, command), *THEIRS[name]], capture_output=True, text=True, check=False)
     write_whole(log, ended.stdout + ended.stderr)
@@ -170,11 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept = place.root / "public-runs" / f"{name}-{seed}" / "result.json"
             if not kept.exists():
                 own = [str(a) for a in sys.argv[1:]] if arguments is None else list(arguments)
-                subprocess.run(
+                ended = subprocess.run(
                     [sys.executable, "-m", "benchmarks.train_public", *own, "--run", name, str(seed)],
-                    check=True,
+                    check=False,
                     env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)},
                 )
+                if ended.returncode:
+                    raise CheckError(f"{name} of seed {seed} failed; the same command goes on")
             records.append(json.loads(kept.read_text(encoding="utf-8")))
             write_json(args.out, {"cores": os.cpu_count(), "runs": records})
     show(records)
