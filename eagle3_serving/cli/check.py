@@ -69,5 +69,6 @@ def run(args: argparse.Namespace) -> int:
     if found:
         console.print(table)
     whose = args.engine or "vLLM and SGLang"
-    console.print(f"{args.drafter}: " + (f"right for {whose}" if ok else f"not right for {whose}"), markup=False)
+    verdict = f"right for {whose}" if ok else f"not right for {whose}"
+    console.print(f"{args.drafter}: {verdict}", markup=False, soft_wrap=True)
     return 0 if ok else 1
