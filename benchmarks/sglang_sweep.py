@@ -33,9 +33,10 @@ TREES = "0;1,4,3;3,4,6;5,4,12"
 
 
 def server_options(name: str, common: SglangOptions, profile: Path) -> SglangOptions:
-    """`plain`, `auto`, `own:S:K:N` or `S:K:N` for a fixed tree of SGLang's or ours, `own-adaptive`."""
-    if name == "plain":
-        return replace(common, drafter=None)
+    """`plain`, `plain-serial` (steps that do not overlap, as those of speculation on a CPU), `auto`, `own:S:K:N` or
+    `S:K:N` for a fixed tree of SGLang's or ours, `own-adaptive`."""
+    if name.startswith("plain"):
+        return replace(common, drafter=None, extra=("--disable-overlap-schedule",) if name == "plain-serial" else ())
     if name == "auto":
         return replace(common, trees=TREES, profile=profile)
     if name == "own-adaptive":

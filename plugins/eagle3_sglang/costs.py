@@ -12,7 +12,7 @@ from eagle3_serving.tree.budget import Curve
 
 KEPT = 9  # steps whose median counts
 PROVEN = 4  # steps after which a cost is known
-BETTER = 0.8  # of the median: two such steps in a row, and what was measured before was another machine's
+BETTER = 0.9  # of the median: two such steps in a row, and what was measured before was another moment's
 
 
 def bucket(batch: int) -> int:

@@ -1,4 +1,5 @@
-"""For tests only: two of vLLM's Triton kernels that trip up the interpreter, in PyTorch. Both serve plain decoding too."""
+"""For tests only: vLLM's Triton kernels that trip up the interpreter, in PyTorch, and one that it is slow with, launched
+in fewer programs. All serve plain decoding too."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +26,29 @@ class _GrammarBitmask:
         logits[row[active].long()] = logits[row[active].long()].masked_fill(~allowed[active], -torch.inf)
 
 
+class _WholeRow:
+    """vLLM's own kernel of Gumbel noise with one block for a row in place of 48: each program costs the interpreter
+    milliseconds. The noise goes by token id, so that the tokens are the same."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+        rows, blocks = grid
+
+        def launch(argmax: Tensor, stride: int, largest: Tensor, *rest: Any, BLOCK_SIZE: int, **meta: Any) -> None:
+            largest.fill_(-torch.inf)  # the blocks that no longer run
+            block = 1 << (blocks * BLOCK_SIZE - 1).bit_length()
+            self.kernel[rows, 1](argmax, stride, largest, *rest, BLOCK_SIZE=block, **meta)
+
+        return launch
+
+
 def stand_in() -> None:
     from vllm.v1.sample.ops import topk_topp_sampler
     from vllm.v1.worker.gpu import structured_outputs
+    from vllm.v1.worker.gpu.sample import gumbel
 
     topk_topp_sampler.HAS_TRITON = False  # vLLM has top-k and top-p in PyTorch itself
     structured_outputs._apply_grammar_bitmask_kernel = _GrammarBitmask()
+    gumbel._gumbel_sample_kernel = _WholeRow(gumbel._gumbel_sample_kernel)
