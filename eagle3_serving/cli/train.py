@@ -84,6 +84,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default=True,
         help="keep the target's features on disk, in OUT/features or --features",
     )
+    parser.add_argument(
+        "--shard-target",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="under torchrun each process keeps a share of the target (FSDP2), for one that no GPU holds alone; features "
+        "are then not kept, and the drafter is not measured in the end",
+    )
     parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept; runs may share it")
     for option in fields(TrainOptions):
         default = getattr(defaults.options, option.name)
@@ -123,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
         eval_limit=args.eval_limit,
         eval_tokens=args.eval_tokens,
         calibrate=args.calibrate,
+        shard_target=args.shard_target,
         options=options,
     )
     made = train(job, shlex.join(["eagle3", *map(_told, sys.argv[1:])]))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from eagle3_serving.engine.attention import use_row_attention
 from eagle3_serving.engine.rows import KVPool, RowPlan
@@ -52,8 +53,12 @@ class Target:
         self._aux_layers: tuple[int, ...] = ()
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Target":
-        """The model in a local directory; nothing is fetched. Raises InputError where it cannot be read."""
+    def load(
+        cls, directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", sharded: bool = False
+    ) -> "Target":
+        """The model in a local directory; nothing is fetched. `sharded`: every process of the group keeps a share of each
+        decoder layer and gathers one at a time (FSDP2), so that all must make every pass. Raises InputError where it
+        cannot be read."""
         from transformers import AutoModelForCausalLM
 
         if not (directory / "config.json").is_file():
@@ -62,6 +67,9 @@ class Target:
             model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{directory} cannot be loaded as a causal LM: {str(error).splitlines()[0]}") from None
+        if sharded:
+            for layer in getattr(getattr(model, "model", None), "layers", ()):
+                fully_shard(layer, reshard_after_forward=True)
         return cls(model.to(device), str(directory))
 
     @property

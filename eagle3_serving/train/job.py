@@ -38,7 +38,9 @@ class TrainJob:
     back; `sliding_window`: tokens that it looks back on (default: all). `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
     each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the
     target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
-    which runs may share; `watched` boundaries are kept there (default: those read).
+    which runs may share; `watched` boundaries are kept there (default: those read). `shard_target`: under torchrun each
+    process keeps a share of the target, for one that no GPU holds alone; features are then not cached, nor the drafter
+    measured in the end.
     """
 
     target: Path
@@ -64,6 +66,7 @@ class TrainJob:
     eval_limit: int = 8
     eval_tokens: int = 64
     calibrate: bool = False
+    shard_target: bool = False
     options: TrainOptions = field(default_factory=TrainOptions)
 
 
@@ -105,7 +108,9 @@ def train(job: TrainJob, command: str = "") -> TrainedDrafter:
     plot_training(job.out / "log.jsonl", job.out / "training.png")
     right = check_drafter(directory, job.target, lambda line: print(line, flush=True))
     measured = None
-    if run.complete:
+    if run.complete and job.shard_target:
+        print(f"not measured, since the target is in shares: eagle3 eval --drafter {directory} does it", flush=True)
+    elif run.complete:
         if job.calibrate and (rest := run.held_out[job.eval_limit :]):
             calibrate_on(run.target, directory, rest, 2 * job.eval_tokens)
         prompts = (
@@ -130,6 +135,8 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     job.out.mkdir(parents=True, exist_ok=True)
     files = list(job.answers)
     ranks = Ranks.here(torch.device(job.device))
+    if job.shard_target and ranks.size == 1:
+        raise InputError("--shard-target shares the target among processes: start several with torchrun")
     if job.prompts:
         files.append(job.out / "answers.jsonl")
         if ranks.first:
@@ -149,7 +156,9 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
         )
 
     torch.manual_seed(job.options.seed)
-    target = target or Target.load(job.target, device=job.device)
+    # half the size where its products are of that precision anyway
+    dtype = torch.bfloat16 if job.shard_target and job.options.bf16 else torch.float32
+    target = target or Target.load(job.target, dtype, job.device, job.shard_target)
     if job.init is not None:
         drafter, coverage = load_for(target, job.init), None
     else:
@@ -157,7 +166,9 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     if drafter.config.num_layers != 1:
         raise InputError(f"{job.init}: a drafter of {drafter.config.num_layers} layers; only those of one are trained")
     dialect = dialect_for(drafter)  # before hours are spent on what cannot be saved
-    directory = (job.features or job.out / "features") if job.cache_features else None
+    # what one process finds in a cache another may not, and then waits for it in the target's pass
+    cached = job.cache_features and not job.shard_target
+    directory = (job.features or job.out / "features") if cached else None
     source = FeatureSource(target, drafter.config.aux_layers, directory, watched=job.watched, bf16=job.options.bf16)
     _state_cache(source, [*answers, *held_out], job)
     trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, source)

@@ -24,7 +24,7 @@ from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weig
 from eagle3_serving.train.log import RunLog, unwritten
 from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.ranks import Ranks
-from eagle3_serving.train.ttt import TTTLoss, ttt_loss
+from eagle3_serving.train.ttt import StepFunction, TTTLoss, ttt_loss
 
 _MAY_CHANGE = ("tokens", "save_every", "log_every", "patience")  # how long and how often, not what
 _SHAPE = ("draft_vocab_size", "aux_layers", "norm_output", "sliding_window")
@@ -54,7 +54,7 @@ class Trainer:
         )
         self.closed_form = closed_form
         self.target_norm_H = norm_weight(target)
-        self.head_VH = target.model.get_output_embeddings().weight.detach()[drafter.vocabulary.target_ids]
+        self.head_VH = target.model.get_output_embeddings().weight.detach()[drafter.vocabulary.target_ids].float()
         self.softcap = getattr(target.model.config, "final_logit_softcapping", None)
         self.to_draft_V = drafter.vocabulary.to_draft()
         self.batches = make_batches(answers, options.tokens_per_batch, options.seed)
@@ -82,6 +82,12 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.average = [p.detach().clone() for p in self.parameters]
+        self.draft_step: StepFunction = drafter.step
+        if options.compile:
+            # a graph for each unrolled step, with and without gradients
+            limit = torch.compiler.config.recompile_limit
+            torch.compiler.config.recompile_limit = max(limit, 4 * options.ttt_steps)
+            self.draft_step = torch.compile(drafter.step, dynamic=True)
         self.asked_to_stop = self.stopping = False
 
     # ---- data
@@ -196,6 +202,7 @@ class Trainer:
                 o.criterion,
                 self.target_norm_H,
                 self.softcap,
+                self.draft_step,
             )
 
     def train_step(self, index: int, bar: "tqdm[Any]") -> int:

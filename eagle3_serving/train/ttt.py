@@ -1,16 +1,20 @@
 """Training-time test (paper, section 3.2): the drafter is unrolled on its own output, as it will be when it drafts."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eagle3_serving.drafter.model import Drafter
+from eagle3_serving.drafter.layers import Attend
+from eagle3_serving.drafter.model import Drafter, DraftStep
 from eagle3_serving.train.features import FeatureBatch
 from eagle3_serving.train.objectives import Criterion, feature_loss, target_state, token_loss
+
+# `Drafter.step`, or the same compiled
+StepFunction = Callable[[Tensor, Tensor, Tensor, Attend], DraftStep]
 
 
 class TTTLoss(NamedTuple):
@@ -86,8 +90,11 @@ class UnrolledStep(NamedTuple):
     mask_BR: Tensor
 
 
-def unroll(drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int) -> Iterator[UnrolledStep]:
-    """`steps` chained draft steps at every row of every answer, each fed the one before.
+def unroll(
+    drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int, draft: StepFunction | None = None
+) -> Iterator[UnrolledStep]:
+    """`steps` chained draft steps at every row of every answer, each fed the one before. `draft`: the drafter's own step
+    unless told.
 
     Of the rows in `counted_BR` those from row `step` on count, where a chain of so many steps can have begun.
     """
@@ -103,8 +110,9 @@ def unroll(drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int
     tokens_BR = next_BL.gather(1, positions_BR)
     hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
     attend = UnrolledAttention(k_BLKD, v_BLKD, positions_BR, drafter.config.sliding_window)
+    draft = draft or drafter.step
     for step in range(steps):
-        out = drafter.step(tokens_BR, hidden_BRH, positions_BR, attend)
+        out = draft(tokens_BR, hidden_BRH, positions_BR, attend)
         mask_BR = counted_BR & (offsets_R >= step)
         yield UnrolledStep(out.hidden_BLH[mask_BR], mask_BR)
         hidden_BRH = _shift(out.feedback_BLH, 1)
@@ -120,13 +128,14 @@ def ttt_loss(
     criterion: Criterion | None = None,
     target_norm_H: Tensor | None = None,
     softcap: float | None = None,
+    draft: StepFunction | None = None,
 ) -> TTTLoss:
     """The loss of `steps` chained draft steps, weighted decay**step, mean over the rows that count.
 
     Labels are the target's distribution renormalised over the draft vocabulary, `target_head_VH` being the target's
     head restricted to it; a row counts where the answer's own next token lies in the draft vocabulary. The default
     criterion is the paper's soft cross-entropy; a regression on features needs the target's final norm. `softcap`: the
-    target's logits are bent to within it.
+    target's logits are bent to within it. `draft`: see `unroll`.
     """
     criterion = criterion or Criterion()
     wanted_BR = to_draft_V[batch.next_BR]
@@ -139,7 +148,7 @@ def ttt_loss(
     total = batch.aux_BLF.new_zeros(())
     losses, accuracies, rows = [], [], []
     alive_BR, accepted = batch.taught_BR, torch.zeros_like(total)
-    for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, counted_BR, steps)):
+    for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, counted_BR, steps, draft)):
         rows.append(len(hidden_NH))
         if not rows[-1]:  # a mean over nothing would be NaN
             alive_BR = torch.zeros_like(alive_BR)

@@ -1,5 +1,6 @@
 """Training-time test must compute what drafting computes: step n of the unrolled loss = the n-th chained draft step."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +42,20 @@ def make_batch(**changes: Any) -> tuple[Drafter, FeatureBatch]:
     tokens, rows = torch.randint(0, 20, (2, 12)), torch.tensor([8, 5])
     batch = FeatureBatch(tokens, torch.randn(2, 12, 48), torch.randn(2, 8, 16), torch.tensor([3, 4]), rows)
     return drafter, batch
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_step_is_the_same_step() -> None:
+    drafter, batch = make_batch()
+    head, found = torch.randn(20, 16), []
+    for draft in (drafter.step, torch.compile(drafter.step, dynamic=True)):
+        drafter.zero_grad()
+        result = ttt_loss(drafter, batch, head, torch.arange(20), 3, 0.8, draft=draft)
+        result.loss.backward()
+        found.append((result.losses_S, [p.grad for p in drafter.parameters() if p.grad is not None]))
+    (losses_S, gradients), (compiled_S, compiled) = found
+    torch.testing.assert_close(compiled_S, losses_S)
+    torch.testing.assert_close(compiled, gradients)
 
 
 @pytest.mark.parametrize(
