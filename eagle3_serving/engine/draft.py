@@ -39,6 +39,8 @@ class DraftSession:
         1024  # rows; older ones are forgotten while nothing is drafted: that costs acceptance, never exactness
     )
 
+    few = 4  # rows a request: more than so many, and all but the last are only cached
+
     def __init__(self, drafter: Drafter, slots: int, capacity: int) -> None:
         self.drafter = drafter
         self.device = drafter.vocabulary.target_ids.device
@@ -87,11 +89,19 @@ class DraftSession:
         plan = plan_rows(0, self.committed[:batch], counts, self.device)
         skipped = [position - rows for position, rows in zip(self.position, self.committed, strict=True)]
         positions_T = plan.place_T + torch.tensor(skipped, device=self.device)[plan.slot_T]
-        plan.look_back(self.drafter.config.sliding_window, plan.place_T)
-        hidden_BTH = self.drafter.fuse(aux_TF[None])
-        step = self.drafter.step(tokens_T[None], hidden_BTH, positions_T[None], self._attend(plan))
+        hidden_TH = self.drafter.fuse(aux_TF[None])[0]
         ended = [slot for slot, count in enumerate(counts) if count]
         last = torch.tensor([sum(counts[: slot + 1]) - 1 for slot in ended], device=self.device)
+        if self.drafter.config.num_layers == 1 and sum(counts) > self.few * len(ended):
+            # what one layer caches of a row hangs on that row alone: attention and MLP are for the last ones
+            k_1TKD, v_1TKD = self.drafter.keys_values(tokens_T[None], hidden_TH[None], positions_T[None])
+            self.pool.write(0, k_1TKD[0], v_1TKD[0], plan)
+            tokens_T, hidden_TH, positions_T = tokens_T[last], hidden_TH[last], positions_T[last]
+            ones = [min(count, 1) for count in counts]
+            starts = [self.committed[slot] + count - ones[slot] for slot, count in enumerate(counts)]
+            plan, last = plan_rows(0, starts, ones, self.device), torch.arange(len(ended), device=self.device)
+        plan.look_back(self.drafter.config.sliding_window, plan.place_T)
+        step = self.drafter.step(tokens_T[None], hidden_TH[None], positions_T[None], self._attend(plan))
         slots = torch.tensor(ended, device=self.device)
         self.logits_BV[slots] = self.drafter.logits(step.hidden_BLH[:, last])[0]
         self.feedback_BH[slots] = step.feedback_BLH[0, last]

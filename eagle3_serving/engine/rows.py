@@ -134,14 +134,19 @@ class KVPool:
             buffers = self.layers[layer] = (like_TKD.new_zeros(shape), like_TKD.new_zeros(shape))
         return buffers
 
-    def attend(
-        self, layer: int, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, plan: RowPlan, scale: float | None = None
-    ) -> Tensor:
-        """Write the rows' keys and values, attend over the slots. Returns [T, A, D]."""
+    def write(self, layer: int, k_TKD: Tensor, v_TKD: Tensor, plan: RowPlan) -> tuple[Tensor, Tensor]:
+        """Write the rows' keys and values; returns the layer's buffers."""
         assert plan.length <= self.capacity, "the caller sized the pool too small"
         keys, values = self._buffers(layer, k_TKD)
         keys[plan.slot_T, :, plan.place_T] = k_TKD
         values[plan.slot_T, :, plan.place_T] = v_TKD
+        return keys, values
+
+    def attend(
+        self, layer: int, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, plan: RowPlan, scale: float | None = None
+    ) -> Tensor:
+        """Write the rows' keys and values, attend over the slots. Returns [T, A, D]."""
+        keys, values = self.write(layer, k_TKD, v_TKD, plan)
         heads, groups = k_TKD.shape[1], q_TAD.shape[1] // k_TKD.shape[1]
         # the query heads of one key head become rows: no copy of the keys
         q_BRKGD = plan.padded(q_TAD).unflatten(2, (heads, groups))
