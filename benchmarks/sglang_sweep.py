@@ -93,20 +93,28 @@ def plot(figures: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    batches: list[int] = []
     for name, by_batch in figures.items():
         if name == "plain":
             continue
         batches = sorted(by_batch)
         style = {"linewidth": 3, "color": "black", "zorder": 5} if name == "auto" else {"linewidth": 1.2}
-        axes.plot(batches, [by_batch[b]["ratio"] for b in batches], marker="o", label=name, **style)
+        ratios, least, most = ([by_batch[b][of] for b in batches] for of in ("ratio", "least", "most"))
+        axes.plot(batches, ratios, marker="o", label=_NAMES.get(name, name), **style)
+        if name == "auto":
+            axes.fill_between(batches, least, most, color="black", alpha=0.12, linewidth=0)
     axes.axhline(1.0, color="grey", linewidth=0.8)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(batches, list(map(str, batches)))
     axes.set_xlabel("requests in flight")
     axes.set_ylabel("tokens a second, plain SGLang = 1")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+_NAMES = {"own:5:4:8": "SGLang's own 5:4:8", "own-adaptive": "SGLang's own, adaptive", "auto": "ours, auto"}
 
 
 def main() -> None:

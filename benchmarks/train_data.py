@@ -51,6 +51,14 @@ class Place(NamedTuple):
     def features(self) -> Path:
         return self.root / "features"
 
+    @property
+    def public(self) -> Path:
+        """Answers and features as a public trainer reads them."""
+        return self.root / "public"
+
+    def public_run(self, name: str, seed: int) -> Path:
+        return self.root / "public-runs" / f"{name}-{seed}"
+
     def run(self, name: str, seed: int) -> Path:
         return self.root / "runs" / f"{name.replace('/', '-of-')}-{seed}"
 

@@ -62,7 +62,7 @@ def counted(answers: Sequence[Answer], vocabulary: torch.Tensor) -> int:
 
 def ours(args: argparse.Namespace, directory: Path, out: Path, seed: int) -> dict[str, Any]:
     place = Place(args.work)
-    answers = read_answers([args.work / "public/answers.jsonl"], MAX_LENGTH)
+    answers = read_answers([place.public / "answers.jsonl"], MAX_LENGTH)
     target = Target.load(directory)
     vocabulary, _ = choose_vocabulary(answers, target.vocab_size, args.draft_vocab_size)
     options = TrainOptions(
@@ -70,7 +70,7 @@ def ours(args: argparse.Namespace, directory: Path, out: Path, seed: int) -> dic
         warmup=8, ema=0.98, save_every=1_000_000,
     )  # fmt: skip
     job = TrainJob(
-        directory, out, answers=(args.work / "public/answers.jsonl",), draft_vocab_size=args.draft_vocab_size,
+        directory, out, answers=(place.public / "answers.jsonl",), draft_vocab_size=args.draft_vocab_size,
         max_length=MAX_LENGTH, max_prompt=MAX_PROMPT, held_out=0, features=place.features,
         watched=boundaries(target), options=options,
     )  # fmt: skip
@@ -85,7 +85,7 @@ def theirs(args: argparse.Namespace, directory: Path, out: Path, name: str, seed
     command: list[Any] = [
         args.speculators,
         Path(__file__).with_name("speculators_cpu.py"),
-        args.work / "public",
+        Place(args.work).public,
         "--",
     ]
     command += ["--verifier-name-or-path", directory.resolve(), "--speculator-type", "eagle3", "--seed", seed]
@@ -107,7 +107,7 @@ def theirs(args: argparse.Namespace, directory: Path, out: Path, name: str, seed
 
 def export(place: Place, answers: Sequence[Answer], target: Target) -> None:
     """The answers and features as speculators keeps them: low, middle, high and last boundary of every token."""
-    data = place.root / "public"
+    data = place.public
     if (data / "answers.jsonl").exists():
         return
     (data / "hidden_states").mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def export(place: Place, answers: Sequence[Answer], target: Target) -> None:
 
 def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> dict[str, Any]:
     place = Place(args.work)
-    out = place.root / "public-runs" / f"{name}-{seed}"
+    out = place.public_run(name, seed)
     out.mkdir(parents=True, exist_ok=True)
     done = theirs(args, directory, out, name, seed) if name in THEIRS else ours(args, directory, out, seed)
     target = Target.load(directory)
@@ -134,7 +134,7 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
     source = FeatureSource(target, drafter.config.aux_layers, place.features, watched=boundaries(target))
     assert drafter.config.aux_layers == default_aux_layers(target.num_layers)
     figures = measure(place, target, source, drafter, args.max_tokens)
-    tokens = sum(len(a.response_ids) for a in read_answers([place.root / "public/answers.jsonl"], MAX_LENGTH))
+    tokens = sum(len(a.response_ids) for a in read_answers([place.public / "answers.jsonl"], MAX_LENGTH))
     return {
         "name": name,
         "seed": seed,
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.run:
         name, seed = args.run[0], int(args.run[1])
         record = run_one(args, directory, name, seed)
-        write_json(place.root / "public-runs" / f"{name}-{seed}" / "result.json", record)
+        write_json(place.public_run(name, seed) / "result.json", record)
         return 0
     if not (args.answers and args.prompts and args.out and args.speculators):
         parser.error("--answers, --prompts, --speculators and --out are needed")
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = []
     for seed in range(args.seeds):  # in turn, so that both meet the same minutes
         for name in ("eagle3-serving", *THEIRS):
-            kept = place.root / "public-runs" / f"{name}-{seed}" / "result.json"
+            kept = place.public_run(name, seed) / "result.json"
             if not kept.exists():
                 own = [str(a) for a in sys.argv[1:]] if arguments is None else list(arguments)
                 ended = subprocess.run(

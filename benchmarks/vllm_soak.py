@@ -71,7 +71,9 @@ def law(target: Path, drafter: Path, draws: int) -> dict[str, Any]:
     for text, one, other in zip(TEXTS, plain["rounds"], trees["rounds"], strict=True):
         for place in range(2):
             sides = [[tokens[place] for tokens in side["tokens"]] for side in (one, other)]
-            tests.append({"prompt": text, "token": place + 1, "p_value": round(two_samples(*sides), 4), **often(*sides)})
+            tests.append(
+                {"prompt": text, "token": place + 1, "p_value": round(two_samples(*sides), 4), **often(*sides)}
+            )
     accepted = trees["metrics"]["vllm:eagle3_tokens_accepted"]
     # the least of several p-values is small by chance: Bonferroni's correction
     least = min(1.0, len(tests) * min(test["p_value"] for test in tests))
