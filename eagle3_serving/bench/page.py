@@ -19,7 +19,7 @@ th, td { padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid var
 th:nth-child(2), td:nth-child(2) { text-align: left; }
 tr.first td { border-top: 2px solid var(--line); } tr.auto { font-weight: 600; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots img { flex: 1 1 26rem; min-width: 0; max-width: 100%; background: white; }
-pre { background: var(--soft); padding: 0.8rem; overflow-x: auto; font-size: 0.82rem; } .warn { background: #fc05; padding: 0.5rem 0.8rem; }
+pre { background: var(--soft); padding: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.82rem; } .warn { background: #fc05; padding: 0.5rem 0.8rem; }
 """
 
 
