@@ -6,7 +6,8 @@
 Every drafter sees the same answer tokens once, in an order of its seed, and starts from the same closed form; the
 target's features are made once and shared. It is then measured on greedy answers to `--prompts`, which nothing was
 trained on, by the embedded engine's own drafting code against a recording (`eval/replay.py`): tokens a target pass,
-chain and tree, mean of the families. The same command goes on where it was stopped; each run is a file of its own.
+chain and tree, mean of the families. The same command goes on where it was stopped; each run is a file of its own, and what
+`--out` holds of the same setting is not done again.
 
 The ablation. `paper` is fused features, 5 steps, token loss alone; each other variant changes what its name says, and one
 learning rate serves all. `constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's
@@ -26,6 +27,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +180,13 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int]]:
 def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
     """Each run in a process of its own, `--workers` at a time, each with its share of the cores."""
     place, records, todo = Place(args.work), [], []
+    earlier = recorded(args)
     for name, seed in plan(args):
         kept = place.run(name, seed) / "result.json"
         if kept.exists():
             records.append(json.loads(kept.read_text(encoding="utf-8")))
+        elif (name, seed) in earlier:
+            records.append(earlier[name, seed])
         else:
             todo.append((name, seed))
     threads = max(1, (os.cpu_count() or 1) // args.workers)
@@ -227,13 +232,28 @@ def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
     return records
 
 
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """What every run has in common."""
+    found = {name: getattr(args, name) for name in ("tokens", "draft_vocab_size", "limit", "max_tokens")}
+    found |= {"chain": f"{CHAIN_K}", "tree": f"{NODES} nodes", "small_tree": f"{SMALL_NODES} nodes", "common": COMMON}
+    answers = Place(args.work).answers
+    return found | {"answers": sha256(answers.read_bytes()).hexdigest()[:16] if answers.exists() else None}
+
+
+def recorded(args: argparse.Namespace) -> dict[tuple[str, int], dict[str, Any]]:
+    """Runs that `--out` holds already, where it is of the same setting and answers: another machine's, or of a lost
+    `--work`."""
+    if not args.out.exists():
+        return {}
+    kept = json.loads(args.out.read_text(encoding="utf-8"))
+    return {(run["name"], run["seed"]): run for run in kept["runs"]} if kept["about"] == about(args) else {}
+
+
 def report(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
     """Write `--out` and its plot."""
-    about = {name: getattr(args, name) for name in ("tokens", "draft_vocab_size", "limit", "max_tokens")}
-    about |= {"chain": f"{CHAIN_K}", "tree": f"{NODES} nodes", "small_tree": f"{SMALL_NODES} nodes", "common": COMMON}
     order = {run: place for place, run in enumerate(plan(args))}
     records = sorted(records, key=lambda record: order[record["name"], record["seed"]])
-    write_json(args.out, {"about": about, "summary": summary(records, COMMON), "runs": records})
+    write_json(args.out, {"about": about(args), "summary": summary(records, COMMON), "runs": records})
     plot(records, COMMON, args.out.with_suffix(".png"))
 
 

@@ -73,6 +73,9 @@ def test_runs_that_are_done_are_gathered_not_done_again(
     table = json.loads(args.out.read_text())
     assert len(table["runs"]) == len(records) == 14
     assert args.out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(args.work / "runs")  # the table alone is left, as on another machine
+    assert main([*command, "--tokens", "600"]) == 0
+    assert json.loads(args.out.read_text())["runs"] == table["runs"]
     with pytest.raises(InputError, match="tokens 600, not 700"):
         main([*command, "--tokens", "700"])
 
