@@ -61,8 +61,8 @@ class Job:
         return TUNE_CELLS * self.tuned.exists() + measured
 
 
-def run_child(job: Job, arguments: Sequence[str], bar: "tqdm[Any]", before: int) -> dict[str, Any]:
-    """An `eagle3` command, whose last line is JSON; the bar follows the job's file. Raises CheckError where it fails."""
+def run_child(job: Job, arguments: Sequence[str], bar: "tqdm[Any]", jobs: Sequence[Job]) -> dict[str, Any]:
+    """An `eagle3` command, whose last line is JSON; the bar follows the jobs' files. Raises CheckError where it fails."""
     argv = [sys.executable, "-m", "eagle3_serving.cli.main", *arguments]
     with job.log.open("ab") as log, own_group(argv, 30.0, stdout=subprocess.PIPE, stderr=log) as process:
         while True:
@@ -70,7 +70,7 @@ def run_child(job: Job, arguments: Sequence[str], bar: "tqdm[Any]", before: int)
                 said, _ = process.communicate(timeout=1.0)
                 break
             except subprocess.TimeoutExpired:
-                bar.n = before + job.done
+                bar.n = sum(each.done for each in jobs)
                 bar.refresh()
     if process.returncode not in (0, 1) or not said.strip():
         why = " | ".join(last_lines(job.log, 1))
@@ -115,14 +115,12 @@ def sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     rows: list[dict[str, Any]] = []
-    before = 0
     with tqdm(total=sum(job.cells for job in jobs), initial=sum(job.done for job in jobs), unit="cell") as bar:
         for job in jobs:
             bar.set_description(job.engine)
             if not job.tuned.exists():
-                write_json(job.tuned, run_child(job, job.tune, bar, before))
-            run_child(job, job.bench, bar, before)
-            before += job.cells
+                write_json(job.tuned, run_child(job, job.tune, bar, jobs))
+            run_child(job, job.bench, bar, jobs)
             rows += verdict(job)
             write_json(args.out / "sweep-all.json", {"tokens": args.tokens, "repeats": args.repeats, "rows": rows})
     for row in rows:
