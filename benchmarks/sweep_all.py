@@ -61,9 +61,14 @@ class Job:
         return TUNE_CELLS * self.tuned.exists() + measured
 
 
-def run_child(job: Job, arguments: Sequence[str], bar: "tqdm[Any]", jobs: Sequence[Job]) -> dict[str, Any]:
+EAGLE3 = (sys.executable, "-m", "eagle3_serving.cli.main")
+
+
+def run_child(
+    job: Job, arguments: Sequence[str], bar: "tqdm[Any]", jobs: Sequence[Job], program: Sequence[str] = EAGLE3
+) -> dict[str, Any]:
     """An `eagle3` command, whose last line is JSON; the bar follows the jobs' files. Raises CheckError where it fails."""
-    argv = [sys.executable, "-m", "eagle3_serving.cli.main", *arguments]
+    argv = [*program, *arguments]
     with job.log.open("ab") as log, own_group(argv, 30.0, stdout=subprocess.PIPE, stderr=log) as process:
         while True:
             try:

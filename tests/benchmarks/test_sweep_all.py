@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_auto_is_held_against_plain_and_the_best(tmp_path: Path, auto: float, ch
 
 
 def test_a_child_that_fails_is_one_line_with_its_last_words(tmp_path: Path) -> None:
+    one, bar = job(tmp_path), tqdm(total=2, file=io.StringIO())
     with pytest.raises(CheckError, match="vllm: eagle3 bench ended with 2: .*no prompt file") as caught:
-        run_child(job(tmp_path), [*job(tmp_path).bench[:-6], "--prompts", "none.jsonl"], tqdm(file=io.StringIO()), 0)
+        run_child(one, [*one.bench[:-6], "--prompts", "none.jsonl"], bar, [one])
     assert "\n" not in str(caught.value)
+
+
+def test_the_bar_counts_what_every_job_has_done(tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    jobs, bar = [job(folder) for folder in folders], tqdm(total=100, initial=7, file=io.StringIO())
+    jobs[1].tuned.write_text("{}")  # done before, though its turn comes later
+    slow = "import time; time.sleep(2.5); print('{}')"
+    run_child(jobs[0], [], bar, jobs, [sys.executable, "-c", slow])
+    assert bar.n == TUNE_CELLS
