@@ -1,6 +1,7 @@
 """A run that was stopped goes on to the very weights that an undisturbed run reaches."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def answers(target: Any) -> list[Answer]:
 
 
 def make_trainer(
-    target: Any, answers: list[Answer], directory: Path, tokens: int = 1200, rate: float = 4e-4
+    target: Any, answers: list[Answer], directory: Path, tokens: int = 1200, rate: float = 4e-4, compiled: bool = False
 ) -> Trainer:
     directory.mkdir(exist_ok=True)
     torch.manual_seed(2)
@@ -70,6 +71,7 @@ def make_trainer(
         closed_form_batches=3,
         save_every=4,
         log_every=1,
+        compile=compiled,
     )
     return Trainer(drafter, Target(target), answers[4:], answers[:4], directory, options)
 
@@ -95,6 +97,18 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert resumed.step == whole.step
     for ours, theirs in zip(resumed.parameters, whole.parameters, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_run_learns_the_same(target: Any, answers: list[Answer], tmp_path: Path) -> None:
+    plain = make_trainer(target, answers, tmp_path / "plain", tokens=200)
+    compiled = make_trainer(target, answers, tmp_path / "compiled", tokens=200, compiled=True)
+    for trainer in (plain, compiled):
+        trainer.run()
+    assert compiled.draft_step != compiled.drafter.step and compiled.step == plain.step
+    for ours, theirs in zip(compiled.parameters, plain.parameters, strict=True):
+        # bf16 products, rounded in another order
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-2)
 
 
 def test_another_recipe_in_the_same_directory_is_refused(target: Any, answers: list[Answer], tmp_path: Path) -> None:
