@@ -30,6 +30,7 @@ from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 
 TREES = "0;1,4,3;3,4,6;5,4,12"
+LEAST_REQUESTS = 4  # a round of one or two short answers says little
 
 
 def server_options(name: str, common: SglangOptions, profile: Path) -> SglangOptions:
@@ -135,7 +136,8 @@ def main() -> None:
     random.Random(0).shuffle(prompts)
     asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < 200]
     batches = [int(batch) for batch in args.batches.split(",")]
-    work = {batch: [body(ids, args.max_tokens, ignore_eos=True) for ids in asked[: max(batch, 2)]] for batch in batches}
+    bodies = [body(ids, args.max_tokens, ignore_eos=True) for ids in asked]
+    work = {batch: bodies[: max(batch, LEAST_REQUESTS)] for batch in batches}
     common = SglangOptions(target, args.drafter, max_requests=max(batches), kv_tokens=6144)
     with ExitStack() as stack:
         logs = stack.enter_context(log_directory("sweep"))

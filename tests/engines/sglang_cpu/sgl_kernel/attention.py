@@ -72,12 +72,25 @@ def decode(
     if key is not None and value is not None:
         k_cache[loc] = key.view(-1, *k_cache.shape[1:]).to(k_cache.dtype)
         v_cache[loc] = value.view(-1, *v_cache.shape[1:]).to(v_cache.dtype)
+    output.copy_(_last_row(query_BHD, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens_B, sm_scale))
+
+
+def _last_row(
+    query_BHD: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens_B: Tensor,
+    scale: float,
+) -> Tensor:
+    """[B, H, D]; each request's one row sees all of its keys."""
     width = int(seq_lens_B.max())
     slots_BS = req_to_token[req_pool_indices.long(), :width].long()
     seen_BRS = (torch.arange(width) < seq_lens_B[:, None])[:, None]
     # past a request's end the table holds whatever was there before
     slots_BS = slots_BS.masked_fill(~seen_BRS[:, 0], 0)
-    output.copy_(_attend(query_BHD[:, None], k_cache, v_cache, slots_BS, seen_BRS, sm_scale)[:, 0])
+    return _attend(query_BHD[:, None], k_cache, v_cache, slots_BS, seen_BRS, scale)[:, 0]
 
 
 def extend(
@@ -109,6 +122,13 @@ def extend(
     _only_plain(logit_cap, is_cross_attn, sliding_window_size, sinks)
     counts, lengths = extend_seq_lens_B.tolist(), seq_lens_B.tolist()
     same = len(set(counts)) == 1 and counts[0] * len(counts) <= _PACKED_ROWS
+    if same and counts[0] == 1:
+        # a tree of its root alone, as steps without drafts are: at a decoding step's price, which a real kernel asks too
+        first = int(extend_start_loc_B[0])
+        rows_BHD = q_extend_THD[first : first + len(counts)]
+        attended = _last_row(rows_BHD, k_buffer, v_buffer, req_to_token, req_pool_indices, seq_lens_B, sm_scale)
+        o_extend[first : first + len(counts)] = attended
+        return
     groups = [range(len(counts))] if same else [range(b, b + 1) for b in range(len(counts))]
     for group in groups:
         first, rows = group.start, counts[group.start]
@@ -119,15 +139,15 @@ def extend(
         place_S = torch.arange(width)
         slots_BS = req_to_token[req_pool_indices[first : group.stop].long(), :width].long()
         slots_BS = slots_BS.masked_fill(place_S >= length_B[:, None], 0)
-        own_BS = place_S - (length_B - rows)[:, None]  # which of the new rows a key is, negative before them
         if tree_mask is not None:
             among_BRR = tree_mask.view(-1, rows, rows)[first : group.stop]
         elif is_causal:
             among_BRR = torch.ones(rows, rows, dtype=torch.bool).tril().expand(len(group), -1, -1)
         else:
             among_BRR = torch.ones(len(group), rows, rows, dtype=torch.bool)
-        index_BRS = own_BS.clamp(0, rows - 1)[:, None].expand(-1, rows, -1)
-        seen_BRS = (own_BS < 0)[:, None] | (among_BRR.gather(2, index_BRS) & (own_BS < rows)[:, None])
+        before_B = length_B - rows
+        seen_BRS = (place_S < before_B[:, None])[:, None].repeat(1, rows, 1)
+        seen_BRS.scatter_(2, (before_B[:, None] + torch.arange(rows))[:, None].expand(-1, rows, -1), among_BRR)
         start = int(extend_start_loc_B[first])
         end = start + rows * len(group)
         query_BRHD = q_extend_THD[start:end].unflatten(0, (len(group), rows))
