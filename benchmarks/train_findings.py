@@ -173,7 +173,8 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, int]]:
     """Every run, a whole seed before the next, so that what there is at any time can be compared."""
-    names = [name for name, v in VARIANTS.items() if v.group in args.only or (name == COMMON and args.only)]
+    only = {*args.only, COMMON}
+    names = [name for name, variant in VARIANTS.items() if only & {name, variant.group}]
     return [(name, seed) for seed in range(args.seeds) for name in names]
 
 
@@ -261,7 +262,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_setting(parser)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default 3)")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS[:2]), help="default: ablation scaling")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*GROUPS, *VARIANTS],
+        metavar="GROUP",
+        default=list(GROUPS[:2]),
+        help=f"groups or variants, `{COMMON}` always among them: {', '.join([*GROUPS, *VARIANTS])} (default: ablation scaling)",
+    )
     parser.add_argument(
         "--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at once (default: the cores, 4 at most)"
     )

@@ -21,6 +21,7 @@ def generate_answers(
     prompts: Sequence[Prompt],
     out: Path,
     *,
+    max_prompt: int = 1024,
     max_tokens: int = 256,
     temperature: float = 0.8,
     concurrency: int = 32,
@@ -28,7 +29,8 @@ def generate_answers(
 ) -> Path:
     """Append {"id", "temperature", "prompt_ids", "response_ids"} lines to `out` for prompts it does not hold yet.
 
-    Every second prompt is answered greedily, the others at `temperature`; the target runs on vLLM.
+    Every second prompt is answered greedily, the others at `temperature`; the target runs on vLLM. Prompts of more than
+    `max_prompt` tokens are left out, and counted in a line.
     Raises CheckError where the server fails, InputError where `out` is damaged or no chat template is there.
     """
     done = _done(out)
@@ -36,7 +38,15 @@ def generate_answers(
     if not todo:
         return out
     tokenizer = load_tokenizer(target)
-    options = VllmOptions(target, dtype=dtype, max_num_seqs=concurrency, kv_cache_gib=2)
+    asked = {prompt.id: chat_ids(tokenizer, prompt.turns[0]) for _, prompt in todo}
+    long = [prompt.id for _, prompt in todo if len(asked[prompt.id]) > max_prompt]
+    if long:
+        print(f"{len(long)} prompts of more than {max_prompt} tokens are not asked (first: {long[0]})", flush=True)
+    todo = [(number, prompt) for number, prompt in todo if len(asked[prompt.id]) <= max_prompt]
+    if not todo:
+        return out
+    context = max(VllmOptions.max_model_len, max_prompt + max_tokens)
+    options = VllmOptions(target, dtype=dtype, max_model_len=context, max_num_seqs=concurrency, kv_cache_gib=2)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         log_directory("answers") as logs,
@@ -50,8 +60,8 @@ def generate_answers(
         def answer(number: int, prompt: Prompt) -> dict[str, Any]:
             heat = temperature if number % 2 else 0.0
             said = client.ask(prompt.turns[0], max_tokens, heat)
-            ids = chat_ids(tokenizer, prompt.turns[0])
-            return {"id": prompt.id, "temperature": heat, "prompt_ids": ids, "response_ids": list(said.token_ids)}
+            ids = list(said.token_ids)
+            return {"id": prompt.id, "temperature": heat, "prompt_ids": asked[prompt.id], "response_ids": ids}
 
         jobs = [pool.submit(answer, number, prompt) for number, prompt in todo]
         try:

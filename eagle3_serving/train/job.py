@@ -140,7 +140,8 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     if job.prompts:
         files.append(job.out / "answers.jsonl")
         if ranks.first:
-            generate_answers(job.target, read_prompts(job.prompts, job.limit, family="train"), files[-1])
+            prompts = read_prompts(job.prompts, job.limit, family="train")
+            generate_answers(job.target, prompts, files[-1], max_prompt=job.max_prompt)
         ranks.wait()
     report = DataReport()
     vocab_size = read_json(job.target / "config.json").get("vocab_size")
