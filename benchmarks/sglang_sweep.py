@@ -30,6 +30,7 @@ from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 
 TREES = "0;1,4,3;3,4,6;5,4,12"
+CHOOSING = ("auto", "own-adaptive")
 LEAST_REQUESTS = 4  # a round of one or two short answers says little
 
 
@@ -125,7 +126,9 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8,16")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--warm-up", type=int, default=2, help="rounds before those that count (default 2)")
+    parser.add_argument(
+        "--warm-up", type=int, default=2, help="rounds before those that count, of fixed trees only one (default 2)"
+    )
     parser.add_argument("--port", type=int, default=18320, help="the first server's port")
     parser.add_argument("--profile", type=Path, help="measured step costs for auto (default: measured in the warm-up)")
     parser.add_argument("--out", type=Path, required=True, help="written with .json and .png")
@@ -153,7 +156,9 @@ def main() -> None:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(Server.__enter__, servers.values()))
         clients = {name: stack.enter_context(SglangClient(server.url, target)) for name, server in servers.items()}
-        measure(clients, work, args.warm_up)
+        measure(clients, work, 1)
+        # who chooses has more to learn than a warm cache
+        measure({name: clients[name] for name in clients if name in CHOOSING}, work, args.warm_up - 1)
         rows = measure(clients, work, args.rounds)
     figures = table(rows)
     write_json(args.out.with_suffix(".json"), {"figures": figures, "rows": rows, "max_tokens": args.max_tokens})
