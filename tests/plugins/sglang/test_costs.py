@@ -28,6 +28,18 @@ def test_a_batch_size_not_met_lies_between_those_that_were(costs: StepCosts) -> 
     assert low < between < high
 
 
+def test_one_tree_met_at_a_batch_size_says_nothing_of_the_others() -> None:
+    """As where a batch passed through 15 on its way from 16 to none, and the largest tree was tried then."""
+    made = StepCosts(SHAPES)
+    for batch in (8, 16):
+        for shape in SHAPES:
+            made.add(batch, shape, batch * shape.tokens / 100)
+    before = {batch: made.seconds(batch, SHAPES[0]) for batch in range(8, 17)}
+    made.add(15, SHAPES[-1], 15 * SHAPES[-1].tokens / 100)
+    assert {batch: made.seconds(batch, SHAPES[0]) for batch in range(8, 17)} == before
+    assert made.seconds(15, SHAPES[-1]) == pytest.approx(15 * SHAPES[-1].tokens / 100)
+
+
 def test_like_batch_sizes_count_together(costs: StepCosts) -> None:
     assert [bucket(batch) for batch in (1, 2, 3, 4, 5, 8, 9)] == [0, 1, 2, 2, 3, 3, 4]
     assert costs.steps(3, SHAPES[0]) == costs.steps(4, SHAPES[0]) == 3
