@@ -51,12 +51,12 @@ def plain(target_dir: Path, rounds: list[Round]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tree(target_dir: Path, drafter_dir: Path, rounds: list[Round]) -> dict[str, Any]:
-    """A KV cache of 13 blocks for three requests that come to want 14, and prompts cut into chunks of 96 tokens."""
+    """A KV cache of 12 blocks for three requests that come to want more, and prompts cut into chunks of 96 tokens."""
     engine = {
         "max_num_seqs": 3,
         "max_num_batched_tokens": 96,
         "block_size": 32,
-        "num_gpu_blocks_override": 14,
+        "num_gpu_blocks_override": 13,
         "enable_prefix_caching": True,
         "max_model_len": 320,
     }
