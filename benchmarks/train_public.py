@@ -164,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_setting(args, place)
     prepare(args, directory, place)
     export(place, first_tokens(read_answers([place.answers], MAX_LENGTH), args.tokens), Target.load(directory))
+    # those that it may use, not those of the machine
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     records = []
     for seed in range(args.seeds):  # in turn, so that both meet the same minutes
         for name in ("eagle3-serving", *THEIRS):
@@ -173,12 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ended = subprocess.run(
                     [sys.executable, "-m", "benchmarks.train_public", *own, "--run", name, str(seed)],
                     check=False,
-                    env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count() or 1)},
+                    env={**os.environ, "OMP_NUM_THREADS": str(cores)},
                 )
                 if ended.returncode:
                     raise CheckError(f"{name} of seed {seed} failed; the same command goes on")
             records.append(json.loads(kept.read_text(encoding="utf-8")))
-            write_json(args.out, {"cores": os.cpu_count(), "runs": records})
+            write_json(args.out, {"cores": cores, "runs": records})
     show(records)
     return 0
 
