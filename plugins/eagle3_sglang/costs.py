@@ -23,15 +23,16 @@ def bucket(batch: int) -> int:
 class StepCosts:
     """Seconds of a whole step (draft, verification, the draft's catching up) by batch size and tree.
 
-    Batch sizes at which a tree was not met lie on a line between those at which it was. Past those, and for a tree never
-    met, its number of verified rows stands for it on the `Curve` of what was measured at the nearest size.
+    A tree's number of verified rows stands for it on a shared `Curve`, so that batch sizes not yet met lie on a line
+    between those that were: those at which the tree itself was met, where it was anywhere.
     """
 
     def __init__(self, shapes: Iterable[Shape]) -> None:
         self.shapes = tuple(shapes)
         self._seen: dict[tuple[int, Shape], deque[float]] = {}
-        self._medians: dict[Shape, dict[int, float]] = {}
         self._curve = Curve({})
+        # a tree's own batch sizes: one tree's seconds at a size passed through would be every tree's there
+        self._curves: dict[Shape, Curve] = {}
         self._cold: set[tuple[int, Shape]] = set()  # of which one step was measured: the first meets cold caches
 
     def add(self, batch: int, shape: Shape, seconds: float) -> None:
@@ -52,11 +53,10 @@ class StepCosts:
 
     def _draw(self, batch: int) -> None:
         seen = {shape: self._seen[batch, shape] for shape in self.shapes if (batch, shape) in self._seen}
-        rows = []
-        for shape, seconds in seen.items():
-            median = self._medians.setdefault(shape, {})[batch] = statistics.median(seconds)
-            rows.append((float(batch * shape.tokens), median))
-        self._curve.points[batch] = tuple(sorted(rows))
+        rows = [(float(batch * shape.tokens), statistics.median(seconds)) for shape, seconds in seen.items()]
+        points = tuple(sorted(rows))
+        for curve in (self._curve, *(self._curves.setdefault(shape, Curve({})) for shape in seen)):
+            curve.points[batch] = points
 
     def steps(self, batch: int, shape: Shape) -> int:
         """How many steps were measured at batch sizes like this."""
@@ -66,16 +66,7 @@ class StepCosts:
         """None before anything was measured."""
         if not self._curve.points:
             return None
-        # not between batch sizes whatever was measured there: one tree's seconds at 15 would be every tree's
-        own = self._medians.get(shape, {})
-        below = max((size for size in own if size <= batch), default=None)
-        above = min((size for size in own if size >= batch), default=None)
-        if below is not None and above is not None:
-            share = (batch - below) / max(1, above - below)
-            return own[below] + share * (own[above] - own[below])
-        nearest = below or above
-        curve = self._curve if nearest is None else Curve({nearest: self._curve.points[nearest]})
-        return curve.at(batch, batch * shape.tokens)
+        return self._curves.get(shape, self._curve).at(batch, batch * shape.tokens)
 
     def measured(self, batch: int) -> set[Shape]:
         """The trees with a cost of their own at exactly this batch size."""
@@ -84,7 +75,7 @@ class StepCosts:
     def keep(self, batches: Collection[int]) -> None:
         """Drop the other batch sizes: passed through as requests ended, they were hardly measured."""
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in batches}
-        self._medians, self._curve = {}, Curve({})
+        self._curve, self._curves = Curve({}), {}
         for batch in {size for size, _ in self._seen}:
             self._draw(batch)
 
