@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--drafter", type=Path, required=True)
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
+
+
+def cores() -> int:
+    """Those that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def accepted_length(said: Sequence[Generation]) -> float:

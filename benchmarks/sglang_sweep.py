@@ -156,7 +156,7 @@ def main() -> None:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(Server.__enter__, servers.values()))
         clients = {name: stack.enter_context(SglangClient(server.url, target)) for name, server in servers.items()}
-        measure(clients, work, 1)
+        measure(clients, work, min(args.warm_up, 1))
         # who chooses has more to learn than a warm cache
         measure({name: clients[name] for name in clients if name in CHOOSING}, work, args.warm_up - 1)
         rows = measure(clients, work, args.rounds)

@@ -35,7 +35,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks.common import write_json
+from benchmarks.common import cores, write_json
 from benchmarks.train_data import (
     CHAIN_K,
     MAX_LENGTH,
@@ -190,7 +190,7 @@ def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
             records.append(earlier[name, seed])
         else:
             todo.append((name, seed))
-    threads = max(1, (os.cpu_count() or 1) // args.workers)
+    threads = max(1, cores() // args.workers)
     own = ["--tokens", args.tokens, "--max-tokens", args.max_tokens, "--draft-vocab-size", args.draft_vocab_size]
 
     stopped, running = threading.Event(), list[subprocess.Popen[bytes]]()
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"groups or variants, `{COMMON}` always among them: {', '.join([*GROUPS, *VARIANTS])} (default: ablation scaling)",
     )
     parser.add_argument(
-        "--workers", type=int, default=min(4, os.cpu_count() or 1), help="runs at once (default: the cores, 4 at most)"
+        "--workers", type=int, default=min(4, cores()), help="runs at once (default: the cores, 4 at most)"
     )
     parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)

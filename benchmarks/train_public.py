@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from benchmarks.common import write_json
+from benchmarks.common import cores, write_json
 from benchmarks.train_data import (
     MAX_LENGTH,
     MAX_PROMPT,
@@ -164,8 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_setting(args, place)
     prepare(args, directory, place)
     export(place, first_tokens(read_answers([place.answers], MAX_LENGTH), args.tokens), Target.load(directory))
-    # those that it may use, not those of the machine
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     records = []
     for seed in range(args.seeds):  # in turn, so that both meet the same minutes
         for name in ("eagle3-serving", *THEIRS):
@@ -175,12 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ended = subprocess.run(
                     [sys.executable, "-m", "benchmarks.train_public", *own, "--run", name, str(seed)],
                     check=False,
-                    env={**os.environ, "OMP_NUM_THREADS": str(cores)},
+                    env={**os.environ, "OMP_NUM_THREADS": str(cores())},
                 )
                 if ended.returncode:
                     raise CheckError(f"{name} of seed {seed} failed; the same command goes on")
             records.append(json.loads(kept.read_text(encoding="utf-8")))
-            write_json(args.out, {"cores": cores, "runs": records})
+            write_json(args.out, {"cores": cores(), "runs": records})
     show(records)
     return 0
 
