@@ -1,6 +1,7 @@
 """Trees that follow the batch, on real SGLang: against each fixed tree, SGLang's own tree and adaptive chain, and plain decoding.
 
-All servers of a run are up at once and take turns at each batch size, so that they meet the same minutes. Every request
+All servers of a run are up at once and take turns at each batch size, so that they meet the same minutes; after some rounds
+only those go on that the bounds compare. Every request
 is as long as it may be (`ignore_eos`), so that a batch stays whole; its prefill counts.
 
     python -m benchmarks.sglang_sweep --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl \\
@@ -48,11 +49,11 @@ def server_options(name: str, common: SglangOptions, profile: Path) -> SglangOpt
     return replace(common, shape=Shape(int(steps), int(top_k), int(tokens)), plugin=not own)
 
 
-def measure(clients: dict[str, SglangClient], work: dict[int, list[Body]], rounds: int) -> list[dict[str, Any]]:
+def measure(clients: dict[str, SglangClient], work: dict[int, list[Body]], rounds: range) -> list[dict[str, Any]]:
     """Tokens a second and tokens a pass of every server in every round at every batch size."""
     rows = []
     order = list(clients)
-    for turn in range(rounds):
+    for turn in rounds:
         for batch, bodies in work.items():
             random.Random(f"{turn} {batch}").shuffle(order)
             for name in order:
@@ -69,6 +70,28 @@ def measure(clients: dict[str, SglangClient], work: dict[int, list[Body]], round
                     f"round {turn} batch {batch:2} {name:14} {tokens / seconds:6.1f} tokens/s {length:.2f}", flush=True
                 )
     return rows
+
+
+def best_fixed(figures: dict[str, dict[int, dict[str, float]]]) -> dict[int, str]:
+    """Batch -> the fastest fixed tree of ours, where any was measured."""
+    fixed = [name for name in figures if name[0].isdigit()]
+    if not fixed:
+        return {}
+    return {batch: max(fixed, key=lambda name: figures[name][batch]["ratio"]) for batch in figures["plain"]}
+
+
+def bounds(rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Batch -> auto against plain decoding and against the best fixed tree, each a median over ratios of one round."""
+    speed = {(row["server"], row["batch"], row["round"]): row["tokens_per_second"] for row in rows}
+    figures = table(rows)
+    made: dict[int, dict[str, Any]] = {}
+    for batch, best in best_fixed(figures).items() if "auto" in figures else ():
+        made[batch] = {"best_fixed": best}
+        for key, name in (("to_plain", "plain"), ("to_best_fixed", best)):
+            rounds = [turn for who, size, turn in speed if (who, size) == (name, batch)]
+            ratios = [speed["auto", batch, turn] / speed[name, batch, turn] for turn in rounds]
+            made[batch] |= {key: statistics.median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
+    return made
 
 
 def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
@@ -127,12 +150,20 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
+        "--more",
+        type=int,
+        default=6,
+        help="further rounds of plain, auto and the trees of ours that were best at some load (default 6)",
+    )
+    parser.add_argument(
         "--warm-up", type=int, default=2, help="rounds before those that count, of fixed trees only one (default 2)"
     )
     parser.add_argument("--port", type=int, default=18320, help="the first server's port")
     parser.add_argument("--profile", type=Path, help="measured step costs for auto (default: measured in the warm-up)")
     parser.add_argument("--out", type=Path, required=True, help="written with .json and .png")
     args = parser.parse_args()
+    if "plain" not in args.servers.split(",") or args.rounds < 1:
+        parser.error("every ratio is to plain decoding: --servers must name plain, --rounds at least 1")
     target = args.target or fetch_target()
     tokenizer = load_tokenizer(target)
     prompts = read_prompts(args.prompts, None)
@@ -156,14 +187,20 @@ def main() -> None:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(Server.__enter__, servers.values()))
         clients = {name: stack.enter_context(SglangClient(server.url, target)) for name, server in servers.items()}
-        measure(clients, work, min(args.warm_up, 1))
+        print("warming up, not counted:", flush=True)
+        measure(clients, work, range(min(args.warm_up, 1)))
         # who chooses has more to learn than a warm cache
-        measure({name: clients[name] for name in clients if name in CHOOSING}, work, args.warm_up - 1)
-        rows = measure(clients, work, args.rounds)
-    figures = table(rows)
-    write_json(args.out.with_suffix(".json"), {"figures": figures, "rows": rows, "max_tokens": args.max_tokens})
+        measure({name: clients[name] for name in clients if name in CHOOSING}, work, range(1, args.warm_up))
+        print("counted:", flush=True)
+        rows = measure(clients, work, range(args.rounds))
+        close = {"plain", "auto", *best_fixed(table(rows)).values()}
+        further = range(args.rounds, args.rounds + args.more)
+        rows += measure({name: clients[name] for name in clients if name in close}, work, further)
+    figures, auto = table(rows), bounds(rows)
+    made = {"bounds": auto, "figures": figures, "rows": rows, "max_tokens": args.max_tokens}
+    write_json(args.out.with_suffix(".json"), made)
     plot(figures, args.out.with_suffix(".png"))
-    print(json.dumps(figures, indent=1))
+    print(json.dumps({"bounds": auto, "figures": figures}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """Which tree the next step takes: the one with the best rate of tokens, by measured costs and measured acceptance."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from eagle3_serving.serve.shape import Shape
 from eagle3_sglang.costs import PROVEN, StepCosts, bucket
+
+MEMORY = (
+    64  # drafts of single requests over which a tree's gain is a mean: one text's good minute is not the next one's
+)
+LARGEST_WEIGHT = 0.1  # of one step, however many requests it has: the same requests draft in the next
 
 
 @dataclass
@@ -17,17 +23,20 @@ class Gains:
 
     shapes: Sequence[Shape]
     told: dict[Shape, float] = field(default_factory=dict)
+    heard: Counter[Shape] = field(default_factory=Counter)  # steps that told of each
     accepted: float = 8.0  # decaying sums; their start is a belief in the calibration
     expected: float = 8.0
 
-    def tell(self, told: Sequence[float], deepest: Shape, weight: float = 0.1) -> None:
-        """Means over the batch, one a shape; those of trees deeper than `deepest`, which was drafted, say nothing."""
-        moved = 1.0
+    def tell(self, told: Sequence[float], deepest: Shape, batch: int = 1) -> None:
+        """Means over `batch` requests, one a shape; those of trees deeper than `deepest`, which was drafted, say nothing."""
+        moved, steady = 1.0, min(LARGEST_WEIGHT, batch / MEMORY)
         for shape, seen in zip(self.shapes, told, strict=True):
             if not shape.drafts:
                 continue
             before = self.told.get(shape)
             if shape.steps <= deepest.steps:
+                self.heard[shape] += 1
+                weight = max(steady, 1 / self.heard[shape])  # the mean of the first few
                 self.told[shape] = seen if before is None else before + weight * (seen - before)
                 moved = self.told[shape] / before if before else 1.0
             elif before is not None:

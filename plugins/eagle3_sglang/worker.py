@@ -121,8 +121,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
         """Acceptance reaches the host with the tokens themselves, a step later where steps overlap."""
         shape = self._in_flight.popleft() if self._in_flight else self.shape
-        for told, drafted in self.telling.arrived():
-            self.policy.gains.tell(told, drafted)
+        for told, drafted, requests in self.telling.arrived():
+            self.policy.gains.tell(told, drafted, requests)
         if num_correct_drafts_per_req:
             self.policy.gains.came(sum(num_correct_drafts_per_req) / len(num_correct_drafts_per_req), shape)
             if self.metrics is not None:

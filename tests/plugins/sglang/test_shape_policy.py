@@ -1,6 +1,7 @@
 """The choice of tree on a machine of known costs, with a drafter of known worth."""
 
 import itertools
+import random
 
 import pytest
 from eagle3_sglang.costs import StepCosts
@@ -89,6 +90,26 @@ def test_trying_costs_a_plain_decoding_server_little() -> None:
     chosen = run(policy, 16, 2000, [0.0, 0.1, 0.15, 0.2])
     drafting = sum(shape.drafts for shape in chosen)
     assert 0 < drafting < 0.02 * len(chosen)
+
+
+def test_a_lucky_stretch_of_text_is_no_reason_to_draft() -> None:
+    """A few steps of one request, where drafting pays, between many of a larger batch, where it does so in lucky
+    stretches only: what counts there is the mean over all of them."""
+    policy, draw = ShapePolicy(SHAPES, StepCosts(SHAPES)), random.Random(0)
+    wasted = taken = 0
+    for _stretch in range(200):
+        lucky = [0.0, *(2.4 if draw.random() < 0.3 else 0.1,) * 3]  # 0.8 in the mean
+        for batch, steps, cost in ((1, 8, 1.2), (2, 12, 2.0)):  # of a step that drafts; one that does not takes 1
+            for _ in range(steps):
+                shape = policy.choose(batch)
+                policy.costs.add(batch, shape, cost if shape.drafts else 1.0)
+                if shape.drafts:
+                    told = [gain if s.steps <= shape.steps else 0.0 for s, gain in zip(SHAPES, lucky, strict=True)]
+                    policy.gains.tell(told, shape, batch)
+                    policy.gains.came(lucky[-1], shape)
+                taken += batch == 2
+                wasted += batch == 2 and shape.drafts
+    assert wasted < 0.015 * taken
 
 
 def test_no_larger_tree_is_tried_after_a_hopeless_one() -> None:

@@ -85,11 +85,13 @@ def fill_accept_out_cache_loc_cpu(accept_index: Tensor, out_cache_loc: Tensor, a
 def copy_all_layer_kv_cache_cpu(data_ptrs: Tensor, strides: Tensor, tgt_loc: Tensor, src_loc: Tensor) -> None:
     """In every buffer (`data_ptrs` addresses, `strides` bytes a row) row `src_loc[i]` is copied to `tgt_loc[i]`.
 
-    All rows are read before one is written: a source may be another row's target.
+    All rows are read before one is written: a source may be another row's target. Rows that stay where they are, as every
+    one does after a step that drafted nothing, cost nothing.
     """
-    if not len(src_loc):
-        return
     source, destination = src_loc.numpy(), tgt_loc.numpy()
+    source, destination = source[moves := source != destination], destination[moves]
+    if not len(source):
+        return
     rows = int(max(source.max(), destination.max())) + 1
     for address, stride in zip(data_ptrs.tolist(), strides.tolist(), strict=True):
         memory = (ctypes.c_char * (rows * stride)).from_address(address)
