@@ -1,8 +1,8 @@
 """Trees that follow the batch, on real SGLang: against each fixed tree, SGLang's own tree and adaptive chain, and plain decoding.
 
-All servers of a run are up at once and take turns at each batch size, so that they meet the same minutes; after some rounds
-only those go on that the bounds compare. Every request
-is as long as it may be (`ignore_eos`), so that a batch stays whole; its prefill counts.
+All servers of a run are up at once and take turns at each batch size, so that they meet the same minutes; after some
+rounds only those go on that the bounds compare. Every request is as long as it may be (`ignore_eos`), so that a batch
+stays whole; its prefill counts.
 
     python -m benchmarks.sglang_sweep --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl \\
         --servers plain,auto,1:4:3,3:4:6 --out benchmarks/results/sglang-sweep

@@ -4,6 +4,7 @@ import json
 import statistics
 from collections import deque
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from eagle3_serving.files import write_whole
@@ -13,6 +14,9 @@ from eagle3_serving.tree.budget import Curve
 KEPT = 9  # steps whose median counts
 PROVEN = 4  # steps after which a cost is known
 BETTER = 0.9  # of the median: two such steps in a row, and what was measured before was another moment's
+# the median of what the steps around one, itself in the middle, took over what they are known for is its pace
+WINDOW = 7
+TYPICAL = 256  # steps whose pace is the usual one
 
 
 def bucket(batch: int) -> int:
@@ -20,16 +24,38 @@ def bucket(batch: int) -> int:
     return (batch - 1).bit_length()
 
 
+@dataclass(eq=False)
+class Step:
+    """One that was measured."""
+
+    batch: int
+    shape: Shape
+    seconds: float
+    pace: float = 1.0
+    ratio: float | None = None  # to what was known of its kind, where anything was
+
+    @property
+    def at_usual_pace(self) -> float:
+        return self.seconds / self.pace
+
+
 class StepCosts:
     """Seconds of a whole step (draft, verification, the draft's catching up) by batch size and tree.
 
     A tree's number of verified rows stands for it on a shared `Curve`, so that batch sizes not yet met lie on a line
     between those that were: those at which the tree itself was met, where it was anywhere.
+
+    What slows all steps alike (neighbours on the machine, clocks, long texts) would count against the trees met just then:
+    with `paced`, each step is taken at the pace of those around it. A tree in use alone is then no news of its own cost;
+    steps of another in between are (`ShapePolicy`'s looks and probes).
     """
 
-    def __init__(self, shapes: Iterable[Shape]) -> None:
+    def __init__(self, shapes: Iterable[Shape], paced: bool = True) -> None:
         self.shapes = tuple(shapes)
-        self._seen: dict[tuple[int, Shape], deque[float]] = {}
+        self._paced = paced
+        self._seen: dict[tuple[int, Shape], deque[Step]] = {}
+        self._recent: deque[Step] = deque(maxlen=WINDOW)
+        self._paces: deque[float] = deque([1.0], maxlen=TYPICAL)
         self._curve = Curve({})
         # a tree's own batch sizes: one tree's seconds at a size passed through would be every tree's there
         self._curves: dict[Shape, Curve] = {}
@@ -39,22 +65,38 @@ class StepCosts:
         """The first of a kind counts until there is a second."""
         key = batch, shape
         seen = self._seen.setdefault(key, deque(maxlen=KEPT))
+        step = Step(batch, shape, seconds, self._paces[-1])
         if key in self._cold:
             seen.clear()
             self._cold.remove(key)
         elif not seen:
             self._cold.add(key)
-        elif len(seen) > 1 and max(seen[-1], seconds) < BETTER * statistics.median(seen):
-            last = seen[-1]
-            seen.clear()
-            seen.append(last)
-        seen.append(seconds)
+        elif len(seen) > 1:
+            step.ratio = seconds / _median(seen)
+        seen.append(step)
+        self._recent.append(step)
+        if len(self._recent) > WINDOW // 2:
+            self._settle(self._recent[-1 - WINDOW // 2])
         self._draw(batch)
+
+    def _settle(self, step: Step) -> None:
+        """Its pace, by the steps before and after it; and whether what was known of its kind was another moment's."""
+        ratios = [near.ratio for near in self._recent if near.ratio is not None]
+        if self._paced and len(ratios) > WINDOW // 2:
+            step.pace = statistics.median(ratios)
+            self._paces.append(step.pace)
+        seen = self._seen[step.batch, step.shape]
+        if step not in seen:
+            return
+        place = seen.index(step)
+        if place and len(seen) > 2 and max(s.at_usual_pace for s in (seen[place - 1], step)) < BETTER * _median(seen):
+            for _ in range(place - 1):
+                seen.popleft()
+        self._draw(step.batch)
 
     def _draw(self, batch: int) -> None:
         seen = {shape: self._seen[batch, shape] for shape in self.shapes if (batch, shape) in self._seen}
-        rows = [(float(batch * shape.tokens), statistics.median(seconds)) for shape, seconds in seen.items()]
-        points = tuple(sorted(rows))
+        points = tuple(sorted((float(batch * shape.tokens), _median(steps)) for shape, steps in seen.items()))
         for curve in (self._curve, *(self._curves.setdefault(shape, Curve({})) for shape in seen)):
             curve.points[batch] = points
 
@@ -63,7 +105,7 @@ class StepCosts:
         return sum(len(seen) for (b, s), seen in self._seen.items() if s == shape and bucket(b) == bucket(batch))
 
     def seconds(self, batch: int, shape: Shape) -> float | None:
-        """None before anything was measured."""
+        """At one pace for all; None before anything was measured."""
         if not self._curve.points:
             return None
         return self._curves.get(shape, self._curve).at(batch, batch * shape.tokens)
@@ -80,8 +122,9 @@ class StepCosts:
             self._draw(batch)
 
     def save(self, path: Path, about: dict[str, str]) -> None:
-        """Beside, then renamed."""
-        rows = [[batch, list(shape), statistics.median(seen)] for (batch, shape), seen in sorted(self._seen.items())]
+        """Beside, then renamed. Seconds at the usual pace."""
+        usual = statistics.median(self._paces)
+        rows = [[batch, list(shape), usual * _median(seen)] for (batch, shape), seen in sorted(self._seen.items())]
         write_whole(path, json.dumps({"about": about, "seconds": rows}) + "\n")
 
     def read(self, path: Path, about: dict[str, str]) -> bool:
@@ -100,6 +143,10 @@ class StepCosts:
         for batch, shape, seconds in rows:
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again
-                self._seen[batch, shape] = deque([seconds] * PROVEN, maxlen=KEPT)
+                self._seen[batch, shape] = deque((Step(batch, shape, seconds) for _ in range(PROVEN)), maxlen=KEPT)
                 self._draw(batch)
         return True
+
+
+def _median(steps: Iterable[Step]) -> float:
+    return statistics.median(step.at_usual_pace for step in steps)

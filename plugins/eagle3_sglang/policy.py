@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from eagle3_serving.serve.shape import Shape
 from eagle3_sglang.costs import PROVEN, StepCosts, bucket
 
-MEMORY = (
-    64  # drafts of single requests over which a tree's gain is a mean: one text's good minute is not the next one's
-)
-LARGEST_WEIGHT = 0.1  # of one step, however many requests it has: the same requests draft in the next
+# drafts of single requests over which a tree's gain is a mean: one text's good minute is not the next one's
+MEMORY = 64
+# of one step in that mean, however many requests it has: the same ones draft in the next
+LARGEST_WEIGHT = 0.1
 
 
 @dataclass
@@ -101,12 +101,11 @@ class ShapePolicy:
     """Works without looking at the device: costs are wall clock, gains arrive when they arrive."""
 
     tries = 3  # steps by which a tree is first judged at a batch size
-    hopeless = 0.75  # of the best rate: no larger tree is tried after one this slow
+    hopeless = 0.75  # of the best rate: no larger tree is tried after one this slow, and no look taken at one
     margin = 1.03  # what drafting must be ahead of plain decoding by: less is noise, and plain is the safe side of it
     inertia = 1.02  # what another tree must be ahead by
     look_every = 64  # drafting steps after which another is looked at: what is not used is not measured
-    look = 2  # steps of plain decoding that such a look takes; a tree's takes one
-    too_dear = 2.0  # times the seconds of the tree in use: no look at such a one
+    look = 2  # steps that such a look takes
     probe = 3  # steps of a probe after `Idle.patience`
     longest_patience = 3200
 
@@ -116,9 +115,10 @@ class ShapePolicy:
         self.current = self.shapes[-1]
         self.plain = next((shape for shape in self.shapes if not shape.drafts), None)
         self.idle: dict[int, Idle] = {}
-        self._probing = 0
+        self._probing = self._probes = 0
         self._since_look = self._looks = 0
-        self._looking = 0  # steps that a look at plain decoding still takes
+        self._looking = 0  # steps that a look still takes
+        self._looked = self.shapes[0]  # what it is at
 
     def choose(self, batch: int) -> Shape:
         """For the next step of `batch` requests."""
@@ -154,26 +154,32 @@ class ShapePolicy:
         plain = None if self.plain is None else rates.get(self.plain)
         if plain is None or drafting[best] > self.margin * plain:
             self.idle.pop(bucket(batch), None)
-            return self._look(batch, best) or best
-        return best if self._probe(batch) else self.shapes[0]
+            others = [shape for shape, rate in drafting.items() if shape != best and rate > self.hopeless * rates[best]]
+            return self._look(others) or best
+        if not self._probe(batch):
+            return self.shapes[0]
+        others = [shape for shape, rate in drafting.items() if rate > self.hopeless * plain]
+        return others[self._probes % len(others)] if others else best
 
-    def _look(self, batch: int, best: Shape) -> Shape | None:
-        """Plain decoding, whose cost may have been measured in a bad moment, and in turn a deeper tree, whose gain nothing
-        else tells."""
+    def _look(self, others: Sequence[Shape]) -> Shape | None:
+        """Plain decoding and another tree in turn: costs may have been measured in a bad moment, and what a deeper tree
+        gains nothing else tells."""
         if self._looking:
             self._looking -= 1
-            return self.plain
+            return self._looked
         self._since_look += 1
         if self._since_look < self.look_every:
             return None
         self._since_look = 0
         self._looks += 1
         if self._looks % 2 and self.plain is not None:
-            self._looking = self.look - 1
-            return self.plain
-        limit = self.too_dear * (self.costs.seconds(batch, best) or 0.0)
-        deeper = [shape for shape in self.shapes if shape.steps > best.steps]
-        return next((shape for shape in deeper if (self.costs.seconds(batch, shape) or limit) < limit), None)
+            self._looked = self.plain
+        elif others:
+            self._looked = others[self._looks // 2 % len(others)]
+        else:
+            return None
+        self._looking = self.look - 1
+        return self._looked
 
     def _probe(self, batch: int) -> bool:
         """Texts change: after long idleness a few steps draft, so that the gains are those of now."""
@@ -186,4 +192,5 @@ class ShapePolicy:
             return False
         idle.steps, idle.patience = 0, min(2 * idle.patience, self.longest_patience)
         self._probing = self.probe - 1
+        self._probes += 1
         return True

@@ -39,7 +39,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
         self.shapes = compat.shapes_of(self, self.settings)
         self.nothing = Shape.nothing(self.topk)
-        self.costs = StepCosts(self.shapes)
+        # a survey takes each tree by itself for some steps, again and again: medians over those are its answer
+        self.costs = StepCosts(self.shapes, paced=self.settings.choice != "survey")
         self.policy = ShapePolicy(self.shapes, self.costs)
         choosers: dict[str, ShapePolicy | Cycle | Survey] = {"cycle": Cycle(self.shapes), "survey": Survey(self.shapes)}
         self.chooser = choosers.get(self.settings.choice, self.policy)

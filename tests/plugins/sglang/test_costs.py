@@ -46,11 +46,52 @@ def test_like_batch_sizes_count_together(costs: StepCosts) -> None:
     assert costs.steps(8, SHAPES[0]) == 0
 
 
-def test_two_far_better_steps_in_a_row_are_another_machine_and_one_is_not(costs: StepCosts) -> None:
-    costs.add(4, SHAPES[1], 0.5 * 0.25)
-    assert costs.seconds(4, SHAPES[1]) == pytest.approx(1.05 * 0.25)
-    costs.add(4, SHAPES[1], 0.5 * 0.25)
-    assert costs.seconds(4, SHAPES[1]) == pytest.approx(0.5 * 0.25)
+def add_all(costs: StepCosts, batch: int, shape: Shape, seconds: float, steps: int) -> None:
+    for _ in range(steps):
+        costs.add(batch, shape, seconds)
+
+
+@pytest.fixture
+def steady() -> StepCosts:
+    made = StepCosts(SHAPES)
+    for shape in SHAPES:
+        add_all(made, 4, shape, 0.1 * shape.tokens, 9)
+    return made
+
+
+def test_two_far_better_steps_among_others_are_news_and_one_is_not(steady: StepCosts) -> None:
+    for steps, expected in ((1, 0.6), (2, 0.3)):
+        add_all(steady, 4, SHAPES[0], 0.1, 5)
+        add_all(steady, 4, SHAPES[1], 0.3, steps)
+        add_all(steady, 4, SHAPES[0], 0.1, 5)
+        assert steady.seconds(4, SHAPES[1]) == pytest.approx(expected)
+
+
+def test_a_machine_that_slows_down_slows_all_trees(steady: StepCosts) -> None:
+    """What is measured in a slow moment is taken as it would be at the pace before."""
+    new = 2, SHAPES[0]
+    for slower in (1.0, 1.6, 1.0, 1.6):
+        add_all(steady, 4, SHAPES[0], slower * 0.1, 9)
+        add_all(steady, *new, slower * 0.07, 2)
+        add_all(steady, 4, SHAPES[0], slower * 0.1, 9)
+        assert steady.seconds(4, SHAPES[0]) == pytest.approx(0.1)
+        assert steady.seconds(*new) == pytest.approx(0.07)
+
+
+def test_a_survey_takes_each_step_as_it_was() -> None:
+    costs = StepCosts(SHAPES, paced=False)
+    for slower in (1.0, 1.0, 1.6):
+        add_all(costs, 4, SHAPES[0], slower * 0.05, 5)
+    add_all(costs, 4, SHAPES[0], 1.6 * 0.05, 5)
+    assert costs.seconds(4, SHAPES[0]) == pytest.approx(1.6 * 0.05)
+
+
+def test_what_is_kept_is_at_the_usual_pace(steady: StepCosts, tmp_path: Path) -> None:
+    add_all(steady, 4, SHAPES[0], 0.15, 600)
+    steady.save(tmp_path / "p.json", {})
+    again = StepCosts(SHAPES)
+    assert again.read(tmp_path / "p.json", {})
+    assert again.seconds(4, SHAPES[0]) == pytest.approx(0.15)
 
 
 def test_nothing_is_known_at_first() -> None:
