@@ -83,7 +83,8 @@ def best_fixed(figures: dict[str, dict[int, dict[str, float]]]) -> dict[int, str
 def bounds(rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Batch -> auto against plain decoding and against the best fixed tree, each a median over ratios of one round."""
     speed = {(row["server"], row["batch"], row["round"]): row["tokens_per_second"] for row in rows}
-    figures = table(rows)
+    to_the_end = {row["server"] for row in rows if row["round"] == max(row["round"] for row in rows)}
+    figures = {name: by_batch for name, by_batch in table(rows).items() if name in to_the_end}
     made: dict[int, dict[str, Any]] = {}
     for batch, best in best_fixed(figures).items() if "auto" in figures else ():
         made[batch] = {"best_fixed": best}
@@ -148,6 +149,12 @@ def main() -> None:
     parser.add_argument("--servers", default="plain,auto,1:4:3,3:4:6,5:4:12,own:5:4:8,own-adaptive")
     parser.add_argument("--batches", default="1,2,4,8,16")
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument(
+        "--waves",
+        type=int,
+        default=1,
+        help="requests a round, in multiples of those in flight (default 1: who drafts ends with ever fewer in flight)",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--more",
@@ -171,7 +178,7 @@ def main() -> None:
     asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < 200]
     batches = [int(batch) for batch in args.batches.split(",")]
     bodies = [body(ids, args.max_tokens, ignore_eos=True) for ids in asked]
-    work = {batch: bodies[: max(batch, LEAST_REQUESTS)] for batch in batches}
+    work = {batch: bodies[: max(args.waves * batch, LEAST_REQUESTS)] for batch in batches}
     common = SglangOptions(target, args.drafter, max_requests=max(batches), kv_tokens=6144)
     with ExitStack() as stack:
         logs = stack.enter_context(log_directory("sweep"))
