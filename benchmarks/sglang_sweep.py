@@ -80,34 +80,39 @@ def best_fixed(figures: dict[str, dict[int, dict[str, float]]]) -> dict[int, str
     return {batch: max(fixed, key=lambda name: figures[name][batch]["ratio"]) for batch in figures["plain"]}
 
 
+def ratios(rows: Sequence[dict[str, Any]], name: str, base: str, batch: int) -> list[float]:
+    """Speeds of one server over another's of the same round, for the rounds that both were in."""
+    speed = {(row["server"], row["round"]): row["tokens_per_second"] for row in rows if row["batch"] == batch}
+    both = [turn for who, turn in speed if who == name and (base, turn) in speed]
+    return [speed[name, turn] / speed[base, turn] for turn in both]
+
+
 def bounds(rows: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Batch -> auto against plain decoding and against the best fixed tree, each a median over ratios of one round."""
-    speed = {(row["server"], row["batch"], row["round"]): row["tokens_per_second"] for row in rows}
-    to_the_end = {row["server"] for row in rows if row["round"] == max(row["round"] for row in rows)}
+    last = max(row["round"] for row in rows)
+    to_the_end = {row["server"] for row in rows if row["round"] == last}
     figures = {name: by_batch for name, by_batch in table(rows).items() if name in to_the_end}
     made: dict[int, dict[str, Any]] = {}
     for batch, best in best_fixed(figures).items() if "auto" in figures else ():
         made[batch] = {"best_fixed": best}
         for key, name in (("to_plain", "plain"), ("to_best_fixed", best)):
-            rounds = [turn for who, size, turn in speed if (who, size) == (name, batch)]
-            ratios = [speed["auto", batch, turn] / speed[name, batch, turn] for turn in rounds]
-            made[batch] |= {key: statistics.median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
+            found = ratios(rows, "auto", name, batch)
+            made[batch] |= {key: statistics.median(found), f"{key}_spread": [min(found), max(found)]}
     return made
 
 
 def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
     """Server -> batch -> medians, and the ratio to plain decoding of the same round."""
-    plain = {(row["batch"], row["round"]): row["tokens_per_second"] for row in rows if row["server"] == "plain"}
     made: dict[str, dict[int, dict[str, float]]] = {}
     for name in dict.fromkeys(row["server"] for row in rows):
         for batch in dict.fromkeys(row["batch"] for row in rows):
             mine = [row for row in rows if (row["server"], row["batch"]) == (name, batch)]
-            ratios = [row["tokens_per_second"] / plain[batch, row["round"]] for row in mine]
+            found = ratios(rows, name, "plain", batch)
             made.setdefault(name, {})[batch] = {
                 "tokens_per_second": statistics.median(row["tokens_per_second"] for row in mine),
-                "ratio": statistics.median(ratios),
-                "least": min(ratios),
-                "most": max(ratios),
+                "ratio": statistics.median(found),
+                "least": min(found),
+                "most": max(found),
                 "length": statistics.median(row["length"] for row in mine),
             }
     return made

@@ -75,9 +75,13 @@ class StepCosts:
             step.ratio = seconds / _median(seen)
         seen.append(step)
         self._recent.append(step)
+        changed = {batch}
         if len(self._recent) > WINDOW // 2:
-            self._settle(self._recent[-1 - WINDOW // 2])
-        self._draw(batch)
+            settled = self._recent[-1 - WINDOW // 2]
+            self._settle(settled)
+            changed.add(settled.batch)
+        for size in changed:
+            self._draw(size)
 
     def _settle(self, step: Step) -> None:
         """Its pace, by the steps before and after it; and whether what was known of its kind was another moment's."""
@@ -92,7 +96,6 @@ class StepCosts:
         if place and len(seen) > 2 and max(s.at_usual_pace for s in (seen[place - 1], step)) < BETTER * _median(seen):
             for _ in range(place - 1):
                 seen.popleft()
-        self._draw(step.batch)
 
     def _draw(self, batch: int) -> None:
         seen = {shape: self._seen[batch, shape] for shape in self.shapes if (batch, shape) in self._seen}
@@ -117,6 +120,7 @@ class StepCosts:
     def keep(self, batches: Collection[int]) -> None:
         """Drop the other batch sizes: passed through as requests ended, they were hardly measured."""
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in batches}
+        self._recent.clear()
         self._curve, self._curves = Curve({}), {}
         for batch in {size for size, _ in self._seen}:
             self._draw(batch)
