@@ -1,8 +1,9 @@
 """Trees that follow the batch, on real SGLang: against each fixed tree, SGLang's own tree and adaptive chain, and plain decoding.
 
 All servers of a run are up at once and take turns at each batch size, so that they meet the same minutes; after some
-rounds only those go on that the bounds compare. Every request is as long as it may be (`ignore_eos`), so that a batch
-stays whole; its prefill counts.
+rounds only those go on that the bounds compare. A batch size is a number of requests in flight: one that ends makes room for the
+next, and the clock stops when none is left to send. Answers differ in length, the same for every server, as users' do:
+of equal ones plain decoding would take in and end a whole batch at once. Prefills count.
 
     python -m benchmarks.sglang_sweep --drafter checkpoints/smollm2-135m-instruct --prompts prompts.jsonl \\
         --servers plain,auto,1:4:3,3:4:6 --out benchmarks/results/sglang-sweep
@@ -12,7 +13,9 @@ import argparse
 import json
 import random
 import statistics
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import add_pair, write_json
-from benchmarks.sglang_cases import Body, ask_all, body
+from benchmarks.sglang_cases import Body, body
 from eagle3_serving.eval.prompts import read_prompts
+from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
@@ -49,6 +53,49 @@ def server_options(name: str, common: SglangOptions, profile: Path) -> SglangOpt
     return replace(common, shape=Shape(int(steps), int(top_k), int(tokens)), plugin=not own)
 
 
+def answer_lengths(mean: int, requests: int) -> list[int]:
+    """From half of `mean` to half as much again, drawn once for all servers."""
+    draw = random.Random(1)
+    return [draw.randint(mean - mean // 2, mean + mean // 2) for _ in range(requests)]
+
+
+class Load:
+    """`batch` requests in flight from the first token asked for until there is no other to send."""
+
+    def __init__(self, client: SglangClient, bodies: Sequence[Body], batch: int) -> None:
+        self._client, self._waiting = client, deque(bodies)
+        self._arrived = [0] * batch  # tokens by place in the batch
+        self._over = threading.Event()
+        self.tokens, self.seconds = 0, 0.0
+        self._begun = time.perf_counter()
+        with ThreadPoolExecutor(batch) as pool:
+            answers = [answer for said in pool.map(self._keep_busy, range(batch)) for answer in said]
+        passes = sum(answer.counters.drafts for answer in answers)
+        accepted = sum(answer.counters.accepted for answer in answers)
+        self.length = 1 + accepted / passes if passes else 1.0
+
+    def _keep_busy(self, place: int) -> list[Answer]:
+        answers = []
+        while (request := self._next()) is not None:
+            before = self._arrived[place]
+
+            def count(tokens: int, before: int = before) -> None:
+                if not self._over.is_set():
+                    self._arrived[place] = before + tokens
+
+            answers.append(self._client.generate(request, on_tokens=count))
+        return answers
+
+    def _next(self) -> Body | None:
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            if not self._over.is_set():
+                self._over.set()
+                self.tokens, self.seconds = sum(self._arrived), time.perf_counter() - self._begun
+            return None
+
+
 def measure(clients: dict[str, SglangClient], work: dict[int, list[Body]], rounds: range) -> list[dict[str, Any]]:
     """Tokens a second and tokens a pass of every server in every round at every batch size."""
     rows = []
@@ -57,18 +104,12 @@ def measure(clients: dict[str, SglangClient], work: dict[int, list[Body]], round
         for batch, bodies in work.items():
             random.Random(f"{turn} {batch}").shuffle(order)
             for name in order:
-                before, begun = clients[name].counters(), time.perf_counter()
-                said = ask_all(clients[name], bodies, batch)
-                seconds = time.perf_counter() - begun
-                passes = (clients[name].counters() - before).drafts
-                tokens = sum(len(a.token_ids) for a in said)
-                length = (tokens - len(said)) / passes if passes else 1.0
+                load = Load(clients[name], bodies, batch)
+                speed, length = load.tokens / load.seconds, load.length
                 rows.append(
-                    {"server": name, "batch": batch, "round": turn, "tokens_per_second": tokens / seconds, "length": length}
-                )  # fmt: skip
-                print(
-                    f"round {turn} batch {batch:2} {name:14} {tokens / seconds:6.1f} tokens/s {length:.2f}", flush=True
+                    {"server": name, "batch": batch, "round": turn, "tokens_per_second": speed, "length": length}
                 )
+                print(f"round {turn} batch {batch:2} {name:14} {speed:6.1f} tokens/s {length:.2f}", flush=True)
     return rows
 
 
@@ -153,12 +194,11 @@ def main() -> None:
     add_pair(parser)
     parser.add_argument("--servers", default="plain,auto,1:4:3,3:4:6,5:4:12,own:5:4:8,own-adaptive")
     parser.add_argument("--batches", default="1,2,4,8,16")
-    parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument(
-        "--waves",
-        type=int,
-        default=1,
-        help="requests a round, in multiples of those in flight (default 1: who drafts ends with ever fewer in flight)",
+        "--tokens", type=int, default=32, help="mean length of an answer; half to one and a half of it (default 32)"
+    )
+    parser.add_argument(
+        "--waves", type=int, default=3, help="requests a round, in multiples of those in flight (default 3)"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -182,7 +222,8 @@ def main() -> None:
     random.Random(0).shuffle(prompts)
     asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < 200]
     batches = [int(batch) for batch in args.batches.split(",")]
-    bodies = [body(ids, args.max_tokens, ignore_eos=True) for ids in asked]
+    lengths = answer_lengths(args.tokens, len(asked))
+    bodies = [body(ids, most, ignore_eos=True) for ids, most in zip(asked, lengths, strict=True)]
     work = {batch: bodies[: max(args.waves * batch, LEAST_REQUESTS)] for batch in batches}
     common = SglangOptions(target, args.drafter, max_requests=max(batches), kv_tokens=6144)
     with ExitStack() as stack:
@@ -209,7 +250,7 @@ def main() -> None:
         further = range(args.rounds, args.rounds + args.more)
         rows += measure({name: clients[name] for name in clients if name in close}, work, further)
     figures, auto = table(rows), bounds(rows)
-    made = {"bounds": auto, "figures": figures, "rows": rows, "max_tokens": args.max_tokens}
+    made = {"bounds": auto, "figures": figures, "rows": rows, "tokens": args.tokens, "waves": args.waves}
     write_json(args.out.with_suffix(".json"), made)
     plot(figures, args.out.with_suffix(".png"))
     print(json.dumps({"bounds": auto, "figures": figures}, indent=1))

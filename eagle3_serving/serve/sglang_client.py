@@ -46,8 +46,14 @@ class SglangClient(ChatClient):
         body = {"input_ids": chat_ids(self._tokenizer, prompt), "sampling_params": sampling}
         return self.generate(body, on_text)
 
-    def generate(self, body: dict[str, Any], on_text: Callable[[str], None] | None = None) -> Answer:
-        """A request as `/generate` takes it, streamed."""
+    def generate(
+        self,
+        body: dict[str, Any],
+        on_text: Callable[[str], None] | None = None,
+        on_tokens: Callable[[int], None] | None = None,
+    ) -> Answer:
+        """A request as `/generate` takes it, streamed; `on_tokens` receives how many tokens there are, as they arrive.
+        What either raises hangs up."""
         text, first_token_s = "", 0.0
         token_ids: list[int] = []
         about: dict[str, Any] = {}
@@ -67,6 +73,8 @@ class SglangClient(ChatClient):
                     if on_text is not None and len(piece["text"]) > len(text):
                         on_text(piece["text"][len(text) :])
                     text, token_ids, about = piece["text"], piece["output_ids"], piece["meta_info"]
+                    if on_tokens is not None:
+                        on_tokens(len(token_ids))
         except httpx.HTTPError as error:
             raise CheckError(f"the server at {self.url} did not answer: {error}") from None
         total_s = time.perf_counter() - started

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from benchmarks.sglang_cases import FEATURES, PENALTIES, Body, ask_all, ask_and_hang_up, body
+from benchmarks.sglang_sweep import Load
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server
@@ -104,6 +105,15 @@ def test_the_answer_streams(changing: SglangClient, asked: dict[str, list[Body]]
     answer = changing.generate(asked["plain text"][0], on_text=pieces.append)
     assert len(pieces) > 1 and "".join(pieces) == answer.text
     assert 0 < answer.first_token_s < answer.total_s
+
+
+def test_a_sweep_counts_what_came_while_the_load_was_whole(
+    changing: SglangClient, asked: dict[str, list[Body]], expected: dict[str, list[Answer]]
+) -> None:
+    lengths = [len(answer.token_ids) for answer in expected["plain text"][:6]]
+    load = Load(changing, asked["plain text"][:6], 2)
+    assert sum(lengths) - max(lengths) < load.tokens <= sum(lengths)
+    assert load.seconds > 0 and load.length > 1
 
 
 def test_every_tree_was_verified_and_is_in_the_metrics(changing: SglangClient) -> None:
