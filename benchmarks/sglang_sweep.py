@@ -36,6 +36,7 @@ from eagle3_serving.targets.smollm2 import fetch_target
 
 TREES = "0;1,4,3;3,4,6;5,4,12"
 CHOOSING = ("auto", "own-adaptive")
+MAX_PROMPT = 200
 LEAST_REQUESTS = 4  # a round of one or two short answers says little
 
 
@@ -60,12 +61,12 @@ def answer_lengths(mean: int, requests: int) -> list[int]:
 
 
 class Load:
-    """`batch` requests in flight from the first token asked for until there is no other to send."""
+    """`batch` requests in flight until there is no other to send: what came by then, and the tokens a pass of all."""
 
     def __init__(self, client: SglangClient, bodies: Sequence[Body], batch: int) -> None:
         self._client, self._waiting = client, deque(bodies)
         self._arrived = [0] * batch  # tokens by place in the batch
-        self._over = threading.Event()
+        self._over, self._lock = threading.Event(), threading.Lock()
         self.tokens, self.seconds = 0, 0.0
         self._begun = time.perf_counter()
         with ThreadPoolExecutor(batch) as pool:
@@ -87,9 +88,9 @@ class Load:
         return answers
 
     def _next(self) -> Body | None:
-        try:
-            return self._waiting.popleft()
-        except IndexError:
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
             if not self._over.is_set():
                 self._over.set()
                 self.tokens, self.seconds = sum(self._arrived), time.perf_counter() - self._begun
@@ -214,14 +215,19 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="measured step costs for auto (default: measured in the warm-up)")
     parser.add_argument("--out", type=Path, required=True, help="written with .json and .png")
     args = parser.parse_args()
-    if "plain" not in args.servers.split(",") or args.rounds < 1:
-        parser.error("every ratio is to plain decoding: --servers must name plain, --rounds at least 1")
+    if "plain" not in args.servers.split(",") or min(args.rounds, args.waves) < 1:
+        parser.error("every ratio is to plain decoding: --servers must name plain, --rounds and --waves be at least 1")
     target = args.target or fetch_target()
     tokenizer = load_tokenizer(target)
     prompts = read_prompts(args.prompts, None)
     random.Random(0).shuffle(prompts)
-    asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < 200]
+    asked = [ids for prompt in prompts if len(ids := chat_ids(tokenizer, prompt.turns[0])) < MAX_PROMPT]
     batches = [int(batch) for batch in args.batches.split(",")]
+    if len(asked) < args.waves * max(batches):
+        parser.error(
+            f"{args.waves} waves of {max(batches)} requests need as many prompts under {MAX_PROMPT} tokens; --prompts holds "
+            f"{len(asked)}: give more, or lower --waves or --batches"
+        )
     lengths = answer_lengths(args.tokens, len(asked))
     bodies = [body(ids, most, ignore_eos=True) for ids, most in zip(asked, lengths, strict=True)]
     work = {batch: bodies[: max(args.waves * batch, LEAST_REQUESTS)] for batch in batches}
