@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.common import add_pair, write_json
 from benchmarks.sglang_cases import Body, body
+from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.prompts import read_prompts
 from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server, log_directory
@@ -66,14 +67,12 @@ class Load:
     def __init__(self, client: SglangClient, bodies: Sequence[Body], batch: int) -> None:
         self._client, self._waiting = client, deque(bodies)
         self._arrived = [0] * batch  # tokens by place in the batch
-        self._over, self._lock = threading.Event(), threading.Lock()
-        self.tokens, self.seconds = 0, 0.0
+        self._lock = threading.Lock()
+        self.tokens, self.seconds = 0, 0.0  # until the clock stops
         self._begun = time.perf_counter()
         with ThreadPoolExecutor(batch) as pool:
             answers = [answer for said in pool.map(self._keep_busy, range(batch)) for answer in said]
-        passes = sum(answer.counters.drafts for answer in answers)
-        accepted = sum(answer.counters.accepted for answer in answers)
-        self.length = 1 + accepted / passes if passes else 1.0
+        self.length = sum((answer.counters for answer in answers), SpecCounters()).accepted_length
 
     def _keep_busy(self, place: int) -> list[Answer]:
         answers = []
@@ -81,7 +80,7 @@ class Load:
             before = self._arrived[place]
 
             def count(tokens: int, before: int = before) -> None:
-                if not self._over.is_set():
+                if not self.seconds:
                     self._arrived[place] = before + tokens
 
             answers.append(self._client.generate(request, on_tokens=count))
@@ -91,8 +90,7 @@ class Load:
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()
-            if not self._over.is_set():
-                self._over.set()
+            if not self.seconds:
                 self.tokens, self.seconds = sum(self._arrived), time.perf_counter() - self._begun
             return None
 
