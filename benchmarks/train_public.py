@@ -5,9 +5,11 @@
 
 PYTHON: of an environment with speculators 0.9 (`pip install speculators`). Both see every answer once, read
 features that stand on disk, unroll 3 steps (speculators' default) and draft over the same vocabulary; everything else is
-each one's default. `speculators` trains with Muon, its default; `speculators-adamw` with AdamW. Its checkpoint is read as it
-stands. Seconds are those of the training with its start and saving, on all cores, one run at a time; the passes of
-the target are in none of them. `--work` may be that of `benchmarks.train_findings`, whose answers and features it shares.
+each one's default. `eagle3-serving-compiled` is ours with `--compile`; `speculators` trains with Muon, its default,
+`speculators-adamw` with AdamW. Its checkpoint is read as it stands. Seconds are those of the training with its start,
+compiling and saving, on all cores, one run at a time; the passes of the target are in none of them. Ours tell a step's
+seconds in the second half besides. `--work` may be that of `benchmarks.train_findings`, whose answers and features it
+shares.
 """
 
 import argparse
@@ -51,6 +53,7 @@ from eagle3_serving.train.job import TrainJob, fit
 from eagle3_serving.train.options import TrainOptions
 
 TTT_STEPS, ROWS = 3, 1024
+OURS = {"eagle3-serving": False, "eagle3-serving-compiled": True}
 THEIRS = {"speculators": (), "speculators-adamw": ("--optimizer", "adamw")}
 
 
@@ -60,14 +63,14 @@ def counted(answers: Sequence[Answer], vocabulary: torch.Tensor) -> int:
     return sum(token in kept for answer in answers for token in answer.response_ids[1:])
 
 
-def ours(args: argparse.Namespace, directory: Path, out: Path, seed: int) -> dict[str, Any]:
+def ours(args: argparse.Namespace, directory: Path, out: Path, name: str, seed: int) -> dict[str, Any]:
     place = Place(args.work)
     answers = read_answers([place.public / "answers.jsonl"], MAX_LENGTH)
     target = Target.load(directory)
     vocabulary, _ = choose_vocabulary(answers, target.vocab_size, args.draft_vocab_size)
     options = TrainOptions(
         tokens=counted(answers, vocabulary), tokens_per_batch=ROWS, ttt_steps=TTT_STEPS, replay=False, seed=seed,
-        warmup=8, ema=0.98, save_every=1_000_000,
+        warmup=8, ema=0.98, save_every=1_000_000, compile=OURS[name], log_every=1,
     )  # fmt: skip
     job = TrainJob(
         directory, out, answers=(place.public / "answers.jsonl",), draft_vocab_size=args.draft_vocab_size,
@@ -77,7 +80,11 @@ def ours(args: argparse.Namespace, directory: Path, out: Path, seed: int) -> dic
     begun = time.perf_counter()
     made = fit(job, target)
     save_drafter(made.drafter, out / "drafter", to=made.dialect)
-    return {"seconds": time.perf_counter() - begun, "steps": made.steps}
+    seconds = time.perf_counter() - begun
+    lines = map(json.loads, (out / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    times = [line["time"] for line in lines if "loss" in line]
+    late = times[len(times) // 2 :]
+    return {"seconds": seconds, "steps": made.steps, "late_step_seconds": (late[-1] - late[0]) / max(1, len(late) - 1)}
 
 
 def theirs(args: argparse.Namespace, directory: Path, out: Path, name: str, seed: int) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
     place = Place(args.work)
     out = place.public_run(name, seed)
     out.mkdir(parents=True, exist_ok=True)
-    done = theirs(args, directory, out, name, seed) if name in THEIRS else ours(args, directory, out, seed)
+    done = theirs(args, directory, out, name, seed) if name in THEIRS else ours(args, directory, out, name, seed)
     target = Target.load(directory)
     drafter = load_for(target, out / "drafter")
     source = FeatureSource(target, drafter.config.aux_layers, place.features, watched=boundaries(target))
@@ -166,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export(place, first_tokens(read_answers([place.answers], MAX_LENGTH), args.tokens), Target.load(directory))
     records = []
     for seed in range(args.seeds):  # in turn, so that both meet the same minutes
-        for name in ("eagle3-serving", *THEIRS):
+        for name in (*OURS, *THEIRS):
             kept = place.public_run(name, seed) / "result.json"
             if not kept.exists():
                 own = [str(a) for a in sys.argv[1:]] if arguments is None else list(arguments)

@@ -56,6 +56,7 @@ def test_ours_sees_every_answer_once(args: argparse.Namespace, directory: Path) 
     record = run_one(args, directory, "eagle3-serving", 0)
     log = (args.work / "public-runs" / "eagle3-serving-0" / "log.jsonl").read_text().splitlines()
     assert json.loads(log[0])["batches"] == record["steps"]
+    assert 0 <= record["late_step_seconds"] < record["seconds"]
     assert record["tokens_per_second"] > 0 and record["tree"] >= record["chain"] >= 1.0
 
 
