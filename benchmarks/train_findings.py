@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -67,15 +67,23 @@ from eagle3_serving.train.options import TrainOptions
 TTT_STEPS = 5
 
 
+def top(num_layers: int) -> tuple[int, ...]:
+    return (num_layers,)
+
+
+def low_middle_top(num_layers: int) -> tuple[int, ...]:
+    return (*default_aux_layers(num_layers)[:2], num_layers)
+
+
 @dataclass(frozen=True)
 class Variant:
-    """`share` of the data; `top`: the top feature alone; `calibrated`: trees rank by a calibration fitted at the end;
+    """`share` of the data; `reads`: the boundaries whose features it sees, by the target's depth; `calibrated`: trees rank by a calibration fitted at the end;
     the rest are options of the trainer and of its job."""
 
     group: str
     options: dict[str, Any] = field(default_factory=dict)
     job: dict[str, Any] = field(default_factory=dict)
-    top: bool = False
+    reads: Callable[[int], tuple[int, ...]] = default_aux_layers
     share: float = 1.0
     calibrated: bool = False
 
@@ -88,8 +96,9 @@ class Variant:
 CONSTRAINED = {"feature_weight": 1.0, "token_weight": 0.1}
 VARIANTS = {
     "paper": Variant("ablation"),
-    "eagle-2": Variant("ablation", {**CONSTRAINED, "ttt_steps": 1, "keep_feature": True}, top=True),
-    "top": Variant("ablation", top=True),
+    "eagle-2": Variant("ablation", {**CONSTRAINED, "ttt_steps": 1, "keep_feature": True}, reads=top),
+    "top": Variant("ablation", reads=top),
+    "low-middle-top": Variant("ablation", reads=low_middle_top),
     "steps-1": Variant("ablation", {"ttt_steps": 1}),
     "constraint": Variant("ablation", CONSTRAINED),
     "steps-3": Variant("ablation", {"ttt_steps": 3}),
@@ -128,7 +137,7 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
     answers = first_tokens(read_answers([place.answers], MAX_LENGTH), round(args.tokens * SPARE * variant.share))
     write_whole(out / "answers.jsonl", "".join(map(answer_line, answers)))
     target = Target.load(directory)
-    aux_layers = (target.num_layers,) if variant.top else default_aux_layers(target.num_layers)
+    aux_layers = variant.reads(target.num_layers)
     job = TrainJob(
         directory,
         out,
@@ -180,9 +189,11 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int]]:
 
 def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
     """Each run in a process of its own, `--workers` at a time, each with its share of the cores."""
-    place, records, todo = Place(args.work), [], []
-    earlier = recorded(args)
-    for name, seed in plan(args):
+    place, todo = Place(args.work), []
+    earlier, planned = recorded(args), plan(args)
+    # what an earlier call asked for and this one does not stays in the table
+    records = [run for key, run in earlier.items() if key not in planned]
+    for name, seed in planned:
         kept = place.run(name, seed) / "result.json"
         if kept.exists():
             records.append(json.loads(kept.read_text(encoding="utf-8")))
@@ -252,8 +263,8 @@ def recorded(args: argparse.Namespace) -> dict[tuple[str, int], dict[str, Any]]:
 
 def report(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
     """Write `--out` and its plot."""
-    order = {run: place for place, run in enumerate(plan(args))}
-    records = sorted(records, key=lambda record: order[record["name"], record["seed"]])
+    order = list(VARIANTS)
+    records = sorted(records, key=lambda record: (record["seed"], order.index(record["name"])))
     write_json(args.out, {"about": about(args), "summary": summary(records, COMMON), "runs": records})
     plot(records, COMMON, args.out.with_suffix(".png"))
 

@@ -71,10 +71,12 @@ def test_runs_that_are_done_are_gathered_not_done_again(
     ]
     assert main([*command, "--tokens", "600"]) == 0
     table = json.loads(args.out.read_text())
-    assert len(table["runs"]) == len(records) == 14
+    assert len(table["runs"]) == len(records) == 16
     assert args.out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree(args.work / "runs")  # the table alone is left, as on another machine
     assert main([*command, "--tokens", "600"]) == 0
+    assert json.loads(args.out.read_text())["runs"] == table["runs"]
+    assert main([*command, "--tokens", "600", "--only", "top"]) == 0  # the others' rows stay
     assert json.loads(args.out.read_text())["runs"] == table["runs"]
     with pytest.raises(InputError, match="tokens 600, not 700"):
         main([*command, "--tokens", "700"])
@@ -108,6 +110,11 @@ def test_the_summary_pairs_seeds(tmp_path: Path) -> None:
 def test_a_whole_seed_comes_before_the_next() -> None:
     args = argparse.Namespace(only=["ablation", "scaling"], seeds=2)
     runs = plan(args)
-    assert len(runs) == 20 and [seed for _, seed in runs] == [0] * 10 + [1] * 10
+    assert len(runs) == 22 and [seed for _, seed in runs] == [0] * 11 + [1] * 11
+    assert [VARIANTS[name].reads(30) for name in ("paper", "top", "low-middle-top")] == [
+        (2, 15, 27),
+        (30,),
+        (2, 15, 30),
+    ]
     assert options_of(VARIANTS["eagle-2"], 1, 800).ttt_steps == 1
     assert options_of(VARIANTS["data-1/8"], 1, 800).tokens == 100
