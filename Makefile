@@ -25,7 +25,7 @@ lint: setup  ## ruff and mypy
 
 test: lint setup-sglang  ## every check and every test
 	@$(BIN)/eagle3 fetch-target
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 
 format: setup  ## put the code in the house's form
 	@$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ from eagle3_serving.serve.vllm import VllmOptions, vllm_command
 
 pytest.importorskip("vllm")
 
-K, MAX_TOKENS, PROMPTS = 4, 40, 6
+K, MAX_TOKENS, PROMPTS = 4, 40, 4
 
 
 @pytest.fixture(scope="module")
