@@ -55,6 +55,7 @@ from eagle3_serving.train.options import TrainOptions
 TTT_STEPS, ROWS = 3, 1024
 OURS = {"eagle3-serving": False, "eagle3-serving-compiled": True}
 THEIRS = {"speculators": (), "speculators-adamw": ("--optimizer", "adamw")}
+TRAINERS = (*OURS, *THEIRS)
 
 
 def counted(answers: Sequence[Answer], vocabulary: torch.Tensor) -> int:
@@ -157,6 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_setting(parser)
     parser.add_argument("--speculators", type=Path, help="Python of an environment with speculators")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each (default 2)")
+    parser.add_argument(
+        "--only", nargs="+", choices=TRAINERS, metavar="TRAINER", default=TRAINERS, help=f"of {', '.join(TRAINERS)}"
+    )
     parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     directory = args.target or fetch_target()
@@ -166,14 +170,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = run_one(args, directory, name, seed)
         write_json(place.public_run(name, seed) / "result.json", record)
         return 0
-    if not (args.answers and args.prompts and args.out and args.speculators):
-        parser.error("--answers, --prompts, --speculators and --out are needed")
+    if not (args.answers and args.prompts and args.out):
+        parser.error("--answers, --prompts and --out are needed")
+    if not args.speculators and THEIRS.keys() & set(args.only):
+        parser.error(f"--speculators is needed, or --only {' '.join(OURS)}")
     check_setting(args, place)
     prepare(args, directory, place)
     export(place, first_tokens(read_answers([place.answers], MAX_LENGTH), args.tokens), Target.load(directory))
     records = []
     for seed in range(args.seeds):  # in turn, so that both meet the same minutes
-        for name in (*OURS, *THEIRS):
+        for name in args.only:
             kept = place.public_run(name, seed) / "result.json"
             if not kept.exists():
                 own = [str(a) for a in sys.argv[1:]] if arguments is None else list(arguments)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.train_data import Place, boundaries, check_setting, first_tokens, prepare
-from benchmarks.train_public import export, run_one
+from benchmarks.train_public import export, main, run_one
 from eagle3_serving.engine import Target
 from eagle3_serving.errors import CheckError
 from eagle3_serving.train.data import read_answers
@@ -63,3 +63,21 @@ def test_ours_sees_every_answer_once(args: argparse.Namespace, directory: Path) 
 def test_a_trainer_that_fails_names_its_log(args: argparse.Namespace, directory: Path) -> None:
     with pytest.raises(CheckError, match=r"speculators ended with 1: .*speculators.log says why"):
         run_one(args, directory, "speculators", 0)
+
+
+def test_without_the_public_trainer_ours_can_be_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = [
+        "--target",
+        ".",
+        "--answers",
+        ".",
+        "--prompts",
+        ".",
+        "--work",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "--speculators is needed, or --only eagle3-serving eagle3-serving-compiled" in capsys.readouterr().err
