@@ -46,7 +46,7 @@ class TrainOptions:
     patience: int = _option(0, "stop after so many saves without a better held-out accepted length (0: never)")
     replay: bool = _option(True, "each fresh batch is followed by one already seen: its features cost nothing")
     bf16: bool = _option(True, "matrix products in bfloat16, twice as fast where there is hardware; weights stay fp32")
-    compile: bool = _option(False, "compile the draft step with torch.compile: some minutes first, faster steps after")
+    compile: bool = _option(False, "torch.compile the draft step, for GPUs: minutes first, no faster on two CPU cores")
     seed: int = _option(0, "of the order of data and the first weights")
 
     def __post_init__(self) -> None:
