@@ -52,7 +52,10 @@ def print_table(rows: Sequence[Record], console: Console) -> None:
 
 
 def plot(records: Sequence[Record], common: str, out: Path) -> Path:
-    """Two panels: every variant at equal tokens, and the curve of data. Dots are seeds, bars and whiskers mean and deviation."""
+    """Every variant at equal tokens and, where there is more than one point of it, the curve of data.
+
+    Dots are seeds, bars and whiskers mean and deviation.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -63,33 +66,45 @@ def plot(records: Sequence[Record], common: str, out: Path) -> Path:
     curve = sorted(
         (n for n, r in rows.items() if r["group"] == "scaling" or n == common), key=lambda n: rows[n]["tokens"]
     )
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(12, 4.6), layout="constrained", width_ratios=(max(2, len(equal)), 4)
-    )
-    for number, kind in enumerate(("chain", "tree")):
-        places = [place + (number - 0.5) * 0.38 for place in range(len(equal))]
-        means, deviations = _columns(rows, equal, kind)
-        left.bar(places, means, 0.36, yerr=deviations, capsize=3, color=f"C{number}", alpha=0.8, label=kind)
-        for place, name in zip(places, equal, strict=True):
-            seeds = [record[kind] for record in records if record["name"] == name]
-            left.scatter([place] * len(seeds), seeds, s=9, color="black", zorder=3)
-        means, deviations = _columns(rows, curve, kind)
-        tokens = [rows[name]["tokens"] for name in curve]
-        right.errorbar(tokens, means, yerr=deviations, marker="o", capsize=3, color=f"C{number}", label=kind)
-    left.set_xticks(range(len(equal)), equal, rotation=25, ha="right")
-    left.set(ylabel="tokens a target pass (plain decoding: 1)", title="at equal training tokens", ylim=(1.0, None))
+    panels = 2 if len(curve) > 1 else 1
+    size = {"figsize": (12, 4.6), "width_ratios": (max(2, len(equal)), 4)} if panels == 2 else {"figsize": (7, 4.6)}
+    figure, axes = plt.subplots(1, panels, squeeze=False, layout="constrained", **size)
+    left, *right = axes[0]
+    _bars(left, records, rows, equal)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=2)
-    left.grid(alpha=0.3, axis="y")
-    right.set(xlabel="answer tokens trained on", title="the curve of data", xscale="log")
-    right.set_xticks(
-        [rows[name]["tokens"] for name in curve], [f"{rows[name]['tokens'] / 1000:.0f}K" for name in curve]
-    )
-    right.minorticks_off()
-    right.grid(alpha=0.3)
+    if right:
+        _curve(right[0], rows, curve)
     beside = out.with_name(f".{out.name}.partial.png")
     figure.savefig(beside, dpi=120)
     plt.close(figure)
     return beside.replace(out)
+
+
+def _bars(panel: Any, records: Sequence[Record], rows: dict[str, Record], names: Sequence[str]) -> None:
+    for number, kind in enumerate(_DRAWN):
+        places = [place + (number - 0.5) * 0.38 for place in range(len(names))]
+        means, deviations = _columns(rows, names, kind)
+        panel.bar(places, means, 0.36, yerr=deviations, capsize=3, color=f"C{number}", alpha=0.8, label=kind)
+        for place, name in zip(places, names, strict=True):
+            seeds = [record[kind] for record in records if record["name"] == name]
+            panel.scatter([place] * len(seeds), seeds, s=9, color="black", zorder=3)
+    panel.set_xticks(range(len(names)), names, rotation=25, ha="right")
+    panel.set(ylabel="tokens a target pass (plain decoding: 1)", title="at equal training tokens", ylim=(1.0, None))
+    panel.grid(alpha=0.3, axis="y")
+
+
+def _curve(panel: Any, rows: dict[str, Record], names: Sequence[str]) -> None:
+    tokens = [rows[name]["tokens"] for name in names]
+    for number, kind in enumerate(_DRAWN):
+        means, deviations = _columns(rows, names, kind)
+        panel.errorbar(tokens, means, yerr=deviations, marker="o", capsize=3, color=f"C{number}", label=kind)
+    panel.set(xlabel="answer tokens trained on", title="the curve of data", xscale="log")
+    panel.set_xticks(tokens, [f"{count / 1000:.0f}K" for count in tokens])
+    panel.minorticks_off()
+    panel.grid(alpha=0.3)
+
+
+_DRAWN = ("chain", "tree")
 
 
 def _columns(rows: dict[str, Record], names: Sequence[str], kind: str) -> tuple[list[float], list[float]]:
