@@ -10,7 +10,8 @@ chain and tree, mean of the families. The same command goes on where it was stop
 `--out` holds of the same setting is not done again.
 
 The ablation. `paper` is fused features, 5 steps, token loss alone; each other variant changes what its name says, and one
-learning rate serves all. `constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's
+learning rate serves all. `low-middle-top` fuses the top feature in place of the high one, which is three layers below.
+`constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's
 final state x 1, token loss x 0.1) and changes nothing else. `eagle-2` is their method in this decoder: one step, that constraint, the top feature
 alone, and the feature itself as the state, so that a draft fed back is what it stands in for (`fc` fitted to it and
 frozen; its closed form goes through the attention's values, at their rank). `objectives` are switches beyond the paper.
@@ -77,8 +78,8 @@ def low_middle_top(num_layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Variant:
-    """`share` of the data; `reads`: the boundaries whose features it sees, by the target's depth; `calibrated`: trees rank by a calibration fitted at the end;
-    the rest are options of the trainer and of its job."""
+    """`share` of the data; `reads`: the boundaries whose features it sees, by the target's depth; `calibrated`: trees
+    rank by a calibration fitted at the end; the rest are options of the trainer and of its job."""
 
     group: str
     options: dict[str, Any] = field(default_factory=dict)

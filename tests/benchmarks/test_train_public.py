@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.common import write_json
 from benchmarks.train_data import Place, boundaries, check_setting, first_tokens, prepare
 from benchmarks.train_public import export, main, run_one
 from eagle3_serving.engine import Target
@@ -65,19 +66,32 @@ def test_a_trainer_that_fails_names_its_log(args: argparse.Namespace, directory:
         run_one(args, directory, "speculators", 0)
 
 
-def test_without_the_public_trainer_ours_can_be_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    command = [
-        "--target",
-        ".",
-        "--answers",
-        ".",
-        "--prompts",
-        ".",
-        "--work",
-        str(tmp_path),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+def command(args: argparse.Namespace, directory: Path) -> list[str]:
+    given = {"target": directory, "answers": args.answers[0], "prompts": "none", "work": args.work}
+    given |= {
+        "out": args.work / "table.json",
+        "tokens": args.tokens,
+        "limit": args.limit,
+        "max-tokens": args.max_tokens,
+    }
+    given |= {"draft-vocab-size": args.draft_vocab_size, "seeds": 1}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+def test_without_the_public_trainer_ours_can_be_asked_for(
+    args: argparse.Namespace, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(command)
+        main(command(args, directory))
     assert "--speculators is needed, or --only eagle3-serving eagle3-serving-compiled" in capsys.readouterr().err
+
+
+def test_a_narrower_call_keeps_the_others_rows(args: argparse.Namespace, directory: Path) -> None:
+    figures = {"seed": 0, "tokens_per_second": 1.0, "chain": 1.0, "tree": 1.0, "small_tree": 1.0}
+    for name in ("eagle3-serving", "speculators"):
+        folder = Place(args.work).public_run(name, 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", {"name": name, **figures})
+    assert main([*command(args, directory), "--only", "eagle3-serving"]) == 0
+    runs = json.loads((args.work / "table.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["eagle3-serving", "speculators"]
