@@ -84,7 +84,9 @@ def test_on_a_gpu_mode_auto_is_vllms_own_chain(
         num_speculative_tokens_per_batch_size=None,
     )
     with caplog.at_level(logging.INFO):
-        configure.settle(SimpleNamespace(**WHOLE, speculative_config=speculative), Settings(), logging.getLogger("test"))
+        configure.settle(
+            SimpleNamespace(**WHOLE, speculative_config=speculative), Settings(), logging.getLogger("test")
+        )
     assert speculative.num_speculative_tokens == served
     assert len(caplog.messages) == 1 and "EAGLE3_MODE=tree serves them" in caplog.messages[0]
     assert id(speculative) not in configure.with_trees
