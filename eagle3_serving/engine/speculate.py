@@ -58,6 +58,8 @@ class Speculator:
         self.batch, self.options = batch, options
         self.calibration = calibration if options.calibrated else None
         shape = options.shape
+        if self.calibration is not None:
+            self.calibration.place(batch.device, shape.top_k)
         self.draft = DraftSession(drafter, batch.slots, batch.capacity + shape.rows + 1)
         self.policy: Policy = FixedPolicy(shape)
         if options.mode == "auto":

@@ -1,11 +1,16 @@
 """From the draft's confidence to the measured chance of acceptance, so that trees are ranked by what they will yield.
 
-Shape letters: B requests, K nodes, C children of a node, L tokens of a lookup branch, X any shape, P features.
+What a CUDA graph captures may copy nothing from the host: tables are placed on a device once, before (`Calibration.place`).
+
+Shape letters: B requests, K nodes, C children of a node, L tokens of a lookup branch, N tokens that a lookup was found by,
+X any shape, P features.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,6 +21,7 @@ from eagle3_serving.tree.lookup import Lookup
 
 FILE = "calibration.json"
 RANK_DECAY = 0.4  # of a drawn child's chance to its next sibling's, where only the rank may count
+LOOKUP_PRIOR = ((0.2, 0.5), (0.4, 0.7), (0.6, 0.8))  # before anything was measured: one match says little, three much
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,15 @@ class Calibration:
         beside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         beside.replace(path)
 
+    def place(self, device: torch.device | str, children: int) -> None:
+        """Before a capture: after it, `apply` to nodes of so many children copies nothing to this device."""
+        _table((self.rank,), children, torch.device(device))
+
     def apply(self, children: Children, depth: int) -> Children:
         """The same children with their calibrated chances; depth counts from 1."""
         place = min(depth, len(self.bias)) - 1
         log_p_BKC = children.log_chance_BKC
-        rank_C = torch.tensor(self.rank, device=log_p_BKC.device)
-        rank_C = rank_C[torch.arange(log_p_BKC.shape[-1], device=log_p_BKC.device).clamp(max=len(self.rank) - 1)]
+        rank_C = _table((self.rank,), log_p_BKC.shape[-1], log_p_BKC.device)[0]
         log_chance_BKC = torch.nn.functional.logsigmoid(
             self.bias[place] + self.slope[place] * logit(log_p_BKC) + rank_C
         )
@@ -85,22 +94,27 @@ def logit(log_p_X: Tensor) -> Tensor:
 
 
 def lookup_prior(found: Lookup) -> Tensor:
-    """Log chances [B, L] of a lookup branch before anything was measured: one match says little, three say much."""
-    return _lookup_log(found, ((0.2, 0.5), (0.4, 0.7), (0.6, 0.8)))
+    """Log chances [B, L] of a lookup branch before anything was measured."""
+    return _lookup_log(found, LOOKUP_PRIOR)
 
 
-def _lookup_log(found: Lookup, chance: Sequence[Sequence[float]]) -> Tensor:
-    length = found.tokens_BL.shape[1]
-    rows = [[*row, *[row[-1]] * length][:length] for row in chance]
-    table_NL = torch.tensor(rows, device=found.tokens_BL.device).clamp(1e-6, 1.0).log()
-    return table_NL[(found.match_B - 1).clamp(0, len(rows) - 1)]
+def _lookup_log(found: Lookup, chance: tuple[tuple[float, ...], ...]) -> Tensor:
+    log_chance = tuple(tuple(math.log(min(max(p, 1e-6), 1.0)) for p in row) for row in chance)
+    table_NL = _table(log_chance, found.tokens_BL.shape[1], found.tokens_BL.device)
+    return table_NL[(found.match_B - 1).clamp(0, len(chance) - 1)]
 
 
 def by_rank(tokens_BKC: Tensor) -> Children:
     """Children whose chance is a function of their rank alone: 0.6, 0.24, 0.096, ..."""
     rank_C = torch.arange(tokens_BKC.shape[-1], device=tokens_BKC.device)
-    log_chance_C = torch.log1p(torch.tensor(-RANK_DECAY)) + rank_C * torch.log(torch.tensor(RANK_DECAY))
-    return Children(tokens_BKC, log_chance_C.to(tokens_BKC.device).expand(tokens_BKC.shape))
+    log_chance_C = math.log1p(-RANK_DECAY) + rank_C * math.log(RANK_DECAY)
+    return Children(tokens_BKC, log_chance_C.expand(tokens_BKC.shape))
+
+
+@cache  # without bound: a captured graph reads the very tensor that its capture was given
+def _table(rows: tuple[tuple[float, ...], ...], length: int, device: torch.device) -> Tensor:
+    """fp32 [rows, length] on the device; past a row's last value the last holds."""
+    return torch.tensor([[*row, *[row[-1]] * length][:length] for row in rows], device=device)
 
 
 def _floats(values: Sequence[float]) -> tuple[float, ...]:

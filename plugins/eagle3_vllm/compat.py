@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends import cpu_attn
@@ -67,6 +68,7 @@ __all__ = [
     "SpeculativeConfig",
     "VllmConfig",
     "cpu_attn",
+    "current_platform",
     "flash",
     "get_num_nans",
     "get_num_sampled_and_rejected",

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 
-from eagle3_vllm.compat import TREES, VllmConfig, cpu_attn, problems, version_problem
+from eagle3_vllm.compat import TREES, VllmConfig, cpu_attn, current_platform, problems, version_problem
 from eagle3_vllm.settings import Settings
+
+UNPROVEN = "on a GPU trees are not known to be faster than vLLM's own chain; EAGLE3_MODE=tree serves them all the same"
 
 
 def server_reasons(config: VllmConfig, settings: Settings) -> list[str]:
@@ -17,6 +19,8 @@ def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     """The same, of a config that is not whole yet: the KV cache's layout is not settled."""
     if settings.mode == "chain":
         return ["EAGLE3_MODE is chain"]
+    if settings.mode == "auto" and current_platform.is_cuda():
+        return [UNPROVEN]
     speculative, model, parallel = config.speculative_config, config.model_config, config.parallel_config
     assert speculative is not None
     if (version := version_problem()) is not None:

@@ -4,7 +4,7 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 
 | variable | default | meaning |
 |---|---|---|
-| `EAGLE3_MODE` | `auto` | `auto`: trees where they can be verified, our chain elsewhere. `chain`: our drafter, vLLM's own chain. `vllm`: the plugin does nothing |
+| `EAGLE3_MODE` | `auto` | `auto`: what is known to pay: on a GPU our drafter in vLLM's own chain, elsewhere trees where they can be verified. `tree`: trees. `chain`: our drafter, vLLM's own chain. `vllm`: the plugin does nothing |
 | `EAGLE3_TREE_DEPTH` | `8` | the deepest node of a tree |
 | `EAGLE3_TREE_TOP_K` | `10` | children of a node, and nodes drafted from at each depth |
 | `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
@@ -23,7 +23,7 @@ from typing import Literal, get_args
 
 from eagle3_serving.errors import InputError
 
-Mode = Literal["auto", "chain", "vllm"]
+Mode = Literal["auto", "tree", "chain", "vllm"]
 
 
 @dataclass(frozen=True)

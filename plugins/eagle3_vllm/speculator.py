@@ -33,6 +33,8 @@ class TreeSpeculator(EagleSpeculator):
                 self.calibration = Calibration.beside(checkpoint_directory(str(draft.model), draft.revision))
             except ValueError as error:
                 raise InputError(str(error)) from None
+        if self.calibration is not None:
+            self.calibration.place(device, self.settings.top_k)
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
         """None: the draft runs eagerly. The target's graphs are vLLM's own."""

@@ -34,6 +34,9 @@ def test_what_looks_back_over_a_text_is_drafted_a_chain(params: SamplingParams |
     assert fallback.chain_reason(params) == reason
 
 
+WHOLE: dict[str, Any] = {"model_config": object(), "parallel_config": object()}  # not looked at where the mode decides
+
+
 def config(target: Path, drafter: Path, nodes: int, environment: dict[str, str], **engine: Any) -> str:
     """What an engine's configuration comes to, and what is said about it."""
     code = (
@@ -66,6 +69,27 @@ def test_the_profile_becomes_vllms_own_schedule(target_dir: Path, drafter_dir: P
     Profile((0.7, 0.5), costs, {}).save(tmp_path / "p.json")
     environment = {"VLLM_USE_V2_MODEL_RUNNER": "0", "EAGLE3_PROFILE": str(tmp_path / "p.json")}
     assert "TOKENS 2 [(1, 1, 2), (2, 8, 0)]" in config(target_dir, drafter_dir, 4, environment, dtype="float32")
+
+
+@pytest.mark.parametrize("tokens, served", [(3, 3), (8, 8), (16, 3)])
+def test_on_a_gpu_mode_auto_is_vllms_own_chain(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any, tokens: int, served: int
+) -> None:
+    """Trees there were five times slower: until they are known to pay, they are served to who asks for them."""
+    monkeypatch.setattr(fallback.current_platform, "is_cuda", lambda: True)
+    speculative = SimpleNamespace(
+        method="eagle3",
+        draft_model_config=object(),
+        num_speculative_tokens=tokens,
+        num_speculative_tokens_per_batch_size=None,
+    )
+    with caplog.at_level(logging.INFO):
+        configure.settle(
+            SimpleNamespace(**WHOLE, speculative_config=speculative), Settings(), logging.getLogger("test")
+        )
+    assert speculative.num_speculative_tokens == served
+    assert len(caplog.messages) == 1 and "EAGLE3_MODE=tree serves them" in caplog.messages[0]
+    assert id(speculative) not in configure.with_trees
 
 
 def test_a_config_that_trees_cannot_serve_is_told_why(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
