@@ -59,9 +59,9 @@ class FlashPrefix:
             return_softmax_lse=True,
             fa_version=self.impl.vllm_flash_attn_version,
         )
-        lse_BRA = lse_AT.transpose(0, 1).unflatten(0, (batch, rows))
+        lse_BRA = lse_AT.T.unflatten(0, (batch, rows))
         prefix_BRAD = out_TAD.unflatten(0, (batch, rows))
-        return merged(q_BRAD, k_BSKD, v_BSKD, mask_BRS, prefix_BRAD, lse_BRA, self.impl.scale)
+        return merged(q_BRAD, k_BSKD, v_BSKD, mask_BRS, prefix_BRAD, lse_BRA, self.impl.scale, out=prefix_BRAD)
 
 
 def move_rows(layer: Any, source_X: Tensor, destination_X: Tensor) -> None:
