@@ -145,7 +145,7 @@ class TreeSpeculator(EagleSpeculator):
         shape = self.instead if nodes and self.instead else trees.shape(nodes)
         whole = self._whole_graph(shape, requests, tokens, aux_hidden_states)
         alone = None if whole or not shape.drafts else self.draft_graphs.find(count, shape)
-        if alone is not None and not requests.uniform:
+        if alone is not None and requests.varlen:
             requests = requests._replace(size=alone.num_reqs)  # padding is told from requests
         absorb(
             requests,

@@ -37,6 +37,13 @@ class PassRows:
     whole: bool
     longest: int
 
+    def repeated(self) -> tuple[Tensor, Tensor]:
+        """Rows of the pass [B, R] and what each sees [B, R, R], where every request shall have R: past its own its last one
+        again, mask and all, so that whatever is written twice is written alike."""
+        index_BR = self.trees.index_BR
+        local_BR1 = (index_BR - index_BR[:, :1])[..., None]
+        return index_BR, self.trees.mask_BRR.gather(1, local_BR1.expand_as(self.trees.mask_BRR))
+
 
 class Trees:
     """What speculator, model state and sampler of one model runner share. Buffers keep their places, so that a CUDA graph

@@ -68,6 +68,9 @@ class Device(TorchDispatchMode):
         if (device == THERE and name != "_to_copy") or (ours and not to_host) or (device == THERE):
             for x in made:
                 self.put(x)
+        if ours and func._schema.is_mutable and name != "copy_":
+            for x in given:  # a kernel's output that its caller made, nobody said where
+                self.put(x)
         if self.inside:
             return out
         if name in READS and ours or name in ("index", "index_put", "index_put_") and self._masks(args, ours):
@@ -235,9 +238,11 @@ def main(target: str, drafter: str, job: dict[str, Any]) -> dict[str, Any]:
         llm = LLM(
             target, dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=max(job["requests"]),
             max_num_batched_tokens=2048, enable_prefix_caching=False, skip_tokenizer_init=True, disable_log_stats=True,
-            speculative_config=speculative if job["nodes"] else None, async_scheduling=True,
+            speculative_config=speculative if job["nodes"] else None,
         )  # fmt: skip
         engine, told = llm.llm_engine, {}
+        # in one process vLLM schedules synchronously; what asynchronous scheduling asks of a step is told so
+        engine.vllm_config.scheduler_config.async_scheduling = True
         for requests in job["requests"]:
             params = SamplingParams(
                 temperature=job.get("temperature", 0), max_tokens=64, ignore_eos=True, detokenize=False,

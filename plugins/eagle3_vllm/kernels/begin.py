@@ -59,13 +59,20 @@ class TreeBuffers:
 
 
 def begin(
-    parents_SK: Tensor, requests: Requests, seq_lens_B: Tensor, depth: int, trees: TreeBuffers, positions_T: Tensor
+    parents_SK: Tensor,
+    requests: Requests,
+    seq_lens_B: Tensor,
+    depth: int,
+    trees: TreeBuffers,
+    positions_T: Tensor,
+    chain: bool = False,
 ) -> None:
     """The trees of a pass into `trees`, and their rows' positions into `positions_T`, in one launch.
 
     `parents_SK` int64 [S, K >= R - 1] node parents by slot, none deeper than `depth`; nodes past a request's rows are
     dropped, as `attention.rows.tree_rows` does. `seq_lens_B` int rows of each request with those of this pass.
-    `positions_T` int: the tree's rows alone are written. Padding gets rows that are PADDING, and no prefix.
+    `positions_T` int: the tree's rows alone are written. Padding gets rows that are PADDING, and no prefix. `chain`: rows
+    see what rows of a text see, for attention without a mask; of any tree only the nodes before its first branch stay.
     """
     rows = trees.rows
     if parents_SK.shape[1] < rows - 1 or parents_SK.stride(1) != 1:
@@ -90,6 +97,7 @@ def begin(
         ROWS=rows,
         DEPTH=min(depth, rows - 1),
         VARLEN=requests.varlen,
+        CHAIN=chain,
         PART=part,
         BLOCK=size,
     )
@@ -113,6 +121,7 @@ def _begin_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     DEPTH: tl.constexpr,
     VARLEN: tl.constexpr,
+    CHAIN: tl.constexpr,
     PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -128,6 +137,11 @@ def _begin_kernel(  # type: ignore[no-untyped-def]
     inside = r < ROWS
     alive = r < tl.where(there, rows, 0)
     node_ptr = parents_ptr + tl.maximum(slot, 0) * parents_stride - 1  # where the parent of row 0's node would stand
+    if CHAIN:
+        # a row's node hangs on the one before it; the first row that does not, and all after it, are dropped
+        text = tl.load(node_ptr + column, mask=(column >= 1) & (column < rows) & there, other=-2).to(tl.int32)
+        breaks = (column >= 1) & (text != column - 2)
+        alive = alive & (r < tl.min(tl.where(breaks, column, BLOCK), axis=0))
     node = tl.load(node_ptr + r, mask=alive & (r >= 1), other=-2).to(tl.int32)
     up = tl.where(node == -2, -1, node + 1)
     parent = tl.where(r == 0, -1, tl.where(node == -2, -2, node + 1))
