@@ -1,4 +1,4 @@
-"""Run by `test_split_kv.py`: the split kernel over pages, against the core's own attention, request by request."""
+"""Run by `test_attention_kernels.py`: the split kernel over pages, against the core's own attention, request by request."""
 
 from dataclasses import dataclass, field
 
@@ -40,7 +40,9 @@ class Case:
         cache = torch.randn(batch * pages + 1, self.kv_heads, self.page, 2 * self.dim).to(self.dtype)
         keys, values = cache.transpose(1, 2).split(self.dim, dim=-1)
         held = [table[b, : -(-p // self.page)].long() for b, p in enumerate(self.prefix)]
-        own = [[x[at].flatten(0, 1)[:p].clone() for x in (keys, values)] for at, p in zip(held, self.prefix, strict=True)]
+        own = [
+            [x[at].flatten(0, 1)[:p].clone() for x in (keys, values)] for at, p in zip(held, self.prefix, strict=True)
+        ]
         for b, p in enumerate(self.prefix):  # what no row may see poisons whoever looks
             cache[table[b, p // self.page :].long(), :, p % self.page :] = torch.nan
             cache[table[b, p // self.page + 1 :].long()] = torch.nan
@@ -52,7 +54,9 @@ class Case:
         k, v = (torch.randn(batch, tail, self.kv_heads, self.dim).to(self.dtype) for _ in range(2))
         want = torch.zeros(batch, rows, heads, self.dim)
         for b, width in enumerate(self.widths):
-            want[b, :width] = self.reference(q[b, :width], k[b], v[b], mask[b, :width], own[b], self.prefix[b], depth[b])
+            want[b, :width] = self.reference(
+                q[b, :width], k[b], v[b], mask[b, :width], own[b], self.prefix[b], depth[b]
+            )
         starts = None
         out = torch.full_like(q, torch.nan)
         if self.varlen:
@@ -139,4 +143,3 @@ nothing, cache = torch.zeros(1, 2, 2, dtype=torch.bool), torch.randn(1, 16, 1, 1
 arguments = one, one[:, :, :1], one[:, :, :1], nothing, cache, cache, torch.zeros(1, 1).int(), torch.zeros(1).int(), 1.0
 for plan in (ONE, SMALL):
     assert paged_tree_attention(*arguments, plan, enough, out.fill_(torch.nan)).eq(0).all()
-print("equal")
