@@ -16,7 +16,7 @@ RUN = "import runpy, sys\nfor path in sys.argv[1:]: runpy.run_path(path, run_nam
 def run_interpreted(scripts: Sequence[str]) -> None:
     """Fails with the first script's error that does not run to its end."""
     folders = (ROOT, ROOT / "plugins", ROOT / "tests" / "engines" / "mrv2_on_cpu")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
     paths = [str(Path(__file__).with_name(name)) for name in scripts]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *paths], env=environment, capture_output=True, text=True, check=False
