@@ -74,6 +74,8 @@ __all__ = [
     "current_platform",
     "flash",
     "get_num_nans",
+    "gpu_attention_problems",
+    "gpu_backend",
     "init_logger",
     "model_runner",
     "register_backend",
@@ -101,6 +103,21 @@ def flash() -> tuple[Any, Any, Any]:
     return FlashAttentionBackend, FlashAttentionImpl, flash_attn_varlen_func
 
 
+def gpu_backend(name: str) -> tuple[Any, Any]:
+    """A backend for GPUs and its implementation; ImportError where what it needs is not installed."""
+    if name == "FLASHINFER":
+        from vllm.v1.attention.backends.flashinfer import FlashInferBackend, FlashInferImpl
+
+        return FlashInferBackend, FlashInferImpl
+    if name == "TRITON_ATTN":
+        from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
+
+        return TritonAttentionBackend, TritonAttentionImpl
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionImpl
+
+    return FlashAttentionBackend, FlashAttentionImpl
+
+
 @dataclass(frozen=True)
 class Signature:
     """A callable and the parameters that we give it or are given by it, in order; others may come after."""
@@ -118,6 +135,9 @@ class Signature:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
+
+
+FORWARD = _words("self layer query key value kv_cache attn_metadata output output_scale output_block_scale")
 
 
 BOTH_RUNNERS = (
@@ -214,11 +234,7 @@ TREES = (
         BatchExecutionDescriptor,
         _words("cg_mode num_tokens num_reqs uniform_token_count max_query_len"),
     ),
-    Signature(
-        "CPUAttentionBackendImpl.forward",
-        CPUAttentionBackendImpl.forward,
-        _words("self layer query key value kv_cache attn_metadata output output_scale output_block_scale"),
-    ),
+    Signature("CPUAttentionBackendImpl.forward", CPUAttentionBackendImpl.forward, FORWARD),
 )
 
 
@@ -233,6 +249,15 @@ def version_problem(version: str = vllm.__version__) -> str | None:
 def problems(signatures: tuple[Signature, ...]) -> list[str]:
     """What differs from what we know."""
     return [problem for signature in signatures if (problem := signature.problem())]
+
+
+def gpu_attention_problems(name: str) -> list[str]:
+    """The same of the backend for GPUs with this name."""
+    try:
+        _, implementation = gpu_backend(name)
+    except ImportError as error:
+        return [f"attention backend {name}: {error}"]
+    return problems((Signature(f"{name}'s forward", implementation.forward, FORWARD),))
 
 
 if __name__ == "__main__":

@@ -67,10 +67,15 @@ def _register_trees(settings: Settings, logger: Any) -> None:
     from eagle3_vllm import compat
     from eagle3_vllm.fallback import server_reasons
 
-    backend, path = compat.AttentionBackendEnum.CPU_ATTN, "cpu.TreeCPUAttentionBackend"
+    backends = {"CPU_ATTN": "cpu.TreeCPUAttentionBackend"}
     if torch.cuda.is_available():
-        backend, path = compat.AttentionBackendEnum.FLASH_ATTN, "cuda.TreeFlashAttentionBackend"
-    compat.register_backend(backend, f"eagle3_vllm.attention.{path}")
+        backends = {
+            "FLASH_ATTN": "cuda.TreeFlashAttentionBackend",
+            "FLASHINFER": "flashinfer_backend.TreeFlashInferBackend",
+            "TRITON_ATTN": "triton_backend.TreeTritonAttentionBackend",
+        }
+    for name, path in backends.items():
+        compat.register_backend(compat.AttentionBackendEnum[name], f"eagle3_vllm.attention.{path}")
     runner = compat.model_runner()
     if getattr(runner, "eagle3_trees", None) is not None:
         return

@@ -23,9 +23,7 @@ class Prefix(Protocol):
 def prefix_of(layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int) -> Prefix:
     """`layer` is vLLM's `Attention`; no prefix is above `longest`."""
     if layer.kv_cache.is_cuda:
-        from eagle3_vllm.attention.cuda import FlashPrefix
-
-        return FlashPrefix(layer, table_BN, prefix_B, longest)
+        return layer.impl.tree_prefix(layer, table_BN, prefix_B, longest)
     from eagle3_vllm.attention.cpu import CpuPrefix
 
     return CpuPrefix(layer, table_BN, prefix_B, longest)

@@ -53,9 +53,9 @@ def test_rows_hold_what_is_promised(whole: tuple[Path, "subprocess.CompletedProc
     assert all(row["ok"] for row in rows["correctness"].values())
     assert rows["probe"]["copy"]["bytes_per_second"] > 1e8
     assert {"masked-1-8-16", "split-1-8-16", "best-1-8-16"} <= rows["attention"].keys()
-    assert rows["attention"]["best-1-8-16"]["way"] in ("masked", "split", "split-triton")
+    assert rows["attention"]["best-1-8-16"]["way"] in ("masked", "split", "split-triton", "split-kv")
     # the plugin's file was found, and its meaning is the reference's
-    assert rows["attention"]["split-triton-1-8-16"]["ok"]
+    assert rows["attention"]["split-triton-1-8-16"]["ok"] and rows["attention"]["split-kv-1-8-16"]["ok"]
     for name in ("plain", "chain-3", "tree-16", "tree-60", "auto"):
         row = rows["curve"][f"{name}-2"]
         assert row["tokens_per_second"] > 0 and row["simulated"] == (name != "plain")

@@ -1,4 +1,4 @@
-"""Run by `test_split_kv.py`: the split kernel over pages, against the core's own attention, request by request."""
+"""Run by `test_attention_kernels.py`: the split kernel over pages, against the core's own attention, request by request."""
 
 from dataclasses import dataclass, field
 
@@ -40,7 +40,9 @@ class Case:
         cache = torch.randn(batch * pages + 1, self.kv_heads, self.page, 2 * self.dim).to(self.dtype)
         keys, values = cache.transpose(1, 2).split(self.dim, dim=-1)
         held = [table[b, : -(-p // self.page)].long() for b, p in enumerate(self.prefix)]
-        own = [[x[at].flatten(0, 1)[:p].clone() for x in (keys, values)] for at, p in zip(held, self.prefix, strict=True)]
+        own = [
+            [x[at].flatten(0, 1)[:p].clone() for x in (keys, values)] for at, p in zip(held, self.prefix, strict=True)
+        ]
         for b, p in enumerate(self.prefix):  # what no row may see poisons whoever looks
             cache[table[b, p // self.page :].long(), :, p % self.page :] = torch.nan
             cache[table[b, p // self.page + 1 :].long()] = torch.nan
@@ -52,7 +54,9 @@ class Case:
         k, v = (torch.randn(batch, tail, self.kv_heads, self.dim).to(self.dtype) for _ in range(2))
         want = torch.zeros(batch, rows, heads, self.dim)
         for b, width in enumerate(self.widths):
-            want[b, :width] = self.reference(q[b, :width], k[b], v[b], mask[b, :width], own[b], self.prefix[b], depth[b])
+            want[b, :width] = self.reference(
+                q[b, :width], k[b], v[b], mask[b, :width], own[b], self.prefix[b], depth[b]
+            )
         starts = None
         out = torch.full_like(q, torch.nan)
         if self.varlen:
@@ -91,19 +95,21 @@ def NOTHING(q: Tensor) -> AttentionState:
 
 torch.manual_seed(0)
 # odd widths, heads and groups, prefixes at the edges of a page; 0 is a request that is not there
-for rows, dim, groups, prefix, page in (
-    (1, 64, 1, [0, 1, 15, 16, 77], 16),
-    (2, 80, 2, [0, 31, 32], 32),
-    (17, 128, 3, [47, 0], 16),
-    (17, 96, 7, [33], 24),
-    (61, 64, 4, [70], 16),
-    (65, 16, 8, [17], 8),
+WHOLE = Plan(splits=1, tile=128, block=64, warps=4, stages=1)
+WIDE = Plan(splits=2, tile=64, block=32, warps=4, stages=1)
+for rows, dim, groups, prefix, page, plan in (
+    (1, 64, 1, [0, 1, 15, 16, 77], 16, SMALL),
+    (2, 80, 2, [0, 31, 32], 32, SMALL),
+    (17, 128, 3, [47, 0], 16, WIDE),
+    (17, 96, 7, [33], 24, WIDE),
+    (61, 64, 4, [70], 16, WIDE),
+    (65, 16, 8, [17, 64], 8, WHOLE),
 ):
-    plan = Plan(splits=4, tile=64, block=32, warps=4, stages=1) if rows > 2 else SMALL
-    Case(prefix, [rows] * len(prefix), 1 if rows > 2 else 2, groups, dim, page, plan=plan).check()
-for prefix in ([0, 5, 64], [200, 0, 3]):  # one program for all keys; more programs than blocks; a plan as it is made
-    for plan in (ONE, Plan(8, 16, 16, 4, 1), Plan.of(3, 5, 4, 2, 16, torch.float32, 256, 132)):
-        Case(prefix, [5, 5, 5], plan=plan).check()
+    Case(prefix, [rows] * len(prefix), 2 if rows <= 2 else 1, groups, dim, page, plan=plan).check()
+# one program for all keys; more programs than blocks; a plan as it is made
+made = Plan.of(3, 3, 4, 2, 16, torch.float32, 64, 132)
+for prefix, plan in (([0, 5, 64], ONE), ([200, 0, 3], Plan(8, 16, 16, 4, 1)), ([0, 5, 64], made)):
+    Case(prefix, [3, 3, 3], plan=plan).check()
 # requests of different widths, one of them absent
 for plan in (ONE, SMALL):
     Case([20, 0, 33, 7], [3, 1, 9, 0], plan=plan, varlen=True).check()
@@ -139,4 +145,3 @@ nothing, cache = torch.zeros(1, 2, 2, dtype=torch.bool), torch.randn(1, 16, 1, 1
 arguments = one, one[:, :, :1], one[:, :, :1], nothing, cache, cache, torch.zeros(1, 1).int(), torch.zeros(1).int(), 1.0
 for plan in (ONE, SMALL):
     assert paged_tree_attention(*arguments, plan, enough, out.fill_(torch.nan)).eq(0).all()
-print("equal")

@@ -1,4 +1,4 @@
-"""Run by `test_tree_block.py`: a prefix's attention and a tree's block, merged, against the core's own."""
+"""Run by `test_attention_kernels.py`: a prefix's attention and a tree's block, merged, against the core's own."""
 
 import itertools
 
@@ -62,4 +62,3 @@ except ValueError as error:
     assert "q's last dimension has stride 2" in str(error)  # noqa: PT017
 else:
     raise AssertionError("strides that the kernel cannot read were taken")
-print("equal")
