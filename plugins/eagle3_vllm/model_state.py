@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eagle3_vllm.compat import AttentionCGSupport, CUDAGraphMode, InputBatch, NewRequestData, Sampler
 from eagle3_vllm.fallback import chain_reason
-from eagle3_vllm.trees import Trees
+from eagle3_vllm.trees import PassRows, Trees
 from eagle3_vllm.verify import TreeSampler
 
 
@@ -16,6 +16,7 @@ class TreeModelState:
 
     trees: Trees
     foreign_processors = False  # whether someone else's logits processors run: what they look back over is not known
+    plans: Any = None  # of attention over whole passes of trees, made when the layers are known
     vllm_config: Any
     device: torch.device
 
@@ -57,7 +58,37 @@ class TreeModelState:
         rows = self.trees.begin(input_batch, for_capture or cudagraph_mode == CUDAGraphMode.FULL, for_capture)
         for value in metadata.values():
             value.eagle3_rows = rows
+        if rows is not None and rows.whole and self.device.type == "cuda":
+            self._attend_whole(rows, metadata, block_tables, kv_cache_config)
         return metadata
+
+    def _attend_whole(
+        self, rows: PassRows, metadata: dict[str, Any], block_tables: Any, kv_cache_config: Any
+    ) -> None:
+        """A pass of trees alone: attention over buffers that keep their places."""
+        from eagle3_vllm.attention.uniform import Plans
+
+        trees = self.trees
+        if self.plans is None:
+            layers = self.vllm_config.compilation_config.static_forward_context.values()
+            target = next(x for x in layers if hasattr(x, "impl") and not getattr(x, "is_draft_layer", False))
+            slots = self.vllm_config.scheduler_config.max_num_seqs
+            self.plans = Plans(
+                trees.attention_way(type(target.impl)),
+                target.num_heads,
+                target.num_kv_heads,
+                target.head_size,
+                self.vllm_config.model_config.dtype,
+                trees.max_model_len,
+                self.device,
+                [(batch, width) for width in trees.shapes for batch in range(1, slots + 1)],
+            )
+        for place, group in enumerate(kv_cache_config.kv_cache_groups):
+            table_BN = block_tables[place]
+            told = self.plans.rows(rows.trees.mask_BRR, rows.trees.prefix_B, table_BN, rows.starts_B1, trees.ragged)
+            for name in group.layer_names:
+                if name in metadata:
+                    metadata[name].eagle3_rows = told
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Sampler, TreeSampler]:
         self.foreign_processors = any(not type(p).__module__.startswith("vllm.") for p in sampler.logits_processors)

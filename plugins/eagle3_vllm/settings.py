@@ -10,6 +10,7 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 | `EAGLE3_TREE_TOP_K` | `10` | without `EAGLE3_TREES`: children of a node, and nodes drafted from at each depth |
 | `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
 | `EAGLE3_CALIBRATED` | `1` | rank nodes by the drafter's `calibration.json`, where it has one |
+| `EAGLE3_ATTENTION` | `flash` | tree attention under FLASH_ATTN: `flash`, FlashAttention over the prefix and the tree's block merged in, or `split`, our one kernel over both, which other backends always take |
 | `EAGLE3_PROFILE` | none | a file that `eagle3 tune` writes: how many draft tokens pay at each batch size, none included |
 | `EAGLE3_FALLBACK_TOKENS` | `3` | draft tokens of a chain that serves in the place of a tree of more than 8 nodes |
 
@@ -39,6 +40,7 @@ class Settings:
     calibrated: bool = True
     profile: Path | None = None
     fallback_tokens: int = 3
+    attention: Literal["flash", "split"] = "flash"
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -47,6 +49,9 @@ class Settings:
         mode = said.get("EAGLE3_MODE", "auto")
         if mode not in get_args(Mode):
             raise InputError(f"EAGLE3_MODE is {mode!r}: one of {', '.join(get_args(Mode))}")
+        attention = said.get("EAGLE3_ATTENTION", cls.attention)
+        if attention not in ("flash", "split"):
+            raise InputError(f"EAGLE3_ATTENTION is {attention!r}: flash or split")
         profile = said.get("EAGLE3_PROFILE")
         if profile and not Path(profile).is_file():
             raise InputError(f"EAGLE3_PROFILE: no file {profile}; write it with python -m eagle3_vllm.profile")
@@ -59,6 +64,7 @@ class Settings:
             calibrated=said.get("EAGLE3_CALIBRATED", "1") != "0",
             profile=Path(profile) if profile else None,
             fallback_tokens=_positive(said, "EAGLE3_FALLBACK_TOKENS", cls.fallback_tokens),
+            attention=attention,  # type: ignore[arg-type]
         )
 
 

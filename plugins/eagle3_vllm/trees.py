@@ -110,6 +110,13 @@ class Trees:
         self.rows = PassRows(trees, starts_B1, self.whole, self.longest)
         return None if chain else self.rows
 
+    def attention_way(self, implementation: type) -> str:
+        """How attention over whole passes of trees is computed: FlashAttention's where it is there, since that has run on a
+        GPU; where requests differ in width, by our own kernel alone."""
+        if self.ragged or "Flash" not in implementation.__name__ or "Infer" in implementation.__name__:
+            return "split"
+        return self.settings.attention
+
     def buffers(self, batch: int, rows: int) -> TreeBuffers:
         """Trees of `rows` rows each, side by side."""
         all_of_them = self._buffers
