@@ -6,8 +6,6 @@ Shape letters: B requests, K frontier nodes, S draft rows so far, N nodes, A que
 size, D head size, V draft vocabulary.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -37,7 +35,8 @@ class DraftRowsOverPages:
     ) -> None:
         self.model, self.prefix_B, self.rows = model, prefix_B, rows
         self.prefixes: list[Prefix] = [
-            prefix_of(layer, table_BN, prefix_B, longest) for layer, table_BN in zip(model.attention, tables, strict=True)
+            prefix_of(layer, table_BN, prefix_B, longest)
+            for layer, table_BN in zip(model.attention, tables, strict=True)
         ]
         self.tails: list[tuple[Tensor, Tensor] | None] = [None] * len(self.prefixes)
         self.size = 0
@@ -114,7 +113,7 @@ class TreeDrafter:
         parents_BN = torch.where(drafting_B[:, None], tree.parents_BN, PADDING)
         tokens_BN = self.model.model.vocabulary.to_target(tree.tokens_BN)
         draft_tokens_BN[:, :width] = torch.where(drafting_B[:, None], tokens_BN, 0)
-        draft_tokens_BN[:, width:] = 0
+        draft_tokens_BN[:, width:].zero_()
         parents_SK = self.trees.parents_SK
         parents_BK = torch.nn.functional.pad(parents_BN, (0, parents_SK.shape[1] - width), value=PADDING)
         parents_SK.index_copy_(0, slots_B, parents_BK)
