@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def random_parents(shape: Shape, generator: torch.Generator) -> torch.Tensor:
 
 def cases(device: torch.device | str, shape: Shape = Shape()) -> list[Case]:  # noqa: B008
     """Every function of `eagle3_vllm.kernels` on this shape, with its buffers."""
-    return [*verify_cases(device, shape)]
+    return [*verify_cases(device, shape), *draft_cases(device, shape)]
 
 
 def verify_cases(device: torch.device | str, shape: Shape) -> list[Case]:
@@ -133,6 +134,48 @@ def verify_cases(device: torch.device | str, shape: Shape) -> list[Case]:
             Case(f"absorb, {name}", 1, run_absorb),
         ]
     return made
+
+
+def draft_cases(device: torch.device | str, shape: Shape) -> list[Case]:
+    """A draft's depths and the choice of its tree, calibrated, mapped to the target's ids."""
+    from eagle3_vllm.kernels.calibrate import CalibrationTables
+    from eagle3_vllm.kernels.expand import expand
+    from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
+    from eagle3_vllm.kernels.select import select
+
+    from eagle3_serving.tree.calibrate import Calibration
+
+    generator = torch.Generator().manual_seed(0)
+    batch, plan = shape.batch, DraftShape(shape.top_k, shape.depth, shape.vocab)
+    draft = DraftBuffers.make(batch, plan, device)
+    most = max(plan.widths)
+    logits_XV = torch.randn(batch * most, shape.vocab, generator=generator).to(device, shape.dtype)
+    prefix_B = torch.full((batch,), 200, dtype=torch.int32, device=device)
+    target_ids_V = torch.arange(shape.vocab, device=device) * 2
+    tables = CalibrationTables.of(Calibration((0.1,), (0.9,), (0.0, -0.3)), device)
+
+    def grow(depth: int) -> None:
+        expand(draft, depth, logits_XV[: batch * plan.widths[depth - 1]], prefix_B, target_ids_V, tables)
+
+    for depth in range(1, shape.depth + 1):  # a real pool to choose from
+        grow(depth)
+    slots_B = torch.arange(batch, device=device)
+    drafting_B = torch.ones(batch, dtype=torch.bool, device=device)
+    only_chain_S = torch.zeros(batch, dtype=torch.bool, device=device)
+    tokens_BN = torch.zeros(batch, shape.nodes, dtype=torch.int64, device=device)
+    parents_SK = torch.zeros(batch, shape.nodes, dtype=torch.int64, device=device)
+    sums = torch.zeros(5, dtype=torch.int64, device=device)
+
+    def choose() -> None:
+        select(
+            draft.candidates, shape.depth, slots_B, drafting_B, tokens_BN, parents_SK, sums, target_ids_V, only_chain_S
+        )  # fmt: skip
+
+    depths = sorted({1, min(2, shape.depth), shape.depth})
+    return [
+        *(Case(f"expand, depth {depth} of {shape.depth}", 2, partial(grow, depth)) for depth in depths),
+        Case(f"select {shape.nodes} of {plan.candidates}", 1, choose),
+    ]
 
 
 def time_cases(shape: Shape) -> list[dict[str, Any]]:
