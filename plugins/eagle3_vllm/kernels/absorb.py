@@ -11,7 +11,7 @@ from vllm.triton_utils import tl, triton
 
 from eagle3_vllm.kernels.requests import Requests, rows_of, slot_of
 
-PART = 256  # most rows of one program
+PARTS = (32, 128, 256)  # rows of one program: few sizes, or prompts of every length would be compiled for
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def absorb(
     Past its last row a request's rows are waste, of id 0; rows that are no request's keep what they hold. Padding: slot -1,
     no prefix, not drafting, last row its first (0 where varlen).
     """
-    part = min(PART, triton.next_power_of_2(longest_rows))
+    part = next((part for part in PARTS if part >= longest_rows), PARTS[-1])
     _absorb_kernel[(requests.size, triton.cdiv(longest_rows, part))](
         requests.idx_mapping_B,
         requests.count,

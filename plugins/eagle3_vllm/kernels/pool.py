@@ -109,6 +109,12 @@ class DraftBuffers:
             real(rows, chunks),
         )
 
+    def first(self, batch: int) -> "DraftBuffers":
+        """Views of the first `batch` requests' buffers; the scratch is shared."""
+        steps = tuple(Step(*(value[:batch] for value in vars(step).values())) for step in self.steps)
+        pool = self.tokens_BP[:batch], self.parents_BP[:batch], self.scores_BP[:batch]
+        return DraftBuffers(self.shape, *pool, steps, self.best, self.largest, self.total)
+
     @property
     def candidates(self) -> Candidates:
         return Candidates(self.tokens_BP, self.parents_BP, self.scores_BP)
