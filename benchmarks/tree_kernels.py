@@ -24,7 +24,7 @@ from benchmarks.gpu.timing import Captured, measure
 
 _EXAMPLES = """examples:
   python -m benchmarks.tree_kernels
-  python -m benchmarks.tree_kernels --batch 1,16,64 --nodes 60 --json
+  python -m benchmarks.tree_kernels --batch 1 64 --nodes 60 --json
   python -m benchmarks.tree_kernels --vocab 128256 --out tree-kernels.json
 """
 CALLS = 10  # of one function in a graph: a replay's own cost is shared
@@ -99,7 +99,7 @@ def verify_cases(device: torch.device | str, shape: Shape) -> list[Case]:
     trees, out = TreeBuffers.make(batch, rows, device), AcceptBuffers.make(batch, rows, shape.depth, device)
     inputs = AbsorbBuffers.make(batch, tokens, device)
     sums = torch.zeros(5, dtype=torch.int64, device=device)
-    # one page holds a tree; every path jumps, so that every accepted row is moved
+    # a path of the last rows, all of which move, and one that stands in place
     places = 16
     pages = -(-tokens // places)
     cache_shape = (pages, places, shape.kv_heads, 2 * shape.head_dim)
@@ -203,7 +203,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--batch", default="1,16,64", help="requests, one or more numbers (default 1,16,64)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], help="requests (default 1 16 64)")
     parser.add_argument("--nodes", type=int, default=16, help="draft nodes of a tree (default 16)")
     parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
     parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
@@ -211,10 +211,6 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line, in place of the table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there as well")
     args = parser.parse_args(argv)
-    try:
-        args.batch = [int(number) for number in args.batch.split(",")]
-    except ValueError:
-        parser.error("--batch takes numbers with commas between them, as in 1,16")
     if min(*args.batch, args.nodes, args.depth, args.top_k) < 1 or args.vocab < args.top_k:
         parser.error("--batch, --nodes, --depth and --top-k are at least 1, and --vocab is no less than --top-k")
     if not torch.cuda.is_available():
