@@ -12,11 +12,9 @@ import tempfile
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
 # vLLM has no Triton to give where no GPU is
@@ -24,43 +22,12 @@ sys.modules["vllm.triton_utils"] = SimpleNamespace(tl=tl, triton=triton)  # type
 
 from benchmarks.tree_kernels import Shape, cases  # noqa: E402
 
-
-class Sm90(DriverBase):  # type: ignore[misc]
-    """A driver that knows its target, and launches nothing."""
-
-    def __init__(self) -> None:
-        pass
-
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return "int"
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_device_interface(self) -> object:
-        return torch.cpu
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int = 0) -> int:
-        return 0
-
-    def get_benchmarker(self) -> object:
-        raise NotImplementedError
-
-    def get_empty_cache_for_benchmark(self) -> None:
-        raise NotImplementedError
-
-    def clear_cache(self, cache: object) -> None:
-        pass
+# all that compiling asks of a driver
+SM_90 = SimpleNamespace(
+    get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    get_current_device=lambda: 0,
+    get_current_stream=lambda device=0: 0,
+)
 
 
 def usage(ptx: str) -> dict[str, int]:
@@ -83,7 +50,7 @@ def usage(ptx: str) -> dict[str, int]:
 
 def main() -> None:
     shape = Shape(nodes=int(sys.argv[1]), vocab=int(sys.argv[2]))
-    triton.runtime.driver.set_active(Sm90())
+    triton.runtime.driver.set_active(SM_90)
     compiled: list[Any] = []
     run = JITFunction.run
 
