@@ -23,7 +23,7 @@ from eagle3_vllm.compat import (
     init_logger,
     is_global_first_rank,
 )
-from eagle3_vllm.drafting import TreeDrafter
+from eagle3_vllm.drafting import Start, TreeDrafter
 from eagle3_vllm.graphs import DraftDescriptor, DraftGraphs, WholeGraphs, region
 from eagle3_vllm.kernels.absorb import AbsorbBuffers, absorb
 from eagle3_vllm.kernels.requests import Requests
@@ -275,8 +275,7 @@ class TreeSpeculator(EagleSpeculator):
     ) -> None:
         """A CUDA graph, or the end of one. Without states those in the buffers are taken."""
         absorbed = self.absorbed
-        self.drafter.draw(
-            shape,
+        start = Start(
             self.hidden_BH[:batch] if hidden_BH is None else hidden_BH,
             self.feedback_BH[:batch] if feedback_BH is None else feedback_BH,
             self._tables(batch),
@@ -284,8 +283,8 @@ class TreeSpeculator(EagleSpeculator):
             absorbed.slots_B[:batch],
             absorbed.drafting_B[:batch],
             self.trees.longest,
-            self.draft_tokens[:batch],
         )
+        self.drafter.draw(shape, start, self.draft_tokens[:batch])
 
     def _tables(self, batch: int) -> list[Tensor]:
         """The block table of each of the drafter's layers, in the order of the batch."""

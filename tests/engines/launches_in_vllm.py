@@ -298,9 +298,10 @@ class Plant:
         from eagle3_vllm.speculator import TreeSpeculator
 
         self.fault, self.times = "", 0
-        keep, propose = TreeDrafter._keep, TreeSpeculator.propose
+        draw, propose = TreeDrafter.draw, TreeSpeculator.propose
 
-        def planted(drafter: Any, tree: Any, slots: Tensor, *more: Any) -> None:
+        def planted(drafter: Any, shape: Any, start: Any, tokens: Tensor) -> None:
+            slots = start.slots_B
             self.times += 1
             if self.fault == "read":
                 slots.max().item()
@@ -308,7 +309,7 @@ class Plant:
                 slots = slots + torch.tensor([0], device=slots.device)
             elif self.fault == "shape":
                 slots.new_zeros(1 + self.times)
-            keep(drafter, tree, slots, *more)
+            draw(drafter, shape, start._replace(slots_B=slots), tokens)
 
         def proposing(speculator: Any, *args: Any, **kwargs: Any) -> Any:
             if self.fault == "buffer":
@@ -316,7 +317,7 @@ class Plant:
                 speculator.absorbed = replace(absorbed, slots_B=absorbed.slots_B.clone())
             return propose(speculator, *args, **kwargs)
 
-        TreeDrafter._keep, TreeSpeculator.propose = planted, proposing
+        TreeDrafter.draw, TreeSpeculator.propose = planted, proposing
 
 
 def broken_rules(device: Device) -> list[str]:
