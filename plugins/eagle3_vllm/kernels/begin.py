@@ -70,7 +70,7 @@ def begin(
     """The trees of a pass into `trees`, and their rows' positions into `positions_T`, in one launch.
 
     `parents_SK` int64 [S, K >= R - 1] node parents by slot, none deeper than `depth`; nodes past a request's rows are
-    dropped, as `attention.rows.tree_rows` does. `seq_lens_B` int rows of each request with those of this pass.
+    dropped. `seq_lens_B` int rows of each request with those of this pass.
     `positions_T` int: the tree's rows alone are written. Padding gets rows that are PADDING, and no prefix. `chain`: rows
     see what rows of a text see, for attention without a mask; of any tree only the nodes before its first branch stay.
     """
@@ -139,7 +139,9 @@ def _begin_kernel(  # type: ignore[no-untyped-def]
     node_ptr = parents_ptr + tl.maximum(slot, 0) * parents_stride - 1  # where the parent of row 0's node would stand
     if CHAIN:
         # a row's node hangs on the one before it; the first row that does not, and all after it, are dropped
-        text = tl.load(node_ptr + column, mask=(column >= 1) & (column < rows) & there, other=-2).to(tl.int32)
+        text = tl.load(node_ptr + column, mask=(column >= 1) & (column < tl.where(there, rows, 0)), other=-2).to(
+            tl.int32
+        )
         breaks = (column >= 1) & (text != column - 2)
         alive = alive & (r < tl.min(tl.where(breaks, column, BLOCK), axis=0))
     node = tl.load(node_ptr + r, mask=alive & (r >= 1), other=-2).to(tl.int32)

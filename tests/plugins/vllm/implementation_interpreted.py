@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from eagle3_vllm.attention import split_kv, tree_block
 from eagle3_vllm.attention.layout import canonical, pages
-from eagle3_vllm.attention.rows import tree_rows
 from eagle3_vllm.attention.split_kv import Plan, Scratch
 from eagle3_vllm.attention.triton_backend import TreeTritonAttentionBackend
 from eagle3_vllm.attention.uniform import UniformRows, attend_uniform
+from eagle3_vllm.kernels.begin import TreeBuffers, begin
+from eagle3_vllm.kernels.requests import Requests
+from eagle3_vllm.trees import PassRows
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.v1.attention.backends.triton_attn import TritonAttentionMetadata
@@ -94,8 +96,11 @@ plan = Plan(splits=2, tile=16, block=16, warps=4, stages=1)
 scratch = Scratch.make([(plan, 18)], HEADS, DIM, torch.device("cpu"))
 for layout in KVCacheLayout:
     one = Pass(layout)
-    rows = tree_rows(one.parents, torch.tensor([6, 1, 1]), one.starts[1:].long(), one.length, 3, 27)
-    masks = [rows.mask_BRR[0], *causal[1:]]
+    trees = TreeBuffers.make(3, 6, "cpu")
+    requests = Requests(3, 3, torch.arange(3), one.starts, torch.tensor([0, 6, 7, 8]))
+    begin(one.parents, requests, one.length, 3, trees, torch.zeros(10))
+    rows = PassRows(trees, one.starts, whole=False, longest=27)
+    masks = [trees.mask_BRR[0], *causal[1:]]
     metadata = one.metadata()
     metadata.eagle3_rows = rows
     if layout in (KVCacheLayout.LBNHC, KVCacheLayout.BHLNC):  # vLLM's own kernel takes a second

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from batches import DEVICE, SLOTS, Batch, integer, random_parents, uniform_batch, varlen_batch
-from eagle3_vllm.attention.rows import TreeRows, tree_rows
 from eagle3_vllm.kernels.accept import AcceptBuffers, accept
 from eagle3_vllm.kernels.begin import TreeBuffers, begin
 from eagle3_vllm.kernels.requests import Requests
+from tree_rows import TreeRows, tree_rows
 
 from eagle3_serving.tree import PADDING, accept_greedy
 

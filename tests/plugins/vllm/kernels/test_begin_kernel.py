@@ -1,10 +1,10 @@
-"""`begin` against `attention.rows.tree_rows`, which is the core's layout."""
+"""`begin` against `tree_rows`, which is the core's layout."""
 
 import pytest
 import torch
 from batches import DEVICE, Batch, random_parents, uniform_batch, varlen_batch
-from eagle3_vllm.attention.rows import tree_rows
 from eagle3_vllm.kernels.begin import TreeBuffers, begin
+from tree_rows import tree_rows
 
 from eagle3_serving.tree import NO_PARENT, PADDING
 
@@ -65,6 +65,27 @@ def test_a_varlen_batch(rows: int, depth: int) -> None:
     for size, real in BATCHES:
         for prompts in (False, True):
             hold(parents_SK, varlen_batch(size, real, rows, generator, prompts), rows, depth)
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+def test_for_attention_without_a_mask_a_tree_is_kept_to_its_first_branch(varlen: bool) -> None:
+    """A chain whole, a tree up to where it first branches, a request that drafted nothing."""
+    kinds = torch.tensor([[-1, 0, 1, 2], [-1, 0, 0, 2], [-1, -1, 0, 1], [PADDING] * 4])
+    parents_SK = kinds[torch.arange(64) % 4]
+    generator = torch.Generator().manual_seed(1)
+    batch = varlen_batch(4, 4, 5, generator, False) if varlen else uniform_batch(4, 4, 5, generator)
+    trees = TreeBuffers.make(4, 5, DEVICE)
+    positions_T = torch.zeros(4 * 5, dtype=torch.long, device=DEVICE)
+    begin(parents_SK.to(DEVICE), batch.requests, batch.seq_lens_B.to(DEVICE), 4, trees, positions_T, chain=True)
+    whole = {0: 4, 1: 2, 2: 1, 3: 0}  # nodes that stand in a row, by kind
+    for place, slot in enumerate(batch.slots_B.tolist()):
+        kept = min(whole[slot % 4], int(batch.rows_B[place]) - 1)
+        wanted = [*range(-1, kept), *[PADDING] * (4 - kept)]
+        assert trees.parents_BR[place].tolist() == wanted
+        assert trees.depth_BR[place].tolist() == [*range(kept + 1), *[0] * (4 - kept)]
+        assert torch.equal(
+            trees.mask_BRR[place, : kept + 1, : kept + 1].cpu(), torch.ones(kept + 1, kept + 1).tril().bool()
+        )
 
 
 def test_too_few_parents_are_refused() -> None:
