@@ -1,7 +1,8 @@
 """What the vLLM plugin's attention kernels take of a GPU's registers and shared memory, compiled for it without one.
 
-    python -m benchmarks.kernel_registers              # one JSON line a kernel and shape; sm_90
-    python -m benchmarks.kernel_registers --quick      # the shapes that the tests hold
+    python -m benchmarks.kernel_registers                                # one JSON line a kernel and shape; sm_90
+    python -m benchmarks.kernel_registers --capability 89 --shared 99    # another GPU: KiB that a program may have
+    python -m benchmarks.kernel_registers --quick                        # the shapes that the tests hold
 
 Each caller runs with tensors of the shape, and its launches are compiled instead, so that what is compiled is what a GPU
 would be asked to run. `stack` is bytes a thread in local memory: a register that did not fit was spilled there. Triton and
@@ -51,7 +52,7 @@ class Recorder:
         return lambda *args, **options: self.launches.append((args, options))
 
 
-def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, int]:
+def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capability: int = 90) -> dict[str, int]:
     """Registers, shared memory and stack of one launch, specialised as Triton would at run time."""
     import triton  # type: ignore[import-untyped, unused-ignore]
     from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped, unused-ignore]
@@ -77,7 +78,7 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dic
     constants = {name: value for name, value in constants.items() if name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
     told = {name: value for name, value in options.items() if name.startswith("num_")}
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=told)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=told)
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -89,7 +90,7 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> dic
     return {"registers": int(found[1]), "stack": int(found[2]), "shared": made.metadata.shared}
 
 
-def launches(block: ModuleType, split: ModuleType, shape: tuple[Any, ...]) -> dict[str, Recorder]:
+def launches(block: ModuleType, split: ModuleType, shape: tuple[Any, ...], shared: int) -> dict[str, Recorder]:
     """A verify pass over 2,048 keys a request, as the plugin calls both kernels."""
     rows, heads, kv_heads, dim, batch, dtype = shape
     found = {"block": Recorder(block._merged_kernel), "split": Recorder(split._split_kernel)}
@@ -101,7 +102,7 @@ def launches(block: ModuleType, split: ModuleType, shape: tuple[Any, ...]) -> di
         k, mask = torch.empty(batch, rows, kv_heads, dim, dtype=dtype), torch.empty(batch, rows, rows, dtype=torch.int8)
         block.merged(q, k, k, mask, q, torch.empty(heads, batch * rows).T.unflatten(0, (batch, rows)), 1.0, out=q)
         keys, values = torch.empty(1, 16, kv_heads, 2 * dim, dtype=dtype).split(dim, dim=-1)
-        plan = split.Plan.of(batch, rows, heads, kv_heads, dim, dtype, 2048, 132)
+        plan = split.Plan.of(batch, rows, heads, kv_heads, dim, dtype, 2048, split.Gpu(132, shared))
         scratch = split.Scratch.make([(plan, batch * rows)], heads, dim, torch.device("cpu"))
         table, prefix = torch.empty(batch, 128, dtype=torch.int32), torch.empty(batch, dtype=torch.int32)
         at = mask, keys, values, table, prefix, 1.0, plan, scratch
@@ -116,16 +117,18 @@ def launches(block: ModuleType, split: ModuleType, shape: tuple[Any, ...]) -> di
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the shapes that the tests hold")
+    parser.add_argument("--capability", type=int, default=90, help="of the GPU, as 90 (default: %(default)s)")
+    parser.add_argument("--shared", type=int, default=227, help="KiB that a program may have (default: %(default)s)")
     told = parser.parse_args(arguments)
     block, split = (load_kernel(KERNEL.with_name(name)) for name in ("tree_block.py", "split_kv.py"))
     for shape in QUICK if told.quick else SHAPES:
         rows, heads, kv_heads, dim, batch, dtype = shape
-        for name, recorder in launches(block, split, shape).items():
+        for name, recorder in launches(block, split, shape, told.shared << 10).items():
             for args, options in recorder.launches:
                 row = {"kernel": name, "rows": rows, "heads": f"{heads}/{kv_heads}", "head_dim": dim, "batch": batch}
                 row |= {"dtype": str(dtype).removeprefix("torch."), "warps": options["num_warps"]}
                 row["varlen"] = options.get("VARLEN", False)
-                print(json.dumps(row | compiled(recorder.kernel, args, options)), flush=True)
+                print(json.dumps(row | compiled(recorder.kernel, args, options, told.capability)), flush=True)
     return 0
 
 

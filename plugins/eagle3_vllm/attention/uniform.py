@@ -9,14 +9,13 @@ Shape letters: B requests, R tree rows, T rows of a pass, A query heads, K key-v
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from eagle3_vllm.attention.layout import pages
-from eagle3_vllm.attention.split_kv import Plan, Scratch, paged_tree_attention
+from eagle3_vllm.attention.split_kv import Gpu, Plan, Scratch, paged_tree_attention
 from eagle3_vllm.attention.tree_block import merged
 
 Way = Literal["split", "flash"]
@@ -42,12 +41,6 @@ class UniformRows:
     scratch: Scratch
     way: Way = "split"
     varlen: bool = False
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 of what is none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def attend_uniform(
@@ -97,7 +90,7 @@ class SplitPrefix:
     def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor) -> Tensor:
         batch, rows, heads, head_dim = q_BRAD.shape
         shape = batch, rows, heads, k_BSKD.shape[2], head_dim, q_BRAD.dtype
-        plan = Plan.of(*shape, self.longest, processors(q_BRAD.device))
+        plan = Plan.of(*shape, self.longest, Gpu.of(q_BRAD.device))
         scratch = Scratch.make([(plan, batch * rows)], heads, head_dim, q_BRAD.device)
         out_BRAD = torch.empty(q_BRAD.shape, dtype=q_BRAD.dtype, device=q_BRAD.device)
         at = self.keys, self.values, self.table_BN, self.prefix_B, self.scale, plan, scratch

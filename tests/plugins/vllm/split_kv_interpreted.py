@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from eagle3_vllm.attention.split_kv import Plan, Scratch, paged_tree_attention
+from eagle3_vllm.attention.split_kv import Gpu, Plan, Scratch, paged_tree_attention
 from torch import Tensor
 
 from eagle3_serving.attention import AttentionState, attend, tree_attention
@@ -48,7 +48,7 @@ class Case:
             cache[table[b, p // self.page + 1 :].long()] = torch.nan
         tail = rows if self.tail is None else self.tail
         depth = torch.arange(rows).expand(batch, rows) // 3
-        mask = torch.rand(batch, rows, tail) < 0.3
+        mask = (torch.rand(batch, rows, tail + 3) < 0.3)[..., :tail]
         mask[:, torch.arange(rows), torch.arange(tail - rows, tail)] = True
         q = torch.randn(batch, rows, heads, self.dim).to(self.dtype)
         k, v = (torch.randn(batch, tail, self.kv_heads, self.dim).to(self.dtype) for _ in range(2))
@@ -66,7 +66,7 @@ class Case:
         scratch = Scratch.make([(self.plan, sum(self.widths))], heads, self.dim, CPU)
         scratch.part.fill_(torch.nan), scratch.lse.fill_(torch.nan)
         prefix = torch.tensor(self.prefix, dtype=torch.int32)
-        arguments = q, k, v, mask.to(torch.int8), keys, values, table, prefix, scale, self.plan, scratch
+        arguments = q, k, v, mask.view(torch.int8), keys, values, table, prefix, scale, self.plan, scratch
         window = {} if self.window is None else {"window": self.window, "depth_BR": depth.int().contiguous()}
         assert paged_tree_attention(*arguments, out, starts, **window) is out
         error = (out.float() - want).norm() / want.norm()
@@ -107,7 +107,7 @@ for rows, dim, groups, prefix, page, plan in (
 ):
     Case(prefix, [rows] * len(prefix), 2 if rows <= 2 else 1, groups, dim, page, plan=plan).check()
 # one program for all keys; more programs than blocks; a plan as it is made
-made = Plan.of(3, 3, 4, 2, 16, torch.float32, 64, 132)
+made = Plan.of(3, 3, 4, 2, 16, torch.float32, 64, Gpu(132, 1 << 17))
 for prefix, plan in (([0, 5, 64], ONE), ([200, 0, 3], Plan(8, 16, 16, 4, 1)), ([0, 5, 64], made)):
     Case(prefix, [3, 3, 3], plan=plan).check()
 # requests of different widths, one of them absent

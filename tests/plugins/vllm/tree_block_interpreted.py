@@ -19,7 +19,7 @@ def within(wide: Tensor, *shape: int) -> Tensor:
 def check(batch: int, rows: int, tail: int, heads: int, kv_heads: int, dim: int, prefix: int) -> None:
     q = torch.randn(batch, rows, heads, dim)
     k, v = (torch.randn(batch, prefix + tail, kv_heads, dim) for _ in range(2))
-    mask = torch.rand(batch, rows, tail) < 0.4
+    mask = (torch.rand(batch, rows, tail + 3) < 0.4)[..., :tail]
     mask[:, torch.arange(rows), torch.arange(tail - rows, tail)] = True
     scale = dim**-0.5
     before = attend(q, k[:, :prefix], v[:, :prefix], None, scale)
