@@ -74,7 +74,6 @@ def compiled(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], capabi
                 hints[(place,)] = [["tt.divisibility", 16]]
     for name in names[len(args) :]:
         signature[name], constants[name] = "constexpr", options[name]
-    constants["WIDE"] = False  # what only the interpreter needs
     constants = {name: value for name, value in constants.items() if name in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
     told = {name: value for name, value in options.items() if name.startswith("num_")}

@@ -29,7 +29,8 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.sample.rejection_sampler import RejectionSampler as RejectionSamplerV1
 from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
 from vllm.v1.worker.gpu import model_states
-from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager, ModelCudaGraphManager
+from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -37,19 +38,19 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
-from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
-    TargetDependentARSpeculator,
-    prepare_prefill_inputs,
-)
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import TargetDependentARSpeculator
 from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
 
 __all__ = [
     "Attention",
     "AttentionBackendEnum",
     "AttentionCGSupport",
+    "BatchExecutionDescriptor",
     "CPUAttentionBackend",
     "CPUAttentionBackendImpl",
     "CUDAGraphMode",
+    "CudaGraphManager",
     "DefaultModelState",
     "DraftTokenIds",
     "DraftTokensHandler",
@@ -57,6 +58,7 @@ __all__ = [
     "EagleSpeculator",
     "InputBatch",
     "LogitsProcessor",
+    "ModelCudaGraphManager",
     "ModelRegistry",
     "NewRequestData",
     "RejectionSampler",
@@ -66,17 +68,16 @@ __all__ = [
     "SamplingParams",
     "SpecDecodeBaseProposer",
     "SpeculativeConfig",
+    "SpeculatorCudaGraphManager",
     "VllmConfig",
     "cpu_attn",
     "current_platform",
     "flash",
     "get_num_nans",
-    "get_num_sampled_and_rejected",
     "gpu_attention_problems",
     "gpu_backend",
     "init_logger",
     "model_runner",
-    "prepare_prefill_inputs",
     "register_backend",
     "resolve_model_state_cls",
     "set_forward_context",
@@ -182,25 +183,11 @@ TREES = (
         _words("self num_tokens attn_metadata slot_mappings num_tokens_across_dp cudagraph_runtime_mode mm_inputs"),
     ),
     Signature(
-        "prepare_prefill_inputs",
-        prepare_prefill_inputs,
-        _words(
-            "last_token_indices current_draft_step input_buffers input_batch num_sampled num_rejected last_sampled "
-            "next_prefill_tokens max_num_reqs"
-        ),
-    ),
-    Signature(
         "DefaultModelState.prepare_attn",
         DefaultModelState.prepare_attn,
         _words("self input_batch cudagraph_mode block_tables slot_mappings attn_groups kv_cache_config for_capture"),
     ),
-    Signature("prepare_inputs", DefaultModelState.prepare_inputs, ("self", "input_batch", "req_states")),
     Signature("add_request", DefaultModelState.add_request, ("self", "req_index", "new_req_data")),
-    Signature(
-        "postprocess_state",
-        DefaultModelState.postprocess_state,
-        ("self", "idx_mapping", "num_sampled", "num_computed_tokens"),
-    ),
     Signature(
         "RejectionSampler.__call__",
         RejectionSampler.__call__,
@@ -223,9 +210,29 @@ TREES = (
     Signature("set_draft_tokens", DraftTokensHandler.set_draft_tokens, ("self", "input_batch", "draft_tokens")),
     Signature("get_draft_tokens", DraftTokensHandler.get_draft_tokens, ("self",)),
     Signature(
-        "get_num_sampled_and_rejected",
-        get_num_sampled_and_rejected,
-        ("num_sampled", "seq_lens", "cu_num_logits", "idx_mapping", "prefill_len"),
+        "CudaGraphManager.__init__",
+        CudaGraphManager.__init__,
+        _words(
+            "self vllm_config device cudagraph_mode decode_query_len lora_capture_cases varlen_decode ubatch_runner"
+        ),
+    ),
+    Signature(
+        "CudaGraphManager.dispatch",
+        CudaGraphManager.dispatch,
+        _words("self num_reqs num_tokens uniform_token_count num_active_loras max_query_len"),
+    ),
+    Signature("CudaGraphManager.capture", CudaGraphManager.capture, _words("self create_forward_fn progress_bar_desc")),
+    Signature("CudaGraphManager._init_candidates", CudaGraphManager._init_candidates, ("self",)),
+    Signature("run_fullgraph", CudaGraphManager.run_fullgraph, ("self", "desc")),
+    Signature(
+        "SpeculatorCudaGraphManager.capture",
+        SpeculatorCudaGraphManager.capture,
+        _words("self forward_fn model_state input_buffers block_tables attn_groups kv_cache_config progress_bar_desc"),
+    ),
+    Signature(
+        "BatchExecutionDescriptor",
+        BatchExecutionDescriptor,
+        _words("cg_mode num_tokens num_reqs uniform_token_count max_query_len"),
     ),
     Signature("CPUAttentionBackendImpl.forward", CPUAttentionBackendImpl.forward, FORWARD),
 )

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from eagle3_serving.errors import InputError
 from eagle3_vllm.metrics import Tally, open_folder
 from eagle3_vllm.settings import Settings
 
@@ -14,8 +15,12 @@ def register_all() -> None:
     logger = init_logger("vllm.eagle3")
     try:
         settings = Settings.read()
-        if settings.mode == "vllm":
-            return
+    except InputError as error:
+        logger.warning("eagle3: vLLM's own chain serves: %s", error)
+        settings = Settings(mode="chain")
+    if settings.mode == "vllm":
+        return
+    try:
         from eagle3_vllm import compat
     except Exception as error:  # an import that failed is a vLLM we do not know
         logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", error)
@@ -98,7 +103,10 @@ def _register_trees(settings: Settings, logger: Any) -> None:
 
         trees = Trees(vllm_config, settings, device)
         runner.eagle3_trees[id(vllm_config)] = trees
-        logger.info("eagle3: trees of %d nodes, depth %d, %d children a node", trees.nodes, trees.depth, settings.top_k)
+        for shape in trees.shapes.values():
+            if shape.drafts:
+                nodes = shape.tokens - 1
+                logger.info("eagle3: trees of %d nodes, depth %d, %d children a node", nodes, shape.steps, shape.top_k)
         return TreeSpeculator(vllm_config, device, trees)
 
     def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device) -> Any:
@@ -115,10 +123,21 @@ def _register_trees(settings: Settings, logger: Any) -> None:
     def make_draft_tokens(device: torch.device) -> Any:
         # made right after the speculator, of the same model runner
         for trees in runner.eagle3_trees.values():
-            from eagle3_vllm.handing_over import TreeDraftTokens
+            from eagle3_vllm.draft_tokens import TreeDraftTokens
 
             return TreeDraftTokens(device, trees)
         return plain_draft_tokens(device)
 
+    plain_graphs = runner.ModelCudaGraphManager
+
+    def make_graphs(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        trees = runner.eagle3_trees.get(id(vllm_config))
+        if trees is None:
+            return plain_graphs(vllm_config, *args, **kwargs)
+        from eagle3_vllm.graphs import TargetGraphs
+
+        return TargetGraphs(trees, vllm_config, *args, **kwargs)
+
+    runner.ModelCudaGraphManager = make_graphs
     runner.init_speculator, runner.init_model_state = init_speculator, init_model_state
     runner.DraftTokensHandler = make_draft_tokens

@@ -11,8 +11,8 @@ from eagle3_vllm.attention.uniform import SplitPrefix, UniformRows, attend_unifo
 class TreeRowsImpl:
     """vLLM's own for a batch in which not every row is a tree's, and the rows of trees under their masks.
 
-    `eagle3_rows` of a layer's metadata says which rows they are: `UniformRows` inside a CUDA graph, `rows.TreeRows` outside.
-    Its pages are `eagle3_table` int32 [B, N], or the metadata's own `block_table`: FlashInfer's has none.
+    `eagle3_rows` of a layer's metadata says which rows they are: `UniformRows` where the pass has no others, as inside a CUDA
+    graph, else `trees.PassRows`. Its pages are `eagle3_table` int32 [B, N], or the metadata's own `block_table`: FlashInfer's has none.
     """
 
     num_heads: int
@@ -45,15 +45,15 @@ class TreeRowsImpl:
             raise NotImplementedError("trees with quantised attention output: serve with EAGLE3_MODE=chain")
         if isinstance(rows, UniformRows):
             return self.attend_uniform(query, key, value, kv_cache, rows, output)
-        if rows is None or attn_metadata.num_actual_tokens != rows.index_BR.numel():
-            super().forward(  # type: ignore[misc]
-                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
-            )
+        super().forward(  # type: ignore[misc]
+            layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
+        )
         if rows is not None:
             table_BN = getattr(attn_metadata, "eagle3_table", None)
             table_BN = attn_metadata.block_table if table_BN is None else table_BN
-            prefix = self.tree_prefix(layer, table_BN, rows.prefix_B, rows.longest)
-            q_BRAD, k_BRKD, v_BRKD = (x.view(len(x), -1, self.head_size)[rows.index_BR] for x in (query, key, value))
-            tree_BRAD = prefix.attend(q_BRAD, k_BRKD, v_BRKD, rows.mask_BRR)
-            output.view(-1, self.num_heads, self.head_size)[rows.index_BR] = tree_BRAD
+            index_BR, mask_BRR = rows.repeated()
+            prefix = self.tree_prefix(layer, table_BN, rows.trees.prefix_B, rows.longest)
+            q_BRAD, k_BRKD, v_BRKD = (x.view(len(x), -1, self.head_size)[index_BR] for x in (query, key, value))
+            tree_BRAD = prefix.attend(q_BRAD, k_BRKD, v_BRKD, mask_BRR)
+            output.view(-1, self.num_heads, self.head_size)[index_BR] = tree_BRAD
         return output

@@ -362,7 +362,7 @@ def paged_tree_attention(
     batch, rows, tail = mask_BRS.shape
     heads, head_dim = q.shape[-2:]
     kv_heads = keys_PUKD.shape[2]
-    total_rows = q.shape[0] if starts_B1 is not None else batch * rows
+    total_rows = batch * rows if starts_B1 is None else min(len(q), batch * rows)
     named = {"q": q, "k": k, "v": v, "mask": mask_BRS, "keys": keys_PUKD, "values": values_PUKD, "out": out}
     for name, x in named.items():
         if x.stride(-1) != 1:
@@ -418,7 +418,7 @@ def paged_tree_attention(
         DIM=dim,
         VARLEN=starts_B1 is not None,
         WINDOWED=window is not None,
-        WIDE=not q.is_cuda,
+        WIDE=triton.knobs.runtime.interpret,
         num_warps=plan.warps,
         num_stages=plan.stages,
     )

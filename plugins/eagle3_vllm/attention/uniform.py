@@ -7,7 +7,7 @@ for trees of one width. Neither reads a value of the device or makes a tensor of
 Shape letters: B requests, R tree rows, T rows of a pass, A query heads, K key-value heads, D head size, N pages of a request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +41,40 @@ class UniformRows:
     scratch: Scratch
     way: Way = "split"
     varlen: bool = False
+
+
+class Plans:
+    """How every pass of a server is cut, and the scratch that all share. `passes`: (requests, rows a request) of each."""
+
+    def __init__(
+        self,
+        way: Way,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        longest: int,
+        device: torch.device,
+        passes: Iterable[tuple[int, int]],
+    ) -> None:
+        self.way, self.longest = way, longest
+        self._shape = heads, kv_heads, head_dim, dtype, longest, Gpu.of(device)
+        self._known: dict[tuple[int, int], Plan] = {}
+        shapes = [(self.of(*one), one[0] * one[1]) for one in passes] if way == "split" else []
+        self.scratch = Scratch.make(shapes, heads, head_dim, device)
+
+    def of(self, batch: int, rows: int) -> Plan:
+        if (batch, rows) not in self._known:
+            self._known[batch, rows] = Plan.of(batch, rows, *self._shape)
+        return self._known[batch, rows]
+
+    def rows(
+        self, mask_BRR: Tensor, prefix_B: Tensor, table_BN: Tensor, starts_B1: Tensor, varlen: bool
+    ) -> UniformRows:
+        """What one pass's attention is told."""
+        batch, rows = mask_BRR.shape[:2]
+        at = mask_BRR, prefix_B, table_BN[:batch], starts_B1, self.longest, self.of(batch, rows), self.scratch
+        return UniformRows(*at, way=self.way, varlen=varlen)
 
 
 def attend_uniform(
