@@ -262,7 +262,9 @@ class Gpu:
         if device.type != "cuda":
             return cls(1, 1 << 20)
         found = torch.cuda.get_device_properties(device)
-        return cls(found.multi_processor_count, found.shared_memory_per_block_optin)
+        # an older PyTorch does not say it; data centre GPUs since Hopper have 227 KiB
+        known = (227 if found.major in (9, 10) else 99) << 10
+        return cls(found.multi_processor_count, getattr(found, "shared_memory_per_block_optin", known))
 
 
 @dataclass(frozen=True)
