@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from benchmarks.gpu.timing import Captured, measure
 
 _EXAMPLES = """examples:
   python -m benchmarks.tree_kernels
-  python -m benchmarks.tree_kernels --batch 1,16,64 --nodes 60 --json
+  python -m benchmarks.tree_kernels --batch 1 64 --nodes 60 --json
   python -m benchmarks.tree_kernels --vocab 128256 --out tree-kernels.json
 """
 CALLS = 10  # of one function in a graph: a replay's own cost is shared
@@ -71,7 +72,7 @@ def random_parents(shape: Shape, generator: torch.Generator) -> torch.Tensor:
 
 def cases(device: torch.device | str, shape: Shape = Shape()) -> list[Case]:  # noqa: B008
     """Every function of `eagle3_vllm.kernels` on this shape, with its buffers."""
-    return [*verify_cases(device, shape)]
+    return [*verify_cases(device, shape), *draft_cases(device, shape)]
 
 
 def verify_cases(device: torch.device | str, shape: Shape) -> list[Case]:
@@ -98,7 +99,7 @@ def verify_cases(device: torch.device | str, shape: Shape) -> list[Case]:
     trees, out = TreeBuffers.make(batch, rows, device), AcceptBuffers.make(batch, rows, shape.depth, device)
     inputs = AbsorbBuffers.make(batch, tokens, device)
     sums = torch.zeros(5, dtype=torch.int64, device=device)
-    # one page holds a tree; every path jumps, so that every accepted row is moved
+    # a path of the last rows, all of which move, and one that stands in place
     places = 16
     pages = -(-tokens // places)
     cache_shape = (pages, places, shape.kv_heads, 2 * shape.head_dim)
@@ -135,6 +136,48 @@ def verify_cases(device: torch.device | str, shape: Shape) -> list[Case]:
     return made
 
 
+def draft_cases(device: torch.device | str, shape: Shape) -> list[Case]:
+    """A draft's depths and the choice of its tree, calibrated, mapped to the target's ids."""
+    from eagle3_vllm.kernels.calibrate import CalibrationTables
+    from eagle3_vllm.kernels.expand import expand
+    from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
+    from eagle3_vllm.kernels.select import select
+
+    from eagle3_serving.tree.calibrate import Calibration
+
+    generator = torch.Generator().manual_seed(0)
+    batch, plan = shape.batch, DraftShape(shape.top_k, shape.depth, shape.vocab)
+    draft = DraftBuffers.make(batch, plan, device)
+    most = max(plan.widths)
+    logits_XV = torch.randn(batch * most, shape.vocab, generator=generator).to(device, shape.dtype)
+    prefix_B = torch.full((batch,), 200, dtype=torch.int32, device=device)
+    target_ids_V = torch.arange(shape.vocab, device=device) * 2
+    tables = CalibrationTables.of(Calibration((0.1,), (0.9,), (0.0, -0.3)), device)
+
+    def grow(depth: int) -> None:
+        expand(draft, depth, logits_XV[: batch * plan.widths[depth - 1]], prefix_B, target_ids_V, tables)
+
+    for depth in range(1, shape.depth + 1):  # a real pool to choose from
+        grow(depth)
+    slots_B = torch.arange(batch, device=device)
+    drafting_B = torch.ones(batch, dtype=torch.bool, device=device)
+    only_chain_S = torch.zeros(batch, dtype=torch.bool, device=device)
+    tokens_BN = torch.zeros(batch, shape.nodes, dtype=torch.int64, device=device)
+    parents_SK = torch.zeros(batch, shape.nodes, dtype=torch.int64, device=device)
+    sums = torch.zeros(5, dtype=torch.int64, device=device)
+
+    def choose() -> None:
+        select(
+            draft.candidates, shape.depth, slots_B, drafting_B, tokens_BN, parents_SK, sums, target_ids_V, only_chain_S
+        )  # fmt: skip
+
+    depths = sorted({1, min(2, shape.depth), shape.depth})
+    return [
+        *(Case(f"expand, depth {depth} of {shape.depth}", 2, partial(grow, depth)) for depth in depths),
+        Case(f"select {shape.nodes} of {plan.candidates}", 1, choose),
+    ]
+
+
 def time_cases(shape: Shape) -> list[dict[str, Any]]:
     """One row a function: launches and microseconds of one call. On a GPU."""
     device = torch.device("cuda")
@@ -160,7 +203,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--batch", default="1,16,64", help="requests, one or more numbers (default 1,16,64)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], help="requests (default 1 16 64)")
     parser.add_argument("--nodes", type=int, default=16, help="draft nodes of a tree (default 16)")
     parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
     parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
@@ -168,10 +211,6 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line, in place of the table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON object there as well")
     args = parser.parse_args(argv)
-    try:
-        args.batch = [int(number) for number in args.batch.split(",")]
-    except ValueError:
-        parser.error("--batch takes numbers with commas between them, as in 1,16")
     if min(*args.batch, args.nodes, args.depth, args.top_k) < 1 or args.vocab < args.top_k:
         parser.error("--batch, --nodes, --depth and --top-k are at least 1, and --vocab is no less than --top-k")
     if not torch.cuda.is_available():

@@ -13,6 +13,7 @@ from typing import Any
 import vllm
 from vllm import ModelRegistry
 from vllm.config import CUDAGraphMode, SpeculativeConfig, VllmConfig
+from vllm.distributed.parallel_state import is_global_first_rank
 from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
@@ -25,6 +26,7 @@ from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.sample.rejection_sampler import RejectionSampler as RejectionSamplerV1
 from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
@@ -66,6 +68,7 @@ __all__ = [
     "Sampler",
     "SamplerOutput",
     "SamplingParams",
+    "Scheduler",
     "SpecDecodeBaseProposer",
     "SpeculativeConfig",
     "SpeculatorCudaGraphManager",
@@ -77,6 +80,7 @@ __all__ = [
     "gpu_attention_problems",
     "gpu_backend",
     "init_logger",
+    "is_global_first_rank",
     "model_runner",
     "register_backend",
     "resolve_model_state_cls",
@@ -205,6 +209,12 @@ TREES = (
             "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
             "seq_lens_upper_bound_np return_logprobs"
         ),
+    ),
+    Signature("Scheduler.__init__", Scheduler.__init__, ("self", "vllm_config")),
+    Signature(
+        "make_spec_decoding_stats",
+        Scheduler.make_spec_decoding_stats,
+        ("self", "spec_decoding_stats", "num_draft_tokens", "num_accepted_tokens"),
     ),
     Signature("DraftTokensHandler", DraftTokensHandler.__init__, ("self", "device")),
     Signature("set_draft_tokens", DraftTokensHandler.set_draft_tokens, ("self", "input_batch", "draft_tokens")),

@@ -61,7 +61,11 @@ def shape_reasons(settings: Settings, nodes: int) -> list[str]:
     """What was asked of trees that these nodes cannot hold."""
     if settings.trees:
         large = [str(shape) for shape in settings.trees if shape.tokens > nodes + 1]
-        return [f"EAGLE3_TREES: {large[0]} has more tokens than num_speculative_tokens {nodes} and the root"] if large else []
+        return (
+            [f"EAGLE3_TREES: {large[0]} has more tokens than num_speculative_tokens {nodes} and the root"]
+            if large
+            else []
+        )
     if settings.depth is not None and settings.depth > nodes:
         return [f"EAGLE3_TREE_DEPTH {settings.depth} is above the {nodes} nodes of a tree"]
     return []

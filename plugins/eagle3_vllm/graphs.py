@@ -21,8 +21,9 @@ from eagle3_vllm.compat import (
 )
 from eagle3_vllm.trees import Trees
 
-# of requests in a graph where several trees are captured: each is another dimension of them
+# requests in a graph: a batch takes the next larger
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+MOST_ROWS = 2048  # of a graph: past that the GPU computes longer than the host takes to launch
 # what runs where there is no CUDA is told what would be one graph there: for tests that count
 observers: list[Callable[[str], AbstractContextManager[None]]] = []
 
@@ -36,39 +37,50 @@ def region(name: str) -> Iterator[None]:
         yield
 
 
+def buckets(most: int) -> list[int]:
+    """Requests in a graph, up to `most`."""
+    return [*(size for size in BUCKETS if size < most), most]
+
+
 def full_decode(mode: Any) -> Any:
     """The mode of a graph that only decoding steps have."""
     return CUDAGraphMode.FULL_DECODE_ONLY if mode.decode_mode() == CUDAGraphMode.FULL else CUDAGraphMode.NONE
 
 
-def capture_sizes(trees: tuple[Shape, ...], max_num_seqs: int, most: int) -> list[int]:
-    """Numbers of tokens to capture, `most` the largest: vLLM's own of up to 256, and those of whole batches of each tree."""
-    usual = [1, 2, 4, *range(8, 257, 8)]
-    batches = sorted({*(b for b in BUCKETS if b < max_num_seqs), max_num_seqs})
-    decode = [batch * shape.tokens for shape in trees for batch in batches]
-    return sorted({size for size in (*usual, *decode) if size <= most})
-
-
 class _Served(CudaGraphManager):
-    """Of all pairs of a batch and a number of rows, those that can be met."""
+    """Its graphs of decoding steps are those that can be met: every tree of the server, for as many requests as `BUCKETS`.
+    vLLM's own list of sizes ends at 512 rows, and knows only the trees that its schedule names at the moment."""
 
     trees: Trees
 
     def _init_candidates(self) -> None:
         super()._init_candidates()
-        if len(self.trees.shapes) == 1:
+        if not self.cudagraph_mode or self.cudagraph_mode.decode_mode() != CUDAGraphMode.FULL or self.trees.ragged:
             return
-        for mode, descriptors in self._capture_descs.items():
-            self._capture_descs[mode] = [d for d in descriptors if self._is_met(d)]
-        for key, candidates in self._candidates.items():
-            self._candidates[key] = [d for d in candidates if self._is_met(d)]
+        if self.cudagraph_mode.mixed_mode() == CUDAGraphMode.FULL:
+            return  # one routine for all batches: nothing is told apart
+        full = [
+            BatchExecutionDescriptor(
+                cg_mode=CUDAGraphMode.FULL,
+                num_tokens=batch * shape.tokens,
+                num_reqs=batch,
+                uniform_token_count=shape.tokens,
+            )
+            for shape in self.trees.shapes.values()
+            for batch in buckets(self.max_num_reqs)
+            if batch * shape.tokens <= self._most_rows(shape)
+        ]
+        full.sort(key=lambda descriptor: descriptor.num_tokens)
+        self._capture_descs[CUDAGraphMode.FULL] = full[::-1]
+        for tokens in range(full[-1].num_tokens + 1 if full else 0):
+            others = [d for d in self._candidates.get((tokens, 0), []) if d.cg_mode != CUDAGraphMode.FULL]
+            self._candidates[tokens, 0] = [*full, *others]
 
-    def _is_met(self, descriptor: Any) -> bool:
-        rows = descriptor.uniform_token_count
-        if rows is None:
-            return True
-        batch = descriptor.num_reqs
-        return rows in self.trees.shapes and (batch in BUCKETS or batch == self.max_num_reqs)
+    def _most_rows(self, shape: Shape) -> int:
+        """A pass without a mask goes by vLLM's own plan of its attention, which it makes for graphs of its own sizes only."""
+        scheduler, compilation = self.vllm_config.scheduler_config, self.compilation_config
+        most = MOST_ROWS if shape.top_k > 1 else (compilation.max_cudagraph_capture_size or 0)
+        return min(most, scheduler.max_num_batched_tokens)
 
 
 class TargetGraphs(_Served, ModelCudaGraphManager):
@@ -101,7 +113,7 @@ class DraftGraphs(CudaGraphManager):
         self.shapes = [shape for shape in trees.shapes.values() if shape.drafts]
         super().__init__(vllm_config, device, full_decode(mode), decode_query_len=1)
         for found, descriptors in self._capture_descs.items():
-            met = [d for d in descriptors if d.num_reqs in BUCKETS or d.num_reqs == self.max_num_reqs]
+            met = [d for d in descriptors if d.num_reqs in buckets(self.max_num_reqs)]
             self._capture_descs[found] = [
                 DraftDescriptor(**vars(d), tokens=shape.tokens) for d in met for shape in self.shapes
             ]

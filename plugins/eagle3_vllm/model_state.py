@@ -66,9 +66,7 @@ class TreeModelState:
             self._attend_whole(rows, metadata, block_tables, kv_cache_config)
         return metadata
 
-    def _attend_whole(
-        self, rows: PassRows, metadata: dict[str, Any], block_tables: Any, kv_cache_config: Any
-    ) -> None:
+    def _attend_whole(self, rows: PassRows, metadata: dict[str, Any], block_tables: Any, kv_cache_config: Any) -> None:
         """A pass of trees alone: attention over buffers that keep their places."""
         from eagle3_vllm.attention.uniform import Plans
 

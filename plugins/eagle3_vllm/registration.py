@@ -6,6 +6,7 @@ import torch
 
 from eagle3_serving.errors import InputError
 from eagle3_vllm.metrics import Tally, open_folder
+from eagle3_vllm.scheduling import register_choice
 from eagle3_vllm.settings import Settings
 
 
@@ -76,6 +77,7 @@ def _register_trees(settings: Settings, logger: Any) -> None:
         }
     for name, path in backends.items():
         compat.register_backend(compat.AttentionBackendEnum[name], f"eagle3_vllm.attention.{path}")
+    register_choice(settings, logger)
     runner = compat.model_runner()
     if getattr(runner, "eagle3_trees", None) is not None:
         return

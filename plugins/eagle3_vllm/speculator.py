@@ -14,11 +14,21 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree.calibrate import Calibration
 from eagle3_vllm.architecture import Eagle3ServingForCausalLM, checkpoint_directory
 from eagle3_vllm.attention.paged import Moves
-from eagle3_vllm.compat import CUDAGraphMode, EagleSpeculator, InputBatch, VllmConfig, init_logger
-from eagle3_vllm.drafting import TreeDrafter
+from eagle3_vllm.choice import save_costs
+from eagle3_vllm.compat import (
+    CUDAGraphMode,
+    EagleSpeculator,
+    InputBatch,
+    VllmConfig,
+    init_logger,
+    is_global_first_rank,
+)
+from eagle3_vllm.drafting import Start, TreeDrafter
 from eagle3_vllm.graphs import DraftDescriptor, DraftGraphs, WholeGraphs, region
 from eagle3_vllm.kernels.absorb import AbsorbBuffers, absorb
 from eagle3_vllm.kernels.requests import Requests
+from eagle3_vllm.measure import replayed_costs
+from eagle3_vllm.scheduling import costs_file
 from eagle3_vllm.trees import Trees, planned_inside, without_rows
 
 logger = init_logger("vllm.eagle3")
@@ -86,6 +96,7 @@ class TreeSpeculator(EagleSpeculator):
                 progress_bar_desc="Capturing CUDA graphs of verified rows and drafts",
             )
             self.draft_graphs.capture_each(self._draft)
+            self._measure()
         except RuntimeError as error:  # no memory, or an operation that no graph may hold
             self.whole_graphs.release_graphs()
             self.draft_graphs.release_graphs()
@@ -97,6 +108,13 @@ class TreeSpeculator(EagleSpeculator):
                 self.instead.steps,
                 str(error).splitlines()[0],
             )
+
+    def _measure(self) -> None:
+        """Costs for the scheduler to choose by, unless vLLM is only measuring memory, or they are known."""
+        graphs, path = self.trees.target_graphs, costs_file()
+        wanted = len(self.settings.trees) > 1 and self.settings.profile is None and path is not None
+        if wanted and graphs.graphs and graphs._max_full_descs_to_capture is None and is_global_first_rank():
+            save_costs(path, replayed_costs(self))
 
     def _capture_whole(
         self,
@@ -256,21 +274,17 @@ class TreeSpeculator(EagleSpeculator):
         self, shape: Shape, batch: int, hidden_BH: Tensor | None = None, feedback_BH: Tensor | None = None
     ) -> None:
         """A CUDA graph, or the end of one. Without states those in the buffers are taken."""
-        absorbed, rows = self.absorbed, self.trees.rows
-        longest = self.max_model_len
-        if self.device.type == "cpu":
-            longest = self.trees.longest
-        self.drafter.draw(
-            shape,
+        absorbed = self.absorbed
+        start = Start(
             self.hidden_BH[:batch] if hidden_BH is None else hidden_BH,
             self.feedback_BH[:batch] if feedback_BH is None else feedback_BH,
             self._tables(batch),
             absorbed.prefix_B[:batch],
             absorbed.slots_B[:batch],
             absorbed.drafting_B[:batch],
-            longest,
-            self.draft_tokens[:batch],
+            self.trees.longest,
         )
+        self.drafter.draw(shape, start, self.draft_tokens[:batch])
 
     def _tables(self, batch: int) -> list[Tensor]:
         """The block table of each of the drafter's layers, in the order of the batch."""

@@ -58,6 +58,10 @@ class Trees:
         self.rows_a_request = nodes + 1
         self.depth = max(shape.steps for shape in self.shapes.values())
         self.ragged = settings.batch_nodes is not None  # requests of a batch have trees of different size
+        # by Triton kernels; one budget for a batch is shared by the core's own operations
+        self.by_kernels = (
+            (device.type == "cuda" or settings.kernels == "1") and settings.kernels != "0" and not self.ragged
+        )
         self.tally = Tally(device)
         # one slot more than there are: padding of a CUDA graph writes there
         self.parents_SK = torch.full((slots + 1, nodes), PADDING, dtype=torch.long, device=device)

@@ -7,6 +7,9 @@ from one of the host's ("cpu"); what is computed from such tensors lies there to
 view is one kernel, a copy from or to the host is one copy, a Triton kernel is one, and a CUDA graph is one: the target's
 pass where vLLM would replay a full graph, and whatever the plugin runs through `eagle3_vllm.graphs`. A value that the host
 reads (`item`, `tolist`, `bool`, an index by a mask) is a read: on a GPU the host waits for the device there.
+
+What stands in a graph of the plugin's is held to a graph's rules: no read, nothing copied from the host, and at every replay
+the same operations of the same shapes on the same storages. Attention is left out: on a CPU it is other code.
 """
 
 import json
@@ -15,6 +18,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 os.environ |= {
@@ -30,10 +35,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 THERE = torch.device("cpu:0")
+STEPS, DECODING = 7, 4  # steps of a batch, and how many of the last are looked at
+OURS = ("verified rows and draft", "draft")  # the plugin's graphs
 # metadata alone: no kernel, whatever the schema says of aliases
 VIEWS = {"detach", "_unsafe_view", "lift_fresh", "set_", "empty", "empty_like", "new_empty", "empty_strided", "resize_"}
 READS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique", "_unique2"}
 VIEWS |= {"new_empty_strided", "is_pinned", "_reshape_alias", "alias"}
+
+
+@dataclass
+class Replay:
+    """What one run of a graph's function did."""
+
+    name: str
+    trace: list[str] = field(default_factory=list)  # operations and the shapes of what they made
+    given: set[int] = field(default_factory=set)  # storages that were there before
+    made: set[int] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+
+    def takes(self, tensors: Any) -> None:
+        self.given |= {x.untyped_storage()._cdata for x in tensors if isinstance(x, Tensor)} - self.made
+
+    def makes(self, name: str, tensors: list[Tensor]) -> None:
+        self.trace.append(f"{name} {[tuple(x.shape) for x in tensors]}")
+        self.made |= {x.untyped_storage()._cdata for x in tensors} - self.given
 
 
 class Device(TorchDispatchMode):
@@ -47,6 +72,8 @@ class Device(TorchDispatchMode):
         self.launches: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.reads: Counter[str] = Counter()
+        self.replay: Replay | None = None  # the graph that runs
+        self.replays: list[Replay] = []
 
     def lies_there(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x.untyped_storage()._cdata in self.there
@@ -65,18 +92,27 @@ class Device(TorchDispatchMode):
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         device = kwargs.get("device")
         to_host = name == "_to_copy" and device is not None and device.index is None
-        if (device == THERE and name != "_to_copy") or (ours and not to_host) or (device == THERE):
+        if device == THERE or (ours and not to_host and name != "copy_"):
             for x in made:
                 self.put(x)
         if ours and func._schema.is_mutable and name != "copy_":
             for x in given:  # a kernel's output that its caller made, nobody said where
                 self.put(x)
+        waits = (name in READS and ours) or (name in ("index", "index_put", "index_put_") and self._masks(args, ours))
+        if self.replay is not None:
+            uploads = name in ("copy_", "_to_copy") and not self.lies_there(args[-1]) and args[-1].dim() > 0
+            if waits or uploads or name == "lift_fresh":
+                self.replay.faults.append(f"{name} {'reads' if waits else 'copies from the host'}")
+            self.replay.takes(given)
+            self.replay.makes(name, made)
         if self.inside:
             return out
-        if name in READS and ours or name in ("index", "index_put", "index_put_") and self._masks(args, ours):
+        if waits:
             self.reads[name] += 1
         elif name in ("copy_", "_to_copy"):
-            ends = (self.lies_there(args[0]), self.lies_there(args[1])) if name == "copy_" else (bool(ours), not to_host)
+            ends = (
+                (self.lies_there(args[0]), self.lies_there(args[1])) if name == "copy_" else (bool(ours), not to_host)
+            )
             if all(ends):
                 self.launches[name] += 1
             elif any(ends):
@@ -97,10 +133,30 @@ class Device(TorchDispatchMode):
         """One launch, whatever is inside."""
         self.launches[f"graph: {name}"] += not self.inside
         self.inside += 1
+        ours = self.replay is None and name in OURS
+        if ours:
+            self.replay = Replay(name)
         try:
             yield
         finally:
             self.inside -= 1
+            if ours:
+                self.replays.append(self.replay)
+                self.replay = None
+
+    @contextmanager
+    def unseen(self, *taken: Any) -> Iterator[list[Tensor]]:
+        """Other code than a GPU's; what it makes is put into the list."""
+        held, self.replay, made = self.replay, None, []
+        self.inside += 1
+        try:
+            yield made
+        finally:
+            self.inside -= 1
+            self.replay = held
+            if held is not None:
+                held.takes(taken)
+                held.makes("attention", made)
 
     def clear(self) -> None:
         for counts in (self.launches, self.copies, self.reads):
@@ -117,6 +173,9 @@ def watch_triton(device: Device) -> None:
         if not device.inside:
             device.launches[f"triton: {self.fn.__name__}"] += 1
         device.inside += 1
+        if device.replay is not None:
+            device.replay.takes(args)
+            device.replay.makes(self.fn.__name__, [])
         try:
             with torch.utils._python_dispatch._disable_current_modes():
                 return run(self, *args, **kwargs)
@@ -131,8 +190,10 @@ def watch_reads(device: Device) -> None:
 
     def told(name: str, method: Any) -> Any:
         def read(self: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not device.inside and device.lies_there(self):
-                device.reads[name] += 1
+            if device.lies_there(self):
+                device.reads[name] += not device.inside
+                if device.replay is not None:
+                    device.replay.faults.append(f"{name} reads")
             return method(self, *args, **kwargs)
 
         return read
@@ -171,9 +232,14 @@ def watch_graphs(device: Device) -> None:
         whole = state.get_additional_cg_support()[0].value >= 2  # UNIFORM_BATCH
         forward = model.forward
 
+        kept: dict[Any, Tensor] = {}
+
         def full(*args: Any, **kwargs: Any) -> Any:
+            # as vLLM's graphs: what comes out stands in the same places each time
             with device.graph("target"):
-                return forward(*args, **kwargs)
+                last, others = forward(*args, **kwargs)
+                places = [kept.setdefault((i, x.shape), torch.empty_like(x)) for i, x in enumerate((last, *others))]
+                return places[0].copy_(last), [place.copy_(x) for place, x in zip(places[1:], others, strict=True)]
 
         def cut(*args: Any, **kwargs: Any) -> Any:
             # piecewise: between two attentions a graph, the attentions themselves outside
@@ -193,6 +259,80 @@ def watch_graphs(device: Device) -> None:
     except ImportError:
         return
     graphs.observers.append(device.graph)
+
+
+def watch_attention(device: Device) -> None:
+    """On a CPU it takes what the host knows of lengths, and shapes follow texts."""
+    from eagle3_vllm.attention import cpu
+    from vllm.model_executor.layers.attention import Attention
+
+    attend, gather, forward = cpu.CpuPrefix.attend, cpu.CpuPrefix.__init__, Attention.forward
+
+    def over_pages(self: Any, *args: Any) -> Tensor:
+        with device.unseen(*args) as made:
+            made.append(attend(self, *args))
+        return made[0]
+
+    def gathered(self: Any, layer: Any, table: Tensor, prefix: Tensor, longest: int) -> None:
+        with device.unseen(layer.kv_cache, table, prefix):
+            gather(self, layer, table, prefix, longest)
+
+    def whole_layer(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if device.replay is None:
+            return forward(self, *args, **kwargs)
+        with device.unseen(*args, self.kv_cache) as made:
+            made.append(forward(self, *args, **kwargs))
+        return made[0]
+
+    cpu.CpuPrefix.attend, cpu.CpuPrefix.__init__, Attention.forward = over_pages, gathered, whole_layer
+
+
+FAULTS = ("read", "upload", "shape", "buffer")
+
+
+class Plant:
+    """What the rules forbid, in the midst of a draft: `fault` says which, "" none."""
+
+    def __init__(self) -> None:
+        from eagle3_vllm.drafting import TreeDrafter
+        from eagle3_vllm.speculator import TreeSpeculator
+
+        self.fault, self.times = "", 0
+        draw, propose = TreeDrafter.draw, TreeSpeculator.propose
+
+        def planted(drafter: Any, shape: Any, start: Any, tokens: Tensor) -> None:
+            slots = start.slots_B
+            self.times += 1
+            if self.fault == "read":
+                slots.max().item()
+            elif self.fault == "upload":
+                slots = slots + torch.tensor([0], device=slots.device)
+            elif self.fault == "shape":
+                slots.new_zeros(1 + self.times)
+            draw(drafter, shape, start._replace(slots_B=slots), tokens)
+
+        def proposing(speculator: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.fault == "buffer":
+                absorbed = speculator.absorbed
+                speculator.absorbed = replace(absorbed, slots_B=absorbed.slots_B.clone())
+            return propose(speculator, *args, **kwargs)
+
+        TreeDrafter.draw, TreeSpeculator.propose = planted, proposing
+
+
+def broken_rules(device: Device) -> list[str]:
+    """Of all replays since the last look; those of one name are of one batch size."""
+    found: list[str] = []
+    replays, device.replays = device.replays, []
+    for name in OURS:
+        same = [replay for replay in replays if replay.name == name][1:]  # the first one makes what is made once
+        found += [f"{name}: {fault}" for replay in same for fault in replay.faults]
+        for before, after in pairwise(same):
+            if before.trace != after.trace:
+                found.append(f"{name}: other operations or shapes at another replay")
+            if before.given != after.given:
+                found.append(f"{name}: other storages at another replay")
+    return sorted(set(found))
 
 
 def pretend_place() -> None:
@@ -229,6 +369,10 @@ def main(target: str, drafter: str, job: dict[str, Any]) -> dict[str, Any]:
     watch_reads(device)
     watch_graphs(device)
     watch_async_copies(device)
+    plant = None
+    if job["nodes"]:
+        watch_attention(device)
+        plant = Plant()
     pretend_place()
     from torch_kernels import stand_in
 
@@ -240,28 +384,37 @@ def main(target: str, drafter: str, job: dict[str, Any]) -> dict[str, Any]:
             max_num_batched_tokens=2048, enable_prefix_caching=False, skip_tokenizer_init=True, disable_log_stats=True,
             speculative_config=speculative if job["nodes"] else None,
         )  # fmt: skip
-        engine, told = llm.llm_engine, {}
+        engine = llm.llm_engine
         # in one process vLLM schedules synchronously; what asynchronous scheduling asks of a step is told so
         engine.vllm_config.scheduler_config.async_scheduling = True
-        for requests in job["requests"]:
+
+        def decoded(requests: int, temperature: float) -> dict[str, Any]:
             params = SamplingParams(
-                temperature=job.get("temperature", 0), max_tokens=64, ignore_eos=True, detokenize=False,
+                temperature=temperature, max_tokens=64, ignore_eos=True, detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
             for i in range(requests):
                 engine.add_request(f"{requests}-{i}", {"prompt_token_ids": [1 + i % 7, 5, 9, 3 + i % 5]}, params)
-            for step in range(5):
+            for step in range(STEPS):
+                if step == STEPS - DECODING:
+                    device.replays.clear()
                 device.clear()
                 engine.step()
-            told[str(requests)] = {
-                name: {"total": sum(counts.values()), "each": dict(counts)}
-                for name, counts in (("launches", device.launches), ("copies", device.copies), ("reads", device.reads))
-            }
+            counts = {"launches": device.launches, "copies": device.copies, "reads": device.reads}
+            told: dict[str, Any] = {name: dict(each) for name, each in counts.items()}
+            told["broken"] = broken_rules(device)
             engine.abort_request([f"{requests}-{i}" for i in range(requests)])
             while engine.has_unfinished_requests():
                 engine.step()
             engine.step()
-    return told
+            return told
+
+        said: dict[str, Any] = {str(requests): decoded(requests, 0.0) for requests in job["requests"]}
+        said["sampled"] = decoded(2, 0.8)
+        for fault in FAULTS if plant is not None and job.get("plant") else ():
+            plant.fault = fault
+            said[fault] = decoded(2, 0.0)
+    return said
 
 
 if __name__ == "__main__":

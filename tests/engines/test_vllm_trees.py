@@ -13,6 +13,8 @@ from benchmarks.vllm_engine import Job, Round, run
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 pytest.importorskip("vllm")
+from eagle3_vllm.schedule import Profile
+
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 TOGETHER, SPECIAL, ABORTED = range(3)
@@ -100,15 +102,33 @@ def test_trees_are_what_was_verified(tree: dict[str, Any]) -> None:
         assert metrics[f"vllm:eagle3_fallbacks{{reason={reason}}}{{scope=request}}"] == 1
 
 
+def test_the_tree_changes_with_the_load_and_no_token_does(
+    target_dir: Path, drafter_dir: Path, rounds: list[Round], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    """Three in flight draft nothing, two a chain, one a tree: what the costs say. The last requests end alone."""
+    costs = {1: {0: 1.0, 3: 2.0, 8: 1.0}, 2: {0: 1.0, 3: 1.0, 8: 9.0}, 3: {0: 1.0, 3: 9.0, 8: 9.0}}
+    Profile((0.5,), costs, {}).save(tmp_path / "profile.json")
+    settings = {"EAGLE3_TREES": "0;3,1,4;4,4,9", "EAGLE3_PROFILE": str(tmp_path / "profile.json")}
+    engine = {"max_num_seqs": 3, "max_num_batched_tokens": 96, "max_model_len": 320}
+    said = run(Job(target_dir, rounds[:1], drafter_dir, nodes=8, engine=engine, settings=settings))
+    assert said["rounds"][0]["tokens"] == plain["rounds"][TOGETHER]["tokens"]
+    assert "eagle3: ms a step at 3 in flight: 0,1,1 1000.00, 3,1,4 9000.00, 4,4,9 9000.00" in said["log"]
+    metrics = said["metrics"]
+    # chains of three and trees of eight were verified, and some steps drafted nothing
+    assert 3 < metrics["vllm:eagle3_nodes_verified"] / metrics["vllm:eagle3_verify_passes"] < 8
+    assert metrics["vllm:eagle3_tokens_accepted"] > 0
+
+
 def test_a_seed_gives_the_same_samples_with_and_without_trees(target_dir: Path, drafter_dir: Path) -> None:
     """At every temperature: acceptance draws at each row what plain decoding would draw there."""
     tokenizer = load_tokenizer(target_dir)
     texts = [chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.")]
     filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05})
     params = [{"temperature": 0.9, "max_tokens": 6, "seed": n, **more} for n, more in enumerate(filters)]
+    # drawn by the kernels that a GPU would run
+    settings = {"EAGLE3_TREE_TOP_K": "4", "EAGLE3_KERNELS": "1"}
     expected, said = (
-        run(Job(target_dir, [Round(texts, params)], drafter_dir, nodes, settings={"EAGLE3_TREE_TOP_K": "4"}))
-        for nodes in (0, 5)
+        run(Job(target_dir, [Round(texts, params)], drafter_dir, nodes, settings=settings)) for nodes in (0, 5)
     )
     assert said["rounds"][0]["tokens"] == expected["rounds"][0]["tokens"]
     assert said["metrics"]["vllm:eagle3_tokens_accepted"] > 0

@@ -11,7 +11,7 @@ from vllm.triton_utils import tl, triton
 
 from eagle3_vllm.kernels.requests import Requests, rows_of, slot_of
 
-PART = 256  # most rows of one program
+PARTS = (32, 128, 256)  # rows of one program: few sizes, or prompts of every length would be compiled for
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ def absorb(
     """What vLLM's `prepare_prefill_inputs` makes of a text, made of verified trees, in one launch.
 
     `longest_rows`: no request has more rows in the pass; where uniform, every one has these. `rows_BD` int64 accepted tree
-    rows, -1 past them. `num_sampled_B` and `num_rejected_B` int as vLLM counts them, `input_ids_T` int the target's own.
-    The token after the last row is `last_sampled_S` of the request's slot, or the prompt's next one (`next_prefill_tokens_S`)
-    where nothing was sampled. Row i of a request stands at position `seq_lens_B` - its rows + i, below `max_model_len`.
+    rows, -1 past them. `num_sampled_B` and `num_rejected_B` int as vLLM counts them. `input_ids_T` int the target's own,
+    another buffer than `out.ids_T`. The token after the last row is `last_sampled_S` of the request's slot, or the prompt's
+    next one (`next_prefill_tokens_S`) where nothing was sampled. Row i of a request stands at position `seq_lens_B` - its
+    rows + i, below `max_model_len`.
     Past its last row a request's rows are waste, of id 0; rows that are no request's keep what they hold. Padding: slot -1,
     no prefix, not drafting, last row its first (0 where varlen).
     """
-    part = min(PART, triton.next_power_of_2(longest_rows))
+    part = next((part for part in PARTS if part >= longest_rows), PARTS[-1])
     _absorb_kernel[(requests.size, triton.cdiv(longest_rows, part))](
         requests.idx_mapping_B,
         requests.count,

@@ -17,8 +17,8 @@ from eagle3_vllm.kernels.requests import Requests, block, rows_of, slot_of
 
 @dataclass(frozen=True)
 class AcceptBuffers:
-    """`rows_BD`, `count_B`, `bonus_B` int64 as the core's `Acceptance`. `sampled_BR` int64: the tokens of the accepted path
-    and the bonus, then zeros. `num_sampled_B` and `num_rejected_B` int32, as vLLM counts them."""
+    """`rows_BD`, `count_B`, `bonus_B` int64 as the core's `Acceptance`. `sampled_BR` int64, R or wider: the tokens of the
+    accepted path and the bonus, then zeros. `num_sampled_B` and `num_rejected_B` int32, as vLLM counts them."""
 
     rows_BD: Tensor
     count_B: Tensor
@@ -70,9 +70,11 @@ def accept(
     `trees` as `begin` left them, `input_ids_T` int the pass's tokens, `chosen_L` int the token after every row of the
     logits. A request whose prompt is not whole (`seq_lens_B` below `prefill_len_S` of its slot) has sampled and rejected
     nothing. `invalid_L` bool: rows that are never accepted. To `sums` int64 are added passes that verified a draft, their
-    nodes, and the accepted ones. Padding: nothing accepted, nothing sampled.
+    nodes, and the accepted ones. Padding: nothing accepted, nothing sampled. Raises ValueError where `out` is too narrow.
     """
-    rows = trees.rows
+    rows, width, depth = trees.rows, out.sampled_BR.shape[1], out.rows_BD.shape[1]
+    if width < rows:
+        raise ValueError(f"room for {width} sampled tokens a request, and trees of {rows} rows")
     _accept_kernel[(requests.size,)](
         trees.parents_BR,
         trees.depth_BR,
@@ -93,10 +95,11 @@ def accept(
         out.num_rejected_B,
         sums,
         ROWS=rows,
-        DEPTH=out.rows_BD.shape[1],
+        WIDTH=width,
+        DEPTH=depth,
         VARLEN=requests.varlen,
         CHECKED=invalid_L is not None,
-        BLOCK=block(rows),
+        BLOCK=block(max(width, depth)),
         PART=min(32, block(rows)),
     )
 
@@ -123,6 +126,7 @@ def _accept_kernel(  # type: ignore[no-untyped-def]
     num_rejected_out,
     sums_ptr,
     ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
     VARLEN: tl.constexpr,
     CHECKED: tl.constexpr,
@@ -149,7 +153,7 @@ def _accept_kernel(  # type: ignore[no-untyped-def]
     # a row is reached where all that it sees, but for the root, agrees; by parts, or the mask of 128 rows would spill
     stops = ((agrees | (r == 0)) == 0).to(tl.int32)
     key = tl.max(r * 0 - 1, axis=0)
-    for start in range(0, BLOCK, PART):
+    for start in range(0, ROWS, PART):
         q = start + tl.arange(0, PART)
         both = (q < ROWS)[:, None] & inside[None, :]
         seen = tl.load(mask_ptr + (base + q)[:, None] * ROWS + r[None, :], mask=both, other=0)
@@ -163,9 +167,9 @@ def _accept_kernel(  # type: ignore[no-untyped-def]
     path = tl.load(mask_ptr + (base + best) * ROWS + r, mask=inside, other=0)
     step = (path != 0) & (depth >= 1)
     # every place of the outputs is written by one thread alone
-    sampled_ptr = sampled_out + base
+    sampled_ptr = sampled_out + b.to(tl.int64) * WIDTH
     tl.store(sampled_ptr + depth - 1, token, mask=step)
-    tl.store(sampled_ptr + r, tl.where(r == accepted, bonus, 0), mask=inside & (r >= accepted))
+    tl.store(sampled_ptr + r, tl.where(r == accepted, bonus, 0), mask=(r < WIDTH) & (r >= accepted))
     rows_ptr = rows_out + b.to(tl.int64) * DEPTH
     tl.store(rows_ptr + depth - 1, r, mask=step)
     tl.store(rows_ptr + r, r * 0 - 1, mask=(r >= accepted) & (r < DEPTH))

@@ -3,7 +3,7 @@
 Shape letters: S request slots, K nodes, B requests of the padded batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from eagle3_vllm.kernels.requests import Requests
@@ -59,13 +59,15 @@ def uniform_batch(size: int, real: int, rows: int, generator: torch.Generator, o
 
 
 def varlen_batch(size: int, real: int, rows: int, generator: torch.Generator, prompts: bool = True) -> Batch:
-    """Any number of tree rows, and of prompt rows before them where `prompts`; padding has none."""
+    """Any number of tree rows, or of prompt rows where `prompts`; padding has none. Without prompts the rows of the logits
+    are those of the pass."""
     rows_B = torch.randint(1, rows + 1, (real,), generator=generator)
     before_B = torch.randint(0, 300, (real,), generator=generator) * torch.randint(0, 2, (real,), generator=generator)
     if prompts:
         rows_B = rows_B.masked_fill(before_B > 0, 1)
     length_B = rows_B + before_B if prompts else rows_B
-    return _batch(size, real, rows_B, length_B, rows, generator, True, True)
+    batch = _batch(size, real, rows_B, length_B, rows, generator, True, True)
+    return batch if prompts else replace(batch, requests=replace(batch.requests, cu_num_logits_B1=None))
 
 
 def _batch(

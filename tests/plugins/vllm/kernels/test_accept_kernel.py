@@ -17,6 +17,7 @@ BATCHES = ((1, 1), (3, 2), (5, 5))
 def hold(parents_SK: torch.Tensor, batch: Batch, rows: int, depth: int, checked: bool, gen: torch.Generator) -> int:
     """The longest accepted path."""
     requests, real = batch.requests, batch.real
+    extra = 17 if checked else 0  # buffers made for larger trees
     parents_BK = parents_SK[batch.slots_B]
     seq_lens_B = batch.seq_lens_B
     wanted = tree_rows(parents_BK, batch.rows_B, batch.query_start_B1[1:], seq_lens_B[:real].long(), depth, 0)
@@ -33,7 +34,10 @@ def hold(parents_SK: torch.Tensor, batch: Batch, rows: int, depth: int, checked:
         prefill_len_S[batch.slots_B[-1]] = 10_000
         chunked_B[-1] = True
 
-    trees, out = TreeBuffers.make(requests.size, rows, DEVICE), AcceptBuffers.make(requests.size, rows, depth, DEVICE)
+    trees, out = (
+        TreeBuffers.make(requests.size, rows, DEVICE),
+        AcceptBuffers.make(requests.size, rows + extra, depth + extra, DEVICE),
+    )
     for buffer in vars(out).values():
         buffer.fill_(-77)
     begin(
@@ -55,10 +59,10 @@ def hold(parents_SK: torch.Tensor, batch: Batch, rows: int, depth: int, checked:
     if invalid_L is not None:
         tokens_BR = tokens_BR.masked_fill(invalid_L[logit_BR], -1)
     reference = accept_greedy(tokens_BR, wanted.layout, chosen_L[logit_BR], depth)
-    assert torch.equal(out.rows_BD[:real].cpu(), reference.rows_BD)
+    assert torch.equal(out.rows_BD[:real, :depth].cpu(), reference.rows_BD) and out.rows_BD[:, depth:].eq(-1).all()
     assert torch.equal(out.count_B[:real].cpu(), reference.count_B)
     assert torch.equal(out.bonus_B[:real].cpu(), reference.bonus_B)
-    sampled_BR = torch.zeros(real, rows, dtype=torch.long)
+    sampled_BR = torch.zeros(real, rows + extra, dtype=torch.long)
     for b, count in enumerate(reference.count_B.tolist()):
         path = tokens_BR[b, reference.rows_BD[b, :count]]
         sampled_BR[b, : count + 1] = torch.cat([path, reference.bonus_B[b : b + 1]])

@@ -11,8 +11,13 @@ import torch
 pytest.importorskip("vllm")
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[3]
 SHIM = HERE.parents[2] / "engines" / "mrv2_on_cpu"
-GROUPS = (("begin", "accept"), ("moves", "absorb"), ("tree_block", "split_kv", "backend"))
+GROUPS = (
+    ("begin", "accept", "moves", "absorb"),
+    ("expand", "select", "launches"),
+    ("tree_block", "split_kv", "backend"),
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU")
@@ -25,7 +30,12 @@ def test_under_the_interpreter(names: tuple[str, ...]) -> None:
     files = [str(HERE / f"test_{name}_kernel.py") for name in names]
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *files], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", *options, *files],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
