@@ -1,10 +1,10 @@
-"""Tree attention on CUDA by FlashAttention: over the prefix, which it knows no masks for, and the tree's small dense block
-merged in (the way "flash"), or our kernel over the same pages (the way "split"), as a pass's `UniformRows` say.
+"""Tree attention under vLLM's FLASH_ATTN: FlashAttention, which knows no masks, over the prefix and the tree's small dense
+block merged in (the way "flash"), or our kernel over the same pages (the way "split"), as a pass's `UniformRows` say.
 
 FlashAttention's way has run on an H100 under vLLM 0.32; the split kernel has run under Triton's interpreter alone.
 
 Shape letters: B requests, R tree rows, T rows of a pass, S rows of a tail, A query heads, K key-value heads, D head size,
-N pages of a request, P pages, U places of a page, X places moved.
+N pages of a request, P pages, U places of a page.
 """
 
 from typing import Any
@@ -66,13 +66,6 @@ class FlashPrefix:
         out_TAD, lse_AT = flash_over_prefix(self.impl, q_TAD, self.keys, self.values, *at)
         prefix_BRAD, lse_BRA = out_TAD.unflatten(0, (batch, rows)), lse_AT.T.unflatten(0, (batch, rows))
         return merged(q_BRAD, k_BSKD, v_BSKD, mask_BRS, prefix_BRAD, lse_BRA, self.impl.scale, out=prefix_BRAD)
-
-
-def move_rows(layer: Any, source_X: Tensor, destination_X: Tensor) -> None:
-    for rows in pages(layer.kv_cache, layer.head_size):
-        places = rows.shape[1]
-        moved_XKD = rows[source_X // places, source_X % places]
-        rows[destination_X // places, destination_X % places] = moved_XKD
 
 
 class TreeFlashAttentionImpl(TreeRowsImpl, FlashAttentionImpl):
