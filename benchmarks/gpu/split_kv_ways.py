@@ -55,9 +55,8 @@ def split_kv(case: "Case", cut: tuple[int, ...] | None = None) -> Callable[[], T
         prefix = partial(prefix_attention, k_BKSD=past[0], v_BKSD=past[1])
         return lambda: tree_attention(case.q_BRAD, k_BRKD, v_BRKD, case.layout.ancestors_BNN, prefix).out_BRAD
     kernel = load()
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
     shape = batch, rows, heads, k_BRKD.shape[2], size, case.q_BRAD.dtype
-    plan = kernel.Plan(*cut) if cut else kernel.Plan.of(*shape, case.prefix, processors)
+    plan = kernel.Plan(*cut) if cut else kernel.Plan.of(*shape, case.prefix, kernel.Gpu.of(device))
     scratch = kernel.Scratch.make([(plan, batch * rows)], heads, size, device)
     keys, values, table_BN = paged(case.k_BSKD[:, : case.prefix], case.v_BSKD[:, : case.prefix], case.prefix)
     prefix_B = torch.full((batch,), case.prefix, dtype=torch.int32, device=device)

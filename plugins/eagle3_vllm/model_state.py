@@ -58,6 +58,10 @@ class TreeModelState:
         rows = self.trees.begin(input_batch, for_capture or cudagraph_mode == CUDAGraphMode.FULL, for_capture)
         for value in metadata.values():
             value.eagle3_rows = rows
+        for table_BN, group in zip(block_tables, kv_cache_config.kv_cache_groups, strict=True):
+            for name in group.layer_names:
+                if name in metadata:
+                    metadata[name].eagle3_table = table_BN  # not every backend's metadata has one
         if rows is not None and rows.whole and self.device.type == "cuda":
             self._attend_whole(rows, metadata, block_tables, kv_cache_config)
         return metadata

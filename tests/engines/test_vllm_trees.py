@@ -110,8 +110,11 @@ def test_the_tree_changes_with_the_load_and_no_token_does(
     Profile((0.5,), costs, {}).save(tmp_path / "profile.json")
     settings = {"EAGLE3_TREES": "0;3,1,4;4,4,9", "EAGLE3_PROFILE": str(tmp_path / "profile.json")}
     engine = {"max_num_seqs": 3, "max_num_batched_tokens": 96, "max_model_len": 320}
-    said = run(Job(target_dir, rounds[:1], drafter_dir, nodes=8, engine=engine, settings=settings))
-    assert said["rounds"][0]["tokens"] == plain["rounds"][TOGETHER]["tokens"]
+    lengths = (20, 13, 5)  # they end one after the other
+    asked = Round(rounds[TOGETHER].prompts[:3], [greedy(n, ignore_eos=True) for n in lengths])
+    said = run(Job(target_dir, [asked], drafter_dir, nodes=8, engine=engine, settings=settings))
+    expected = plain["rounds"][TOGETHER]["tokens"]
+    assert said["rounds"][0]["tokens"] == [expected[place][:n] for place, n in enumerate(lengths)]
     assert "eagle3: ms a step at 3 in flight: 0,1,1 1000.00, 3,1,4 9000.00, 4,4,9 9000.00" in said["log"]
     metrics = said["metrics"]
     # chains of three and trees of eight were verified, and some steps drafted nothing

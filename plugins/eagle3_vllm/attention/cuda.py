@@ -1,10 +1,10 @@
-"""Tree attention on CUDA by FlashAttention: over the prefix, which it knows no masks for, and the tree's small dense block
-merged in (the way "flash"), or our kernel over the same pages (the way "split"), as a pass's `UniformRows` say.
+"""Tree attention under vLLM's FLASH_ATTN: FlashAttention, which knows no masks, over the prefix and the tree's small dense
+block merged in (the way "flash"), or our kernel over the same pages (the way "split"), as a pass's `UniformRows` say.
 
 FlashAttention's way has run on an H100 under vLLM 0.32; the split kernel has run under Triton's interpreter alone.
 
 Shape letters: B requests, R tree rows, T rows of a pass, S rows of a tail, A query heads, K key-value heads, D head size,
-N pages of a request, P pages, U places of a page, X places moved.
+N pages of a request, P pages, U places of a page.
 """
 
 from typing import Any
@@ -14,28 +14,14 @@ from torch import Tensor
 
 from eagle3_vllm.attention.implementation import TreeRowsImpl
 from eagle3_vllm.attention.layout import canonical, pages
+from eagle3_vllm.attention.support import unsupported as unsupported
 from eagle3_vllm.attention.tree_block import merged
 from eagle3_vllm.attention.uniform import UniformRows, attend_uniform
-from eagle3_vllm.compat import VllmConfig, flash, gpu_attention_problems
+from eagle3_vllm.compat import flash
 
 FlashAttentionBackend: Any
 FlashAttentionImpl: Any
 FlashAttentionBackend, FlashAttentionImpl, flash_attn_varlen_func = flash()
-BACKENDS = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
-
-
-def unsupported(config: VllmConfig) -> list[str]:
-    """Why this server's attention cannot attend over trees."""
-    chosen = {config.attention_config.backend, getattr(config.speculative_config, "attention_backend", None)}
-    if config.attention_config.backend is None and torch.cuda.get_device_capability()[0] not in (8, 9):
-        which = " or ".join(BACKENDS)
-        return [f"a GPU on which vLLM's own choice is not FlashAttention; ask for --attention-backend {which}"]
-    names = {backend.name for backend in chosen if backend is not None} or {"FLASH_ATTN"}
-    if unknown := sorted(names - {*BACKENDS}):
-        return [f"attention backend {unknown[0]}: only {', '.join(BACKENDS)} are known"]
-    if getattr(config.model_config.hf_text_config, "attn_logit_softcapping", None):
-        return ["attention with a soft cap on its scores"]
-    return [problem for name in sorted(names) for problem in gpu_attention_problems(name)]
 
 
 def flash_over_prefix(
@@ -80,13 +66,6 @@ class FlashPrefix:
         out_TAD, lse_AT = flash_over_prefix(self.impl, q_TAD, self.keys, self.values, *at)
         prefix_BRAD, lse_BRA = out_TAD.unflatten(0, (batch, rows)), lse_AT.T.unflatten(0, (batch, rows))
         return merged(q_BRAD, k_BSKD, v_BSKD, mask_BRS, prefix_BRAD, lse_BRA, self.impl.scale, out=prefix_BRAD)
-
-
-def move_rows(layer: Any, source_X: Tensor, destination_X: Tensor) -> None:
-    for rows in pages(layer.kv_cache, layer.head_size):
-        places = rows.shape[1]
-        moved_XKD = rows[source_X // places, source_X % places]
-        rows[destination_X // places, destination_X % places] = moved_XKD
 
 
 class TreeFlashAttentionImpl(TreeRowsImpl, FlashAttentionImpl):

@@ -17,6 +17,7 @@ G = A / K, D head size, P pages of the cache, U places of a page, N pages of a r
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -249,6 +250,24 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """`processors` multiprocessors, and the `shared` memory in bytes that one program may have."""
+
+    processors: int
+    shared: int
+
+    @classmethod
+    @cache
+    def of(cls, device: torch.device) -> "Gpu":
+        if device.type != "cuda":
+            return cls(1, 1 << 20)
+        found = torch.cuda.get_device_properties(device)
+        # an older PyTorch does not say it; data centre GPUs since Hopper have 227 KiB
+        known = (227 if found.major in (9, 10) else 99) << 10
+        return cls(found.multi_processor_count, getattr(found, "shared_memory_per_block_optin", known))
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a shape's work is cut: constants of a captured graph."""
 
@@ -268,9 +287,9 @@ class Plan:
         head_dim: int,
         dtype: torch.dtype,
         longest: int,
-        processors: int,
+        gpu: Gpu,
     ) -> "Plan":
-        """For `batch` requests of at most `rows` query rows on a GPU of `processors` multiprocessors.
+        """For `batch` requests of at most `rows` query rows.
 
         `longest`: the keys of a request for which the plan should be good; it is right for any number.
         """
@@ -278,11 +297,15 @@ class Plan:
         if dtype == torch.float32:  # takes twice the registers and the shared memory
             tile, block, warps, stages = (16, 32, 8, 1) if packed <= 16 else (32, 16, 8, 1)
         else:
-            tile = min(128, max(16, triton.next_power_of_2(packed)))
-            block, warps, stages = 32 if tile == 64 else 64, 8 if tile == 128 else 4, 2 if head_dim > 128 else 3
+            # a tile of 128 takes 136 KiB; before Hopper its registers spill too
+            most = 128 if gpu.shared >= 200 << 10 and head_dim <= 128 else 64
+            tile = min(most, max(16, triton.next_power_of_2(packed)))
+            block, warps, stages = 32 if tile == 64 else 64, 8 if tile == 128 else 4, 3
+            if head_dim > 128:
+                block, warps, stages = 32, 8, 2
         programs = batch * kv_heads * triton.cdiv(packed, tile)
         # registers let one program of 8 warps stand on a multiprocessor, two of 4
-        room = processors if warps == 8 else 2 * processors
+        room = gpu.processors if warps == 8 else 2 * gpu.processors
         blocks = triton.cdiv(longest, block) + triton.cdiv(rows, block)
 
         def cost(splits: int) -> int:
@@ -341,7 +364,7 @@ def paged_tree_attention(
     batch, rows, tail = mask_BRS.shape
     heads, head_dim = q.shape[-2:]
     kv_heads = keys_PUKD.shape[2]
-    total_rows = q.shape[0] if starts_B1 is not None else batch * rows
+    total_rows = batch * rows if starts_B1 is None else min(len(q), batch * rows)
     named = {"q": q, "k": k, "v": v, "mask": mask_BRS, "keys": keys_PUKD, "values": values_PUKD, "out": out}
     for name, x in named.items():
         if x.stride(-1) != 1:
@@ -397,7 +420,7 @@ def paged_tree_attention(
         DIM=dim,
         VARLEN=starts_B1 is not None,
         WINDOWED=window is not None,
-        WIDE=not q.is_cuda,
+        WIDE=triton.knobs.runtime.interpret,
         num_warps=plan.warps,
         num_stages=plan.stages,
     )

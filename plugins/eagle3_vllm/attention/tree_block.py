@@ -149,7 +149,7 @@ def merged(
         ROWS=block,
         TAIL=max(16, triton.next_power_of_2(tail)),
         DIM=max(16, triton.next_power_of_2(head_dim)),
-        WIDE=not q_BRAD.is_cuda,
+        WIDE=triton.knobs.runtime.interpret,
         num_warps=4 if rows <= 32 and q_BRAD.dtype != torch.float32 else 8,
     )
     return out

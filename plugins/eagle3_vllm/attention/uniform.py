@@ -9,14 +9,13 @@ Shape letters: B requests, R tree rows, T rows of a pass, A query heads, K key-v
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from eagle3_vllm.attention.layout import pages
-from eagle3_vllm.attention.split_kv import Plan, Scratch, paged_tree_attention
+from eagle3_vllm.attention.split_kv import Gpu, Plan, Scratch, paged_tree_attention
 from eagle3_vllm.attention.tree_block import merged
 
 Way = Literal["split", "flash"]
@@ -59,7 +58,7 @@ class Plans:
         passes: Iterable[tuple[int, int]],
     ) -> None:
         self.way, self.longest = way, longest
-        self._shape = heads, kv_heads, head_dim, dtype, longest, processors(device)
+        self._shape = heads, kv_heads, head_dim, dtype, longest, Gpu.of(device)
         self._known: dict[tuple[int, int], Plan] = {}
         shapes = [(self.of(*one), one[0] * one[1]) for one in passes] if way == "split" else []
         self.scratch = Scratch.make(shapes, heads, head_dim, device)
@@ -76,12 +75,6 @@ class Plans:
         batch, rows = mask_BRR.shape[:2]
         at = mask_BRR, prefix_B, table_BN[:batch], starts_B1, self.longest, self.of(batch, rows), self.scratch
         return UniformRows(*at, way=self.way, varlen=varlen)
-
-
-@cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 of what is none."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def attend_uniform(
@@ -131,7 +124,7 @@ class SplitPrefix:
     def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor) -> Tensor:
         batch, rows, heads, head_dim = q_BRAD.shape
         shape = batch, rows, heads, k_BSKD.shape[2], head_dim, q_BRAD.dtype
-        plan = Plan.of(*shape, self.longest, processors(q_BRAD.device))
+        plan = Plan.of(*shape, self.longest, Gpu.of(q_BRAD.device))
         scratch = Scratch.make([(plan, batch * rows)], heads, head_dim, q_BRAD.device)
         out_BRAD = torch.empty(q_BRAD.shape, dtype=q_BRAD.dtype, device=q_BRAD.device)
         at = self.keys, self.values, self.table_BN, self.prefix_B, self.scale, plan, scratch

@@ -13,7 +13,11 @@ pytest.importorskip("vllm")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[3]
 SHIM = HERE.parents[2] / "engines" / "mrv2_on_cpu"
-GROUPS = (("begin", "accept", "moves", "absorb"), ("expand", "select", "launches"))
+GROUPS = (
+    ("begin", "accept", "moves", "absorb"),
+    ("expand", "select", "launches"),
+    ("tree_block", "split_kv", "backend"),
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU")

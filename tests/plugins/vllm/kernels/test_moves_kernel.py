@@ -6,19 +6,13 @@ from typing import Any
 import pytest
 import torch
 from batches import DEVICE, integer
-from eagle3_vllm.attention import cpu
+from eagle3_vllm.attention import cpu, layout
 from eagle3_vllm.kernels.moves import KVTable, move
 from torch import Tensor
 
 from eagle3_serving.tree import Acceptance, kv_moves
 
 ROWS, DEPTH = 9, 5
-
-
-def flash_pages(cache: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """As `eagle3_vllm.attention.cuda.pages`, which imports on CUDA alone."""
-    keys, values = cache.transpose(1, 2).split(head_dim, dim=-1)
-    return keys, values
 
 
 def accepted(batch: int, gen: torch.Generator) -> Acceptance:
@@ -63,7 +57,7 @@ def test_the_flash_layout(dtype: torch.dtype, heads: int, head_dim: int, order: 
     acceptance, root_B = accepted(batch, gen), torch.arange(batch) * ROWS
     groups = [0, 1, 0]
     wanted = [
-        moved(cache.cpu(), flash_pages, head_dim, slots_GT[group], acceptance, root_B)
+        moved(cache.cpu(), layout.pages, head_dim, slots_GT[group], acceptance, root_B)
         for cache, group in zip(caches, groups, strict=True)
     ]
     parts = [(group, cache.transpose(1, 2)) for cache, group in zip(caches, groups, strict=True)]

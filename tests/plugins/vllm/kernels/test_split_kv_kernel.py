@@ -1,16 +1,20 @@
-"""Run by `test_attention_kernels.py`: the split kernel over pages, against the core's own attention, request by request."""
+"""The split kernel over pages, against the core's own attention, request by request."""
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
-from eagle3_vllm.attention.split_kv import Plan, Scratch, paged_tree_attention
+from batches import DEVICE
+from eagle3_vllm.attention.split_kv import Gpu, Plan, Scratch, paged_tree_attention
 from torch import Tensor
 
 from eagle3_serving.attention import AttentionState, attend, tree_attention
 
 SMALL = Plan(splits=4, tile=16, block=16, warps=4, stages=1)
 ONE = Plan(splits=1, tile=16, block=16, warps=4, stages=1)
-CPU = torch.device("cpu")
+WHOLE = Plan(splits=1, tile=128, block=64, warps=4, stages=1)
+WIDE = Plan(splits=2, tile=64, block=32, warps=4, stages=1)
+MADE = Plan.of(3, 3, 4, 2, 16, torch.float32, 64, Gpu(132, 1 << 17))
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Case:
     most: float = field(default=2e-5)
 
     def check(self) -> None:
+        torch.manual_seed(0)
         batch, rows, heads = len(self.prefix), max(self.widths), self.kv_heads * self.groups
         scale = self.dim**-0.5
         assert self.varlen or set(self.widths) == {rows}
@@ -48,7 +53,7 @@ class Case:
             cache[table[b, p // self.page + 1 :].long()] = torch.nan
         tail = rows if self.tail is None else self.tail
         depth = torch.arange(rows).expand(batch, rows) // 3
-        mask = torch.rand(batch, rows, tail) < 0.3
+        mask = (torch.rand(batch, rows, tail + 3) < 0.3)[..., :tail]
         mask[:, torch.arange(rows), torch.arange(tail - rows, tail)] = True
         q = torch.randn(batch, rows, heads, self.dim).to(self.dtype)
         k, v = (torch.randn(batch, tail, self.kv_heads, self.dim).to(self.dtype) for _ in range(2))
@@ -63,13 +68,18 @@ class Case:
             starts = torch.tensor([0, *self.widths]).cumsum(0).int()
             inside = torch.arange(rows) < torch.tensor(self.widths)[:, None]
             q, k, v, out, want = (x[inside] for x in (q, k, v, out, want))
-        scratch = Scratch.make([(self.plan, sum(self.widths))], heads, self.dim, CPU)
+        scratch = Scratch.make([(self.plan, sum(self.widths))], heads, self.dim, torch.device(DEVICE))
         scratch.part.fill_(torch.nan), scratch.lse.fill_(torch.nan)
         prefix = torch.tensor(self.prefix, dtype=torch.int32)
-        arguments = q, k, v, mask.to(torch.int8), keys, values, table, prefix, scale, self.plan, scratch
-        window = {} if self.window is None else {"window": self.window, "depth_BR": depth.int().contiguous()}
-        assert paged_tree_attention(*arguments, out, starts, **window) is out
-        error = (out.float() - want).norm() / want.norm()
+        q, k, v, out, mask, table, prefix, depth = (
+            x.to(DEVICE) for x in (q, k, v, out, mask, table, prefix, depth.int().contiguous())
+        )
+        keys, values = cache.to(DEVICE).transpose(1, 2).split(self.dim, dim=-1)
+        at = keys, values, table, prefix, scale, self.plan, scratch
+        window = {} if self.window is None else {"window": self.window, "depth_BR": depth}
+        starts = None if starts is None else starts.to(DEVICE)
+        assert paged_tree_attention(q, k, v, mask.view(torch.int8), *at, out, starts, **window) is out
+        error = (out.float().cpu() - want).norm() / want.norm()
         assert out.dtype == self.dtype and error < self.most, (self, error)
 
     def reference(
@@ -93,55 +103,69 @@ def NOTHING(q: Tensor) -> AttentionState:
     return AttentionState(torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf))
 
 
-torch.manual_seed(0)
 # odd widths, heads and groups, prefixes at the edges of a page; 0 is a request that is not there
-WHOLE = Plan(splits=1, tile=128, block=64, warps=4, stages=1)
-WIDE = Plan(splits=2, tile=64, block=32, warps=4, stages=1)
-for rows, dim, groups, prefix, page, plan in (
-    (1, 64, 1, [0, 1, 15, 16, 77], 16, SMALL),
-    (2, 80, 2, [0, 31, 32], 32, SMALL),
-    (17, 128, 3, [47, 0], 16, WIDE),
-    (17, 96, 7, [33], 24, WIDE),
-    (61, 64, 4, [70], 16, WIDE),
-    (65, 16, 8, [17, 64], 8, WHOLE),
-):
+@pytest.mark.parametrize(
+    "rows, dim, groups, prefix, page, plan",
+    [
+        (1, 64, 1, [0, 1, 15, 16, 77], 16, SMALL),
+        (2, 80, 2, [0, 31, 32], 32, SMALL),
+        (17, 128, 3, [47, 0], 16, WIDE),
+        (17, 96, 7, [33], 24, WIDE),
+        (61, 64, 4, [70], 16, WIDE),
+        (65, 16, 8, [17, 64], 8, WHOLE),
+    ],
+)
+def test_widths(rows: int, dim: int, groups: int, prefix: list[int], page: int, plan: Plan) -> None:
     Case(prefix, [rows] * len(prefix), 2 if rows <= 2 else 1, groups, dim, page, plan=plan).check()
+
+
 # one program for all keys; more programs than blocks; a plan as it is made
-made = Plan.of(3, 3, 4, 2, 16, torch.float32, 64, 132)
-for prefix, plan in (([0, 5, 64], ONE), ([200, 0, 3], Plan(8, 16, 16, 4, 1)), ([0, 5, 64], made)):
+@pytest.mark.parametrize("prefix, plan", [([0, 5, 64], ONE), ([200, 0, 3], Plan(8, 16, 16, 4, 1)), ([0, 5, 64], MADE)])
+def test_cuts(prefix: list[int], plan: Plan) -> None:
     Case(prefix, [3, 3, 3], plan=plan).check()
-# requests of different widths, one of them absent
-for plan in (ONE, SMALL):
+
+
+@pytest.mark.parametrize("plan", [ONE, SMALL])
+def test_requests_of_different_widths(plan: Plan) -> None:
     Case([20, 0, 33, 7], [3, 1, 9, 0], plan=plan, varlen=True).check()
-# a draft: a few rows over all that were drafted so far
-Case([40, 0], [4, 4], tail=21, plan=SMALL).check()
-# windows, which cut the prefix a place later for each depth
-for plan in (ONE, SMALL):
+
+
+def test_a_draft_over_all_that_was_drafted() -> None:
+    Case([40, 0], [4, 4], tail=21).check()
+
+
+@pytest.mark.parametrize("plan", [ONE, SMALL])
+def test_windows(plan: Plan) -> None:
+    """They cut the prefix a place later for each depth."""
     Case([40, 3, 64], [7, 7, 7], window=20, plan=plan).check()
-for dtype, most in ((torch.bfloat16, 6e-3), (torch.float16, 1e-3)):  # one rounding (cut off, under the interpreter)
+
+
+# one rounding (the interpreter cuts off where a GPU rounds)
+@pytest.mark.parametrize("dtype, most", [(torch.bfloat16, 6e-3), (torch.float16, 1e-3)])
+def test_low_precision(dtype: torch.dtype, most: float) -> None:
     Case([40, 16], [6, 6], dtype=dtype, most=most).check()
 
 
-def refuses(says: str, change: dict[str, Tensor | Scratch]) -> None:
-    x, out = torch.randn(1, 2, 2, 16), torch.empty(1, 2, 2, 16)
-    cache, table, prefix = torch.randn(1, 16, 1, 16), torch.zeros(1, 1).int(), torch.ones(1).int()
-    named = {"q": x, "k": x[:, :, :1], "v": x[:, :, :1], "mask_BRS": torch.ones(1, 2, 2, dtype=torch.bool)}
-    named |= {"keys_PUKD": cache, "values_PUKD": cache, "table_BN": table, "prefix_B": prefix, "out": out}
-    try:
-        paged_tree_attention(**named | change, scale=1.0, plan=SMALL)  # type: ignore[arg-type]
-    except ValueError as error:
-        assert says in str(error)  # noqa: PT017
-    else:
-        raise AssertionError(f"taken, though {says}")
+def arguments(**change: object) -> dict[str, object]:
+    x, cache = torch.randn(1, 2, 2, 16), torch.randn(1, 16, 1, 16)
+    named = {"q": x, "k": x[:, :, :1], "v": x[:, :, :1], "mask_BRS": torch.zeros(1, 2, 2, dtype=torch.bool)}
+    named |= {"keys_PUKD": cache, "values_PUKD": cache, "table_BN": torch.zeros(1, 1).int()}
+    named |= {"prefix_B": torch.zeros(1).int(), "out": torch.full((1, 2, 2, 16), torch.nan)}
+    placed = {name: tensor.to(DEVICE) for name, tensor in named.items()}
+    scratch = Scratch.make([(SMALL, 2)], 2, 16, torch.device(DEVICE))
+    return placed | {"scale": 1.0, "plan": SMALL, "scratch": scratch} | change
 
 
-enough = Scratch.make([(SMALL, 2)], 2, 16, CPU)
-refuses("q's last dimension has stride 2", {"q": torch.randn(1, 2, 2, 32)[..., ::2], "scratch": enough})
-refuses("scratch for 0 parts", {"scratch": Scratch.make([], 2, 16, CPU)})
-# a request that is not there and whose mask shows nothing is 0
-out = torch.full((1, 2, 2, 16), torch.nan)
-one = torch.randn(1, 2, 2, 16)
-nothing, cache = torch.zeros(1, 2, 2, dtype=torch.bool), torch.randn(1, 16, 1, 16)
-arguments = one, one[:, :, :1], one[:, :, :1], nothing, cache, cache, torch.zeros(1, 1).int(), torch.zeros(1).int(), 1.0
-for plan in (ONE, SMALL):
-    assert paged_tree_attention(*arguments, plan, enough, out.fill_(torch.nan)).eq(0).all()
+@pytest.mark.parametrize("plan", [ONE, SMALL])
+def test_a_request_that_is_not_there_is_0(plan: Plan) -> None:
+    assert paged_tree_attention(**arguments(plan=plan)).eq(0).all()  # type: ignore[arg-type]
+
+
+def test_what_it_cannot_take() -> None:
+    with pytest.raises(ValueError, match="q's last dimension has stride 2"):
+        paged_tree_attention(**arguments(q=torch.randn(1, 2, 2, 32)[..., ::2]))  # type: ignore[arg-type]
+    nothing = Scratch.make([], 2, 16, torch.device(DEVICE))
+    with pytest.raises(ValueError, match="scratch for 0 parts, needed are 4 splits x 2 rows x 2 heads"):
+        paged_tree_attention(**arguments(scratch=nothing))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="depths"):
+        paged_tree_attention(**arguments(window=8))  # type: ignore[arg-type]
