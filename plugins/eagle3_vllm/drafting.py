@@ -101,7 +101,7 @@ class TreeDrafter:
         for shape in shapes:
             drawn = DraftShape(shape.top_k, shape.steps, vocabulary)
             self.buffers[shape] = DraftBuffers.make(trees.parents_SK.shape[0] - 1, drawn, trees.device)
-        self.calibration_tables = calibration and CalibrationTables.of(calibration, trees.device)
+        self.calibration_tables = None if calibration is None else CalibrationTables.of(calibration, trees.device)
         self.target_ids_V = None if model.whole_vocabulary else model.model.vocabulary.target_ids
 
     def draw(self, shape: Shape, start: Start, draft_tokens_BN: Tensor) -> None:

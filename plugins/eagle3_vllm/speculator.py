@@ -112,8 +112,9 @@ class TreeSpeculator(EagleSpeculator):
     def _measure(self) -> None:
         """Costs for the scheduler to choose by, unless vLLM is only measuring memory, or they are known."""
         graphs, path = self.trees.target_graphs, costs_file()
-        wanted = len(self.settings.trees) > 1 and self.settings.profile is None and path is not None
-        if wanted and graphs.graphs and graphs._max_full_descs_to_capture is None and is_global_first_rank():
+        if path is None or len(self.settings.trees) < 2 or self.settings.profile is not None:
+            return
+        if graphs.graphs and graphs._max_full_descs_to_capture is None and is_global_first_rank():
             save_costs(path, replayed_costs(self))
 
     def _capture_whole(
@@ -164,7 +165,7 @@ class TreeSpeculator(EagleSpeculator):
         whole = self._whole_graph(shape, requests, tokens, aux_hidden_states)
         alone = None if whole or not shape.drafts else self.draft_graphs.find(count, shape)
         if alone is not None and requests.varlen:
-            requests = requests._replace(size=alone.num_reqs)  # padding is told from requests
+            requests = replace(requests, size=alone.num_reqs)  # padding is told from requests
         absorb(
             requests,
             int(input_batch.num_scheduled_tokens.max()),

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class Trees:
         self.rows = PassRows(trees, starts_B1, self.whole, self.longest)
         return None if chain else self.rows
 
-    def attention_way(self, implementation: type) -> str:
+    def attention_way(self, implementation: type) -> Literal["flash", "split"]:
         """How attention over whole passes of trees is computed: FlashAttention's where it is there, since that has run on a
         GPU; where requests differ in width, by our own kernel alone."""
         if self.ragged or "Flash" not in implementation.__name__ or "Infer" in implementation.__name__:
