@@ -26,7 +26,6 @@ class ByLoad(list[int]):
         self.choice = choice
 
     def __getitem__(self, batch: Any) -> Any:
-        print("CHOOSE", batch, flush=True) if isinstance(batch,int) else None
         return self.choice.choose(batch).tokens - 1 if isinstance(batch, int) and batch else super().__getitem__(batch)
 
 
