@@ -33,6 +33,8 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
     ) -> "DraftWorker":
         worker.__class__ = cls
         worker.calibration, worker.shapes = calibration, tuple(shapes)
+        if calibration is not None:
+            calibration.place(worker.device, worker.topk)
         worker.told_SB = torch.zeros(len(shapes), max_batch, device=worker.device)
         assert isinstance(worker, cls)
         return worker

@@ -1,0 +1,47 @@
+"""What our worker does inside SGLang's CUDA graphs obeys a capture's rules: held to them on a pretended device."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eagle3_serving.errors import InputError
+from eagle3_serving.serve.sglang import sglang_python
+
+
+def by_sglang(script: str) -> Any:
+    """The last line's JSON of a script beside this file, run by SGLang's interpreter."""
+    try:
+        python = sglang_python()
+    except InputError as error:
+        pytest.skip(str(error))
+    done = subprocess.run(
+        [python, Path(__file__).with_name(script)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def drafts() -> Any:
+    return by_sglang("captures.py")
+
+
+def test_every_tree_at_every_size_is_captured_and_replays_what_an_eager_draft_gives(drafts: Any) -> None:
+    assert not drafts["wrong"]
+    assert drafts["held"] >= 42
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("Uploading", "copies from the host"),
+        ("Reading", "reads on the host"),
+        ("ByData", "reads on the host"),
+        ("Baking", "differs"),
+    ],
+)
+def test_a_planted_fault_is_found(fault: str, found: str, drafts: Any) -> None:
+    assert found in drafts["planted"][fault]
