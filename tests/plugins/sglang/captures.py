@@ -18,7 +18,7 @@ import torch
 from drafting_on import Drafting, Inputs
 from eagle3_sglang import compat
 from eagle3_sglang.draft import DraftWorker
-from eagle3_sglang.settings import DEFAULT_TREES, parse_trees
+from eagle3_sglang.settings import DEFAULT_TREES_ON_GPU, parse_trees
 from pretend_device import NAME, CaptureError, capture, pretend_device
 from torch import Tensor
 
@@ -26,9 +26,8 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree import Children
 
 compat.spec_config = lambda: SimpleNamespace(speculative_use_rejection_sampling=False)
-BATCHES = (*range(1, 9), 12, 16, 24, 32, 48, 64)
-SHAPES = parse_trees(DEFAULT_TREES)
-
+BATCHES = (1, 2, 3, 4, 8, 16, 32, 64)
+SHAPES = parse_trees(DEFAULT_TREES_ON_GPU)
 
 
 def hold(shape: Shape, batch: int, worker: type[DraftWorker] = DraftWorker) -> str:
