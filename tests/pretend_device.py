@@ -34,6 +34,39 @@ class Crossings:
     waits = 0
 
 
+class Event:
+    """The device's events, on a clock of its own: what is queued takes the milliseconds a test says it does (`queue`), and
+    is done once the test, or a host that waits, lets it (`run`)."""
+
+    queued = 0.0
+    done = 0.0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = float("inf")
+
+    @classmethod
+    def queue(cls, milliseconds: float) -> None:
+        cls.queued += milliseconds
+
+    @classmethod
+    def run(cls) -> None:
+        cls.done = cls.queued
+
+    def record(self) -> None:
+        self.at = self.queued
+
+    def query(self) -> bool:
+        return self.at <= self.done
+
+    def synchronize(self) -> None:
+        Crossings.waits += 1
+        self.run()
+
+    def elapsed_time(self, end: "Event") -> float:
+        assert self.query() and end.query(), "an event that the device has not reached"
+        return end.at - self.at
+
+
 class CaptureError(AssertionError):
     """What CUDA's capture of a graph would refuse."""
 
@@ -185,6 +218,7 @@ def pretend_device() -> Iterator[type[Crossings]]:
         _setup_privateuseone_for_python_backend(NAME)
         # what torch.autocast asks of a device
         torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
+        torch.get_device_module(NAME).Event = Event  # type: ignore[attr-defined]
         _ready = True
     Crossings.reads = Crossings.uploads = Crossings.waits = 0
     generator, inference = torch.Generator, torch.inference_mode

@@ -1,18 +1,12 @@
 """Run by SGLang's interpreter: what our worker does inside SGLang's captures, captured and replayed on a pretended device.
 
 Prints one JSON line: how many replays were held against an eager draft on the CPU, what differed, what a capture would
-have refused, and which of the faults planted in it were found.
+have refused, which of the faults planted in it were found; and of the step around it, what made the host wait.
 """
 
 import json
-import os
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
 
 import torch
 from drafting_on import Drafting, Inputs
@@ -20,6 +14,8 @@ from eagle3_sglang import compat
 from eagle3_sglang.draft import DraftWorker
 from eagle3_sglang.settings import DEFAULT_TREES_ON_GPU, parse_trees
 from pretend_device import NAME, CaptureError, capture, pretend_device
+from stepping_on import Uploading as UploadingStep
+from stepping_on import Waiting, serve
 from torch import Tensor
 
 from eagle3_serving.serve.shape import Shape
@@ -82,4 +78,7 @@ class Baking(DraftWorker):
 with pretend_device(), torch.no_grad():
     held = [hold(shape, batch) for shape in SHAPES if shape.drafts for batch in BATCHES]
     planted = {fault.__name__: hold(SHAPES[-1], 3, fault) for fault in (Uploading, Reading, ByData, Baking)}
-print(json.dumps({"held": len(held), "wrong": [wrong for wrong in held if wrong], "planted": planted}))
+    steps = [serve(batch, 60, choice) for batch in (1, 8, 64) for choice in ("cycle", "")]
+    waiting = [serve(8, 20, "cycle", fault)["waits"] for fault in (Waiting, UploadingStep)]
+found = {"held": len(held), "wrong": [wrong for wrong in held if wrong], "planted": planted}
+print(json.dumps({**found, "steps": steps, "waiting": waiting}))
