@@ -9,11 +9,10 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorker
 from torch import Tensor
 
 from eagle3_serving.serve.shape import Shape
+from eagle3_sglang import compat_graphs
 from eagle3_sglang.host import to_device
 from eagle3_sglang.reserve import Reserve
 from eagle3_sglang.settings import Settings
@@ -82,7 +82,8 @@ def build_state(worker: Any, shape: Shape, reserve: Reserve) -> Any:
         ):
             stack.enter_context(context)
         if worker.device != "cpu":
-            stack.enter_context(_sharing(worker, reserve))
+            runner = worker._target_worker.model_runner
+            stack.enter_context(compat_graphs.sharing(present_state(worker), runner, reserve))
             return worker.build_adaptive_runtime_state(shape.steps, shape.tokens)
         # SGLang's own builder asks a CPU's backends for CUDA graphs
         stack.enter_context(worker._override_worker_state(shape.steps, shape.tokens))
@@ -91,87 +92,6 @@ def build_state(worker: Any, shape: Shape, reserve: Reserve) -> Any:
         return replace(
             present_state(worker), target_attn_backend=runner._get_attention_backend(init_new_workspace=True)
         )
-
-
-def attention_backends(worker: Any) -> list[Any]:
-    """Those of the state that is active; of a draft of several steps each step's."""
-    state = present_state(worker)
-    found = [state.target_attn_backend, state.draft_extend_attn_backend, state.draft_attn_backend]
-    found += getattr(state.draft_attn_backend, "attn_backends", [])
-    return [backend for backend in found if backend is not None]
-
-
-def graph_buffers(worker: Any) -> list[Tensor]:
-    """What the active state's graphs are planned into, as far as it can be told by name."""
-    found: list[Tensor] = []
-    for backend in attention_backends(worker):
-        for name, value in vars(backend).items():
-            if name.startswith("cuda_graph_"):
-                found += [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, Tensor)]
-            elif isinstance(buffer := getattr(value, "buffer", None), Tensor) and name.endswith("verify_mask"):
-                found.append(buffer)
-    # a step's slice of another's buffer is no buffer of its own
-    return list({one.data_ptr(): one for one in sorted(found, key=lambda one: one.nbytes)}.values())
-
-
-@contextmanager
-def _sharing(worker: Any, reserve: Reserve) -> Iterator[None]:
-    """Inside, attention backends plan their graphs into the reserve, and have one workspace."""
-    runner = worker._target_worker.model_runner
-    original, inside = runner._get_attention_backend, [False]
-    classes = {
-        cls
-        for backend in attention_backends(worker)
-        for cls in type(backend).__mro__
-        if "init_cuda_graph_state" in vars(cls)
-    }
-    before = {cls: vars(cls)["init_cuda_graph_state"] for cls in classes}
-
-    def planned(init: Any) -> Any:
-        def init_cuda_graph_state(*args: Any, **kwargs: Any) -> Any:
-            if inside[0]:
-                return init(*args, **kwargs)
-            inside[0] = True
-            try:
-                with reserve.handing():
-                    return init(*args, **kwargs)
-            finally:
-                inside[0] = False
-
-        return init_cuda_graph_state
-
-    for cls, init in before.items():
-        cls.init_cuda_graph_state = planned(init)
-    # SGLang asks for a new workspace a state; states step one at a time, as do the phases that share one anyway
-    runner._get_attention_backend = lambda init_new_workspace=False: original()
-    try:
-        with reserve.state():
-            yield
-    finally:
-        del runner._get_attention_backend
-        for cls, init in before.items():
-            cls.init_cuda_graph_state = init
-
-
-def captured_sizes(worker: Any) -> list[int]:
-    """Batch sizes that CUDA graphs were captured at; [] where none were."""
-    runner = present_state(worker).target_graph_runner
-    return sorted(getattr(runner, "capture_bs", None) or [])
-
-
-def replays(state: Any) -> list[dict[int, Callable[[], Any]]]:
-    """What replays each of a state's graphs, by batch size; [] where that cannot be done."""
-    catching_up = state.cuda_graph_runner_for_draft_extend if state.speculative_num_steps else None
-    runners = [state.cuda_graph_runner, state.target_graph_runner, catching_up]
-    found = []
-    for runner in runners:
-        if runner is None:
-            continue
-        backend = runner.backend
-        if type(backend).__name__ != "FullCudaGraphBackend":
-            return []
-        found.append({key.size: partial(backend.replay, key, None) for key in backend._graphs})
-    return found
 
 
 def free_bytes(worker: Any) -> int | None:

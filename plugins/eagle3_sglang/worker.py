@@ -11,7 +11,7 @@ import torch
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.tree.calibrate import Calibration
-from eagle3_sglang import compat
+from eagle3_sglang import compat, compat_graphs
 from eagle3_sglang.backends import window_problem
 from eagle3_sglang.catch_up import Backlog, take_in
 from eagle3_sglang.costs import StepCosts, measured_with
@@ -68,7 +68,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         calibration = _calibration(Path(arguments.speculative_draft_model_path))
         draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.sessions(self))
         super().init_cuda_graphs()
-        given, reserve = compat.present_state(self), Reserve(compat.graph_buffers(self))
+        given = compat.present_state(self)
+        reserve = Reserve(compat_graphs.graph_buffers(given))
         built = build_states(
             {*self.shapes, self.nothing} - {self.shape},
             lambda shape: compat.build_state(self, shape, reserve),
@@ -87,7 +88,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def _know_costs(self) -> None:
         """From the profile; else, where graphs were captured, by replaying them."""
-        sizes, choice = compat.captured_sizes(self), self.settings.choice
+        sizes, choice = compat_graphs.captured_sizes(self.states[self.shape]), self.settings.choice
         # a survey takes each tree by itself for some steps, again and again: medians over those are its answer
         self.costs = StepCosts(self.shapes, paced=choice != "survey", sizes=sizes)
         self.policy = ShapePolicy(self.shapes, self.costs)
@@ -100,7 +101,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         if not sizes or compat.all_say(self.costs.graphs_known):
             return
         begun = time.monotonic()
-        graphs = {shape: compat.replays(self.states[shape]) for shape in self.shapes}
+        graphs = {shape: compat_graphs.replays(self.states[shape]) for shape in self.shapes}
         device = torch.device(self.device)
         # ranks must replay as often: what a graph reduces over all of them waits for each
         most = 30.0 if compat.ranks() == 1 else float("inf")

@@ -64,6 +64,9 @@ def state_of(shape: Shape) -> Any:
         cuda_graph_runner=draft,
         target_graph_runner=target,
         cuda_graph_runner_for_draft_extend=extend,
+        target_attn_backend=None,
+        draft_attn_backend=None,
+        draft_extend_attn_backend=None,
     )
 
 
@@ -122,7 +125,6 @@ for name, value in {
     "shapes_of": lambda worker, settings: SHAPES,
     "present_state": lambda worker: state_of(SHAPES[-1]),
     "build_state": lambda worker, shape, reserve: state_of(shape),
-    "graph_buffers": lambda worker: [],
     "free_bytes": lambda worker: None,
     "attention_of_server": lambda worker: (["triton"], 1, False),
     "all_say": bool,

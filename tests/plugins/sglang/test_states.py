@@ -1,9 +1,12 @@
 """What building the trees' states takes is told and bounded, and one reserve of memory serves them all."""
 
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
+from eagle3_sglang import compat_graphs
 from eagle3_sglang.reserve import LEAST_BYTES, Reserve
 from eagle3_sglang.states import GIB, Limits, build_states
 
@@ -117,3 +120,89 @@ def test_outside_of_a_plan_tensors_are_their_own() -> None:
     with reserve.state():
         torch.zeros(SHAPE)
     assert reserve.saved == 0
+
+
+# ---- SGLang's attention backends, stood in for
+
+
+class Backend:
+    """As SGLang's: what its graphs are planned into is made in one method."""
+
+    def __init__(self, workspace: bool = False) -> None:
+        self.workspace = workspace
+        self.req_to_token = torch.zeros(SHAPE)  # not its own: never shared
+        self._verify_mask: object = None
+
+    def init_cuda_graph_state(self, width: int, kv_indices_buf: torch.Tensor | None = None) -> None:
+        self.cuda_graph_kv_indices = torch.zeros(width, dtype=torch.int64) if kv_indices_buf is None else kv_indices_buf
+        self._verify_mask = SimpleNamespace(buffer=torch.zeros(width, dtype=torch.bool))
+        self.cuda_graph_small = torch.zeros(16)
+
+
+class MultiStepBackend:
+    def __init__(self, steps: int) -> None:
+        self.attn_backends = [Backend() for _ in range(steps - 1)]
+
+    def init_cuda_graph_state(self, width: int) -> None:
+        self.cuda_graph_kv_indices = torch.zeros((len(self.attn_backends), width), dtype=torch.int64)
+        for place, backend in enumerate(self.attn_backends):
+            backend.init_cuda_graph_state(width, self.cuda_graph_kv_indices[place])
+
+
+class Runner:
+    def _get_attention_backend(self, init_new_workspace: bool = False) -> Backend:
+        return Backend(init_new_workspace)
+
+
+def state_of(runner: Runner, steps: int, width: int) -> SimpleNamespace:
+    state = SimpleNamespace(
+        target_attn_backend=runner._get_attention_backend(init_new_workspace=True),
+        draft_attn_backend=MultiStepBackend(steps),
+        draft_extend_attn_backend=Backend(),
+    )
+    for backend in (state.draft_attn_backend, state.draft_extend_attn_backend, state.target_attn_backend):
+        backend.init_cuda_graph_state(width)
+    return state
+
+
+def test_a_states_backends_plan_into_what_the_largest_states_have() -> None:
+    runner, plan = Runner(), Backend.init_cuda_graph_state
+    given = state_of(runner, 5, LEAST_BYTES)
+    seeds = compat_graphs.graph_buffers(given)
+    assert not {given.target_attn_backend.req_to_token.data_ptr()} & {seed.data_ptr() for seed in seeds}
+    reserve = Reserve(seeds)
+    with compat_graphs.sharing(given, runner, reserve):
+        smaller = state_of(runner, 3, LEAST_BYTES // 2)
+    assert not smaller.target_attn_backend.workspace and given.target_attn_backend.workspace
+    theirs = {
+        one.untyped_storage().data_ptr() for one in compat_graphs.graph_buffers(smaller) if one.nbytes >= LEAST_BYTES
+    }
+    assert len(theirs) >= 3 and theirs <= {seed.untyped_storage().data_ptr() for seed in seeds}
+    assert (
+        smaller.target_attn_backend.cuda_graph_small.data_ptr() != given.target_attn_backend.cuda_graph_small.data_ptr()
+    )
+    # within one state nothing lies on another's place
+    spans = sorted(
+        (one.data_ptr(), one.data_ptr() + one.nbytes)
+        for one in compat_graphs.graph_buffers(smaller)
+        if one.nbytes >= LEAST_BYTES
+    )
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+    # and afterwards SGLang's classes are as they were
+    assert Backend.init_cuda_graph_state is plan and "_get_attention_backend" not in vars(runner)
+    assert state_of(runner, 3, 64).target_attn_backend.workspace
+
+
+def test_graphs_that_cannot_be_replayed_are_not_known() -> None:
+    class BreakableCudaGraphBackend:
+        """Its segments need the batch that the eager parts between them read."""
+
+    state = SimpleNamespace(
+        speculative_num_steps=1,
+        cuda_graph_runner=None,
+        target_graph_runner=SimpleNamespace(backend=BreakableCudaGraphBackend(), capture_bs=[4, 1]),
+        cuda_graph_runner_for_draft_extend=None,
+    )
+    assert compat_graphs.replays(state) == [] and compat_graphs.captured_sizes(state) == [1, 4]
+    state.target_graph_runner = None
+    assert compat_graphs.captured_sizes(state) == []
