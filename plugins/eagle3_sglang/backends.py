@@ -2,6 +2,10 @@
 
 Triton and FlashInfer take the tree's mask, FA3 reads the prefix and each row's visible nodes and merges both; these three
 also with pages of more than one token. The others' kernels are causal: a chain is all they can verify.
+
+One budget over a batch needs verification of another width for each request. 0.5.23 has it (`ragged_verify`) for DSpark
+alone, in the graphs of trtllm_mha and of DeepSeek V4's attention, which know no tree: so a tree's width is every request's,
+and the load chooses it.
 """
 
 from collections.abc import Iterable

@@ -67,6 +67,7 @@ class StepCosts:
         self._curve = Curve({})
         # a tree's own batch sizes: one tree's seconds at a size passed through would be every tree's there
         self._curves: dict[Shape, Curve] = {}
+        self._served: dict[tuple[int, Shape], float] = {}  # their medians, where more than one step was measured
         self._cold: set[tuple[int, Shape]] = set()  # of which one step was measured: the first meets cold caches
 
     def size(self, batch: int) -> int:
@@ -118,8 +119,10 @@ class StepCosts:
                 seen.popleft()
 
     def _draw(self, batch: int) -> None:
-        seen = {shape: self._seen[batch, shape] for shape in self.shapes if (batch, shape) in self._seen}
-        points = tuple(sorted((float(batch * shape.tokens), _median(steps)) for shape, steps in seen.items()))
+        seen = {shape: _median(self._seen[batch, shape]) for shape in self.shapes if (batch, shape) in self._seen}
+        points = tuple(sorted((float(batch * shape.tokens), seconds) for shape, seconds in seen.items()))
+        # one step alone met cold caches
+        self._served |= {(batch, shape): each for shape, each in seen.items() if len(self._seen[batch, shape]) > 1}
         for curve in (self._curve, *(self._curves.setdefault(shape, Curve({})) for shape in seen)):
             curve.points[batch] = points
 
@@ -140,21 +143,18 @@ class StepCosts:
 
     def _of_graphs(self, size: int, shape: Shape) -> float:
         """As measured while serving; else the graphs' own seconds, and what serving adds to such."""
-        seen = self._seen.get((size, shape), ())
-        if len(seen) > 1:
-            return _median(seen)
-        alone = self._alone(size, shape)
-        added = {
-            (s, other): _median(steps) - self._alone(s, other)
-            for (s, other), steps in self._seen.items()
-            if len(steps) > 1 and other in self._replayed
-        }
-        # a draft costs launches of its own; and the nearest sizes have texts most like these
-        like = {key: each for key, each in added.items() if key[1].drafts == shape.drafts} or added
-        if not like:
-            return alone
-        nearest = min(abs(s - size) for s, _ in like)
-        return alone + max(0.0, statistics.median(each for (s, _), each in like.items() if abs(s - size) == nearest))
+        served = self._served.get((size, shape))
+        if served is not None:
+            return served
+        # a draft costs launches of its own
+        like = [key for key in self._served if key[1].drafts == shape.drafts] or list(self._served)
+        added = {key: self._served[key] - self._alone(*key) for key in like if key[1] in self._replayed}
+        if not added:
+            return self._alone(size, shape)
+        # the nearest sizes have texts most like these
+        nearest = min(abs(other - size) for other, _ in added)
+        mean = statistics.median(each for (other, _), each in added.items() if abs(other - size) == nearest)
+        return self._alone(size, shape) + max(0.0, mean)
 
     def _alone(self, size: int, shape: Shape) -> float:
         known = self._replayed[shape]
@@ -173,7 +173,7 @@ class StepCosts:
         batches = {self.size(batch) for batch in batches}
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in batches}
         self._recent.clear()
-        self._curve, self._curves = Curve({}), {}
+        self._curve, self._curves, self._served = Curve({}), {}, {}
         for batch in {size for size, _ in self._seen}:
             self._draw(batch)
 
@@ -186,7 +186,7 @@ class StepCosts:
             for shape, of_shape in sorted(self._replayed.items())
             for size, each in of_shape.items()
         ]
-        write_whole(path, json.dumps({"about": about, "seconds": rows, "graphs": graphs}) + "\n")
+        write_whole(path, json.dumps({"about": about, "seconds": rows, "graphs": graphs, "sizes": self.sizes}) + "\n")
 
     def read(self, path: Path, about: dict[str, str]) -> bool:
         """Takes over what another run measured of the same things; false where it measured others. Raises ValueError
@@ -194,6 +194,7 @@ class StepCosts:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             rows, graphs = _rows(raw["seconds"]), _rows(raw.get("graphs", []))
+            sizes = tuple(sorted(map(int, raw.get("sizes", ()))))
             same = raw["about"] == about
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -201,6 +202,8 @@ class StepCosts:
             ) from None
         if not same:
             return False
+        # whoever serves knows its own
+        self.sizes = self.sizes or sizes
         for (batch, shape), seconds in rows.items():
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again

@@ -171,6 +171,9 @@ def test_graphs_are_kept_in_the_profile(graphs: StepCosts, tmp_path: Path) -> No
     for batch in (1, 5, 8, 16, 32):
         for shape in SHAPES:
             assert again.seconds(batch, shape) == pytest.approx(graphs.seconds(batch, shape))
+    told = StepCosts(SHAPES)  # as a tool reads it, without graphs of its own
+    assert told.read(tmp_path / "p.json", {"device": "H100"}) and told.sizes == SIZES
+    assert told.seconds(5, SHAPES[1]) == told.seconds(8, SHAPES[1]) and told.measured(7) == {SHAPES[1]}
     other = StepCosts(SHAPES, sizes=SIZES)
     assert not other.read(tmp_path / "p.json", {"device": "B200"}) and not other.graphs_known
     assert measured_with(tmp_path / "p.json") == {"device": "H100"}
