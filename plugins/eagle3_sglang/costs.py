@@ -68,6 +68,9 @@ class StepCosts:
         # a tree's own batch sizes: one tree's seconds at a size passed through would be every tree's there
         self._curves: dict[Shape, Curve] = {}
         self._served: dict[tuple[int, Shape], float] = {}  # their medians, where more than one step was measured
+        # what serving added to the graphs' own seconds: of steps that draft or do not, by batch size and tree
+        self._added: dict[bool, dict[int, dict[Shape, float]]] = {}
+        self._between: dict[tuple[int, Shape], float] = {}  # the graphs' own seconds at any size asked for
         self._cold: set[tuple[int, Shape]] = set()  # of which one step was measured: the first meets cold caches
 
     def size(self, batch: int) -> int:
@@ -77,9 +80,11 @@ class StepCosts:
 
     def replay(self, seconds: Mapping[tuple[int, Shape], float]) -> None:
         """Seconds of the graphs alone, by captured size and tree."""
-        self._replayed = {}
+        self._replayed, self._between = {}, {}
         for (size, shape), each in sorted(seconds.items()):
             self._replayed.setdefault(shape, {})[size] = each
+        for size in {size for size, _ in self._seen}:
+            self._draw(size)
 
     def add(self, batch: int, shape: Shape, seconds: float) -> None:
         """The first of a kind counts until there is a second."""
@@ -122,7 +127,12 @@ class StepCosts:
         seen = {shape: _median(self._seen[batch, shape]) for shape in self.shapes if (batch, shape) in self._seen}
         points = tuple(sorted((float(batch * shape.tokens), seconds) for shape, seconds in seen.items()))
         # one step alone met cold caches
-        self._served |= {(batch, shape): each for shape, each in seen.items() if len(self._seen[batch, shape]) > 1}
+        for shape, seconds in seen.items():
+            if len(self._seen[batch, shape]) > 1:
+                self._served[batch, shape] = seconds
+                if shape in self._replayed:
+                    of_kind = self._added.setdefault(shape.drafts, {})
+                    of_kind.setdefault(batch, {})[shape] = seconds - self._alone(batch, shape)
         for curve in (self._curve, *(self._curves.setdefault(shape, Curve({})) for shape in seen)):
             curve.points[batch] = points
 
@@ -146,18 +156,19 @@ class StepCosts:
         served = self._served.get((size, shape))
         if served is not None:
             return served
-        # a draft costs launches of its own
-        like = [key for key in self._served if key[1].drafts == shape.drafts] or list(self._served)
-        added = {key: self._served[key] - self._alone(*key) for key in like if key[1] in self._replayed}
+        # a draft costs launches of its own; and the nearest sizes have texts most like these
+        added = self._added.get(shape.drafts) or self._added.get(not shape.drafts)
         if not added:
             return self._alone(size, shape)
-        # the nearest sizes have texts most like these
-        nearest = min(abs(other - size) for other, _ in added)
-        mean = statistics.median(each for (other, _), each in added.items() if abs(other - size) == nearest)
-        return self._alone(size, shape) + max(0.0, mean)
+        nearest = min(added, key=lambda other: abs(other - size))
+        return self._alone(size, shape) + max(0.0, statistics.median(added[nearest].values()))
 
     def _alone(self, size: int, shape: Shape) -> float:
-        known = self._replayed[shape]
+        if (size, shape) not in self._between:
+            self._between[size, shape] = self._interpolated(size, self._replayed[shape])
+        return self._between[size, shape]
+
+    def _interpolated(self, size: int, known: Mapping[int, float]) -> float:
         below = max((s for s in known if s <= size), default=min(known))
         above = min((s for s in known if s >= size), default=max(known))
         if above == below:
@@ -173,7 +184,7 @@ class StepCosts:
         batches = {self.size(batch) for batch in batches}
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in batches}
         self._recent.clear()
-        self._curve, self._curves, self._served = Curve({}), {}, {}
+        self._curve, self._curves, self._served, self._added = Curve({}), {}, {}, {}
         for batch in {size for size, _ in self._seen}:
             self._draw(batch)
 
@@ -204,12 +215,12 @@ class StepCosts:
             return False
         # whoever serves knows its own
         self.sizes = self.sizes or sizes
+        self.replay({key: seconds for key, seconds in graphs.items() if min(key[0], seconds) > 0})
         for (batch, shape), seconds in rows.items():
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again
                 self._seen[batch, shape] = deque((Step(batch, shape, seconds) for _ in range(PROVEN)), maxlen=KEPT)
                 self._draw(batch)
-        self.replay({key: seconds for key, seconds in graphs.items() if min(key[0], seconds) > 0})
         return True
 
     @property

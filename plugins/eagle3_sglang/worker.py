@@ -45,7 +45,10 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         super().__init__(server_args, *args, **kwargs)
         self.settings = read_settings()
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
-        self.shapes = compat.shapes_of(self, self.settings)
+        try:
+            self.shapes = compat.shapes_of(self, self.settings)
+        except ValueError as error:
+            stop(str(error))
         self.nothing = Shape.nothing(self.topk)
         # whoever surveys waits for the file
         self._save_every_s = 1.0 if self.settings.choice == "survey" else SAVE_EVERY_S
