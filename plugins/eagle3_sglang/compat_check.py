@@ -106,11 +106,17 @@ def name_problem(names: tuple[Name, ...] = NAMES) -> str:
     return ""
 
 
-def attention_of(server_args: Any) -> tuple[list[str], int]:
-    """Names of the attention backends that will serve (prefill's and decoding's, and the draft's own), and tokens a page.
+class Attention(NamedTuple):
+    """Names of the attention backends that will serve (prefill's, decoding's, the draft's own), tokens a page, and how many
+    children a draft's node may have."""
 
-    While SGLang resolves its arguments, what it decided stands beside them.
-    """
+    backends: tuple[str, ...]
+    page_size: int
+    top_k: int
+
+
+def attention_of(server_args: Any) -> Attention:
+    """While SGLang resolves its arguments, and after, what it decided stands beside them."""
     try:
         view: Any = importlib.import_module("sglang.srt.arg_groups.overrides").resolved_view(server_args)
     except (ImportError, AttributeError):
@@ -121,4 +127,8 @@ def attention_of(server_args: Any) -> tuple[list[str], int]:
         getattr(view, "decode_attention_backend", None) or base,
         getattr(view, "speculative_draft_attention_backend", None),
     ]
-    return [str(name) for name in named if name], int(getattr(view, "page_size", None) or 1)
+    return Attention(
+        tuple(str(name) for name in named if name),
+        int(getattr(view, "page_size", None) or 1),
+        int(getattr(view, "speculative_eagle_topk", None) or 1),
+    )

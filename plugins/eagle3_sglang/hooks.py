@@ -82,7 +82,7 @@ def choose_trees(
     theirs = original(server_args, model_arch)
     if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or name_problem():
         return theirs
-    trees, (backends, page_size) = read_settings().trees, attention_of(server_args)
+    trees, (backends, page_size, _) = read_settings().trees, attention_of(server_args)
     if not trees:
         # some models' attention draws chains alone: where SGLang would not draw a tree, we do not either
         by_device = DEFAULT_TREES if server_args.device == "cpu" else DEFAULT_TREES_ON_GPU
@@ -115,8 +115,8 @@ def create_worker(original: Callable[..., Any], algorithm: Any, server_args: Any
     if problem := _unfit(theirs, server_args) or name_problem():
         give_way(problem)
         return theirs
-    backends, page_size = attention_of(server_args)
-    if problem := tree_problem(server_args.speculative_eagle_topk, backends, page_size):
+    backends, page_size, top_k = attention_of(server_args)
+    if problem := tree_problem(top_k, backends, page_size):
         if chains_alone(backends):
             stop(problem)
         give_way(problem)
