@@ -76,7 +76,7 @@ def replays(state: Any) -> list[dict[int, Callable[[], Any]]]:
     """What replays each of a state's graphs, by batch size; [] where that cannot be done."""
     # a step that drafts nothing lets nothing catch up
     catching_up = state.cuda_graph_runner_for_draft_extend if state.speculative_num_steps else None
-    found = []
+    found: list[dict[int, Callable[[], Any]]] = []
     for runner in (state.cuda_graph_runner, state.target_graph_runner, catching_up):
         if runner is None:
             continue
