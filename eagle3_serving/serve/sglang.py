@@ -24,6 +24,8 @@ TREES = "EAGLE3_TREES"  # the trees to choose from, as "0;1,4,3;5,4,8"
 CHECK = "EAGLE3_CHECK"  # "off" serves a drafter that the check at start refuses
 CHOICE = "EAGLE3_CHOICE"  # trees in turn: "cycle", a step each, for tests; "survey", some steps each, for tuning
 PROFILE = "EAGLE3_PROFILE"  # a file of measured costs for trees that follow the batch
+GRAPH_GB = "EAGLE3_GRAPH_GB"  # most GPU memory for the graphs of all trees but the largest, GiB
+GRAPH_SECONDS = "EAGLE3_GRAPH_SECONDS"  # most time that capturing them takes at start
 
 
 @dataclass(frozen=True)
