@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings.read(args.out / "settings.json")
     step = STEPS[args.step]
     torch.manual_seed(settings.seed)
+    # PyTorch 2.11 asks cuDNN first on sm_90, which builds a plan of tens of milliseconds for every new length of the keys
+    torch.backends.cuda.enable_cudnn_sdp(False)
     sink = Sink(args.out / f"{step.name}.jsonl", inputs_of(step, settings))
     begun = time.perf_counter()
     try:

