@@ -43,7 +43,7 @@ def _contender(name: str, pair: Pair, settings: Settings) -> Contender:
         arguments |= {
             "attention_backend": settings.attention_backend or "triton",
             "sampling_backend": "pytorch",
-            "mem_fraction_static": 0.85,
+            "mem_fraction_static": 0.95,
             "cuda_graph_bs_decode": sorted(settings.in_flight),
             "disable_prefill_cuda_graph": True,
             "disable_flashinfer_autotune": True,
@@ -85,7 +85,7 @@ def environment(contender: Contender, settings: Settings, cache: Path) -> Mappin
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
         "SGLANG_CACHE_DIR": str(cache),
-        PROFILE: str(cache / "costs.json"),
+        PROFILE: str(cache / f"costs-{contender.key}.json".replace("/", "-").replace(" ", "-")),
     }
     if contender.pair.dummy:
         made[CHECK] = "off"  # a drafter of random weights agrees with nothing
@@ -101,4 +101,5 @@ def run(settings: Settings, sink: Sink, out: Path) -> None:
     run_race(KIND, settings, sink, out)
 
 
-summarise = report.table
+def summarise(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return report.table(rows, "sglang")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.live.bars import PAIR
 from benchmarks.gpu.live.contenders import Pair
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.shapes import LLAMA_8B, Shape, llama_config, random_drafter, random_target
@@ -51,7 +52,7 @@ def dummy_pair(shape: Shape, work: Path, settings: Settings) -> Pair:
     length, count = (12, 4) if settings.tiny else (PROMPT_TOKENS, max(settings.in_flight))
     prompts = tuple(tuple(draw.randrange(shape.vocab) for _ in range(length)) for _ in range(count))
     gib = (shape.weights(2) + 2 * shape.vocab * shape.hidden) / 2**30
-    return Pair("8B shape" if shape is LLAMA_8B else f"{shape.name} shape", target, drafter, prompts, gib, dummy=True)
+    return Pair(PAIR if shape is LLAMA_8B else f"{shape.name} shape", target, drafter, prompts, gib, dummy=True)
 
 
 def toy_pair(work: Path, settings: Settings) -> Pair:

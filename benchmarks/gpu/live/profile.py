@@ -120,5 +120,5 @@ def graph_gib(device: torch.device) -> float | None:
     """What this process's CUDA graphs hold: the allocator's private pools. None where there are no graphs."""
     if device.type != "cuda":
         return None
-    held = [s["total_size"] for s in torch.cuda.memory_snapshot() if tuple(s["segment_pool_id"]) != (0, 0)]
+    held = [s["total_size"] for s in torch.cuda.memory_snapshot() if tuple(s.get("segment_pool_id", (0, 0))) != (0, 0)]
     return round(sum(held) / 2**30, 3)

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.gpu.live.bars import PAIR, bars
 from benchmarks.gpu.simulate import AcceptanceLaw, expected_length
 from benchmarks.gpu.sink import Sink
 from eagle3_serving.engine.draft import TreeShape
@@ -64,8 +65,8 @@ def add_results(sink: Sink) -> None:
         sink.add(f"{one['pair']}/{one['contender']}/at {one['in_flight']}", **one)
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """A block a pair, a line a figure: engines down, requests in flight across."""
+def table(rows: Sequence[Row], engine: str) -> list[list[str]]:
+    """A block a pair, a line a figure: engines down, requests in flight across; then the bars, where their pair ran."""
     made = {(one["pair"], one["contender"], one["in_flight"]): one for one in results(rows)}
     flights = sorted({flight for _, _, flight in made})
     lines = [["engine, figure", *map(str, flights), "start s", "graphs", "graphs GiB"]]
@@ -88,6 +89,9 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
             for row in of_pair
             if row.get("why")
         ]
+    if any(pair == PAIR for pair, _, _ in made):
+        details = [row for row in rows if row.get("pair") == PAIR and "/detail at " in row["key"]]
+        lines += [[str(bar)] for bar in bars(list(made.values()), details, engine)]
     return lines
 
 

@@ -65,7 +65,7 @@ def run_race(kind: Kind, settings: Settings, sink: Sink, out: Path) -> None:
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
-            **kind.environment(contender, settings, work / "cache" / slug),
+            **kind.environment(contender, settings, work / "cache" / kind.name),
             **contender.environment,
         }
         told = [*kind.path(settings), os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "plugins"), str(site)]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,28 @@ def test_other_inputs_begin_anew(tmp_path: Path) -> None:
     assert json.loads(path.with_name("step.jsonl.old").read_text().splitlines()[1])["value"] == 1
 
 
+def test_more_that_is_asked_for_goes_on_behind_what_is_there(tmp_path: Path) -> None:
+    step, settings = STEPS["vllm"], Settings(device="cpu", tiny=True)
+    path = tmp_path / "vllm.jsonl"
+    sink = Sink(path, plans.inputs_of(step, settings))
+    sink.add("a", value=1)
+    assert not plans.is_done(path, step, settings)
+    sink.end("done", asked=plans.asked_of(step, settings))
+    assert plans.is_done(path, step, settings)
+    more = replace(settings, contenders=("tree-8",))
+    assert not plans.is_done(path, step, more)
+    assert Sink(path, plans.inputs_of(step, more)).has("a")
+    assert not Sink(path, plans.inputs_of(step, replace(settings, rate=0.7))).has("a")
+
+
+def test_rows_are_forgotten_to_be_made_anew(tmp_path: Path) -> None:
+    sink = Sink(tmp_path / "step.jsonl", {})
+    sink.add("a", ok=False)
+    sink.add("b", ok=True)
+    sink.forget(lambda row: row["ok"] is False)
+    assert not sink.has("a") and [line.get("key") for line in read_lines(sink.path)] == [None, "b"]
+
+
 # ---- usage
 
 
@@ -206,6 +229,10 @@ def test_a_plan_names_steps_and_limits() -> None:
         (["--plan", "probe", "--device", "cpu", "--rate", "1.5"], "--rate must lie between 0 and 1"),
         (["--plan", "train", "--device", "cpu", "--target", "nowhere"], "holds no config.json"),
         (["--plan", "train", "--device", "cpu", "--prompts", "nowhere.jsonl"], "no file at nowhere.jsonl"),
+        (["--steps", "vllm", "--device", "cpu", "--contenders", "plain,treee-8"], "'treee-8' is not known"),
+        (["--steps", "vllm", "--device", "cpu", "--contenders", "tree-17"], "say its depth and top-k too"),
+        (["--steps", "vllm", "--device", "cpu", "--pairs", "8b"], "--pairs 8b: shape, real, or both"),
+        (["--steps", "vllm", "--device", "cpu", "--in-flight", "0"], "--in-flight and --rounds must be at least 1"),
         ([], "--plan is missing"),
     ],
 )

@@ -1,5 +1,6 @@
 """What is said of a race: simulated acceptance is called so, an unknown one stays unknown, ratios are of one round."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import sglang_step, vllm_step
-from benchmarks.gpu.live import report
+from benchmarks.gpu.live import report, sglang_engine
+from benchmarks.gpu.live.bars import PAIR, bars
 from benchmarks.gpu.live.contenders import Contender, Pair
 from benchmarks.gpu.live.identity import compare
 from benchmarks.gpu.live.load import Load, figures, spread
@@ -79,9 +81,37 @@ def test_the_table_says_simulated_and_failed(tmp_path: Path) -> None:
     report.add_results(sink)
     report.add_results(sink)
     assert [r["key"] for r in sink.rows if "to_plain" in r] == ["8B shape/plain/at 1", "8B shape/tree-16/at 1"]
-    said = table(report.table(sink.rows))
-    for words in ("SIMULATED acceptance", "10.90", "21/6/0", "43.1", "propose 4.4", "tree-60: FAILED: no memory"):
+    said = table(report.table(sink.rows, "vllm"))
+    for words in (
+        "SIMULATED acceptance",
+        "10.90",
+        "21/6/0",
+        "43.1",
+        "propose 4.4",
+        "tree-60: FAILED: no memory",
+        "9.5: 10.9, MISSED",
+    ):
         assert words in said, words
+
+
+def test_bars_are_met_missed_or_unproven() -> None:
+    def one(name: str, flight: int, ms: float, ratio: float | None) -> dict[str, Any]:
+        return {"pair": PAIR, "contender": name, "in_flight": flight, "step_ms": ms, "to_plain": ratio}
+
+    found = [one("plain", 1, 6.4, 1.0), one("plain", 4, 6.5, 1.0), one("vllm-chain-3", 1, 7.8, 2.4)]
+    found += [one("tree-16-d6-k10", 1, 9.4, 3.0), one("tree-60", 1, 12.5, 3.1), one("auto", 1, 9.4, 2.3)]
+    found += [one("auto", 4, 9.5, None), one("3:4:8", 8, 9.6, 1.0), {**one("tree-16", 4, 1.0, 9.0), "pair": "real"}]
+    details = [{"contender": "tree-16-d6-k10", "launches": n, "syncs": 0.2} for n in (21.0, 26.0)]
+    said = {bar.what: str(bar).rsplit(": ", 1)[1] for bar in bars(found, details, "vllm")}
+    assert said["a tree of 16, ms at 1"] == "9.4, met" and said["a tree of 16, ms at 4"] == "unproven"
+    assert said["a tree of 60, ms at 1"] == "12.5, MISSED"
+    assert said["a tree of 16, launches a step"] == "26, MISSED" and said["a tree of 16, syncs a step"] == "0.2, MISSED"
+    assert said["the best tree, simulated, x the best chain at 1"] == "1.292, met"
+    assert said["the best tree, simulated, x plain at 1"] == "3.1, met"
+    better = "auto, x the better of plain and vllm-chain-3 at"
+    assert said[f"{better} 1"] == "0.958, MISSED" and said[f"{better} 4"] == "unproven"
+    of_sglang = {bar.what: str(bar).rsplit(": ", 1)[1] for bar in bars(found, [], "sglang")}
+    assert of_sglang["SGLang, 3:4:8, ms at 8"] == "9.6, met" and of_sglang["SGLang, 3:4:8, ms at 1"] == "unproven"
 
 
 def test_answers_are_held_against_plain_ones() -> None:
@@ -129,6 +159,31 @@ def test_figures_of_a_load() -> None:
     assert done["tokens_per_second"] == 3000.0
     assert spread([])["step_ms"] is None
     assert figures(Load([[1]], 2.0), 1)["tokens_per_second"] is None
+
+
+def test_a_step_of_sglang_is_the_difference_of_two_batches() -> None:
+    engine = object.__new__(sglang_engine.Engine)
+    drafted: list[int] = []
+
+    def batch(prompts: Sequence[Sequence[int]], tokens: int) -> sglang_engine.Batch:
+        """A second before the first step, 10 ms a pass; the second request takes the fewer passes."""
+        drafted.append(tokens)
+        got = []
+        for n in range(len(prompts)):
+            passes = (tokens - 1) // (1 + n)
+            about = {"spec_verify_ct": passes, "spec_num_proposed_drafts": 7 * passes} if speculative else {}
+            got.append({"output_ids": [n] * tokens, "meta_info": about})
+        return sglang_engine.Batch(1 + 0.01 * (tokens - 1), got)
+
+    engine._batch = batch  # type: ignore[method-assign]
+    for speculative, passes in ((True, 8 + 4), (False, 8 + 8)):
+        done = Load(**engine.load([[1], [2], [3]], 2, 9))
+        # the third has no company: a batch of another size is another figure
+        assert len(done.answers) == 2 and done.step_ms == pytest.approx([10.0] * 3)
+        assert (done.tokens, done.passes) == (16, passes)
+        assert figures(done, 2)["nodes"] == (7.0 if speculative else 0.0)
+    assert drafted[:2] == [2, 9]
+    assert sglang_engine.graph_gib({"decode": 0.5, "draft": 0.25}) == 0.75 and sglang_engine.graph_gib(None) is None
 
 
 def test_launches_copies_and_waits_are_counted_a_step() -> None:
