@@ -2,6 +2,7 @@
 
 import gc
 import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,24 @@ def test_no_step_asks_cudnn_for_attention(tmp_path: Path) -> None:
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_the_engines_steps_need_neither_openai_nor_blake3(tmp_path: Path) -> None:
+    # an engine's own folder brings what the engine needs; the steps themselves run beside it
+    code = """if True:
+        import sys
+        sys.modules.update(openai=None, blake3=None)
+        from pathlib import Path
+        from benchmarks.gpu import sglang_step, vllm_step
+        from benchmarks.gpu.live.pairs import pairs
+        from benchmarks.gpu.settings import Settings
+        settings = Settings(device="cpu", tiny=True)
+        made = pairs(settings, Path(sys.argv[1]))
+        for step in (vllm_step, sglang_step):
+            print(len([step.contenders(pair, settings) for pair in made]))
+    """
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=correctness.ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "2"], done.stderr
 
 
 def test_what_a_bare_machine_lacks_travels() -> None:
