@@ -42,7 +42,7 @@ def bars(results: Sequence[Row], details: Sequence[Row], engine: str) -> Iterato
     if engine == "sglang":
         for flight, bound in SGLANG_MS.items():
             yield Bar(f"SGLang, 3:4:8, ms at {flight}", figure(["3:4:8"], flight, "step_ms"), bound, True)
-        others = OWN
+        others: tuple[str, ...] = OWN
     else:
         yield from _vllm(found, details, figure)
         others = CHAINS[:1]

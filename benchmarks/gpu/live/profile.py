@@ -121,4 +121,4 @@ def graph_gib(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     held = [s["total_size"] for s in torch.cuda.memory_snapshot() if tuple(s.get("segment_pool_id", (0, 0))) != (0, 0)]
-    return round(sum(held) / 2**30, 3)
+    return round(float(sum(held)) / 2**30, 3)

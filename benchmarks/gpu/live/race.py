@@ -123,14 +123,19 @@ class Race:
     def started(self, wave: Sequence[Contender], running: dict[str, EngineProcess]) -> Iterator[Contender]:
         """Writes every contender's start; gives those that did not."""
         waiting = list(wave)
-        until = time.monotonic() + min(self.course.start_s, self.clock.left())
+        begun = time.monotonic()
         while waiting:
-            late = time.monotonic() > until
+            if self.clock.over:  # the deadline's doing, not theirs
+                yield from waiting
+                return
+            late = time.monotonic() - begun > self.course.start_s
             for contender in [c for c in waiting if late or running[c.key].poll()]:
                 waiting.remove(contender)
                 process, key = running[contender.key], f"{contender.key}/start"
                 try:
-                    about = process.answer(0.0 if late else 5.0)
+                    if late and not process.poll():
+                        raise EngineError(process.last_words(f"not ready in {self.course.start_s:.0f} s"))
+                    about = process.answer(5.0)
                 except EngineError as error:
                     self.fail(contender, key, error)
                     yield contender

@@ -109,4 +109,5 @@ def kv_gib(target: Path, positions: int, bytes_each: int) -> float:
     heads = config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // heads
     kv_heads = config.get("num_key_value_heads") or heads
-    return 1.1 * positions * config["num_hidden_layers"] * 2 * kv_heads * size * bytes_each / 2**30
+    each: int = config["num_hidden_layers"] * 2 * kv_heads * size * bytes_each
+    return 1.1 * positions * each / 2**30

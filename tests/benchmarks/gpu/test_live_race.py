@@ -95,7 +95,8 @@ def test_one_that_hangs_is_ended_at_its_limit(tmp_path: Path) -> None:
     assert track.nobody_is_left()
     track = Track(tmp_path, replace(COURSE, start_s=2.0))
     track.race("hangs at start")
-    assert track.sink.get("real/hangs at start/start")["ok"] is False  # type: ignore[index]
+    row = track.sink.get("real/hangs at start/start")
+    assert row is not None and row["ok"] is False and row["why"].startswith("not ready in 2 s")
 
 
 def test_a_second_race_measures_what_is_missing(tmp_path: Path) -> None:
@@ -114,6 +115,9 @@ def test_the_deadline_is_told_in_rows(tmp_path: Path) -> None:
     track = Track(tmp_path, seconds=0.0)
     left = track.race("plain")
     assert left[0] == "real/plain/at 1/round 0" and len(left) == 5 and not track.sink.rows
+    # one that is still starting then has not failed
+    track = Track(tmp_path, seconds=12.0)
+    assert track.race("hangs at start") and not track.sink.rows
 
 
 def test_a_process_that_ended_is_told_of(tmp_path: Path) -> None:
