@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from eagle3_serving.errors import InputError
@@ -122,6 +121,8 @@ class Source:
 
     def digest(self) -> str:
         """BLAKE3 over config.json and every weight file, in order: SHA-256 takes longer than the conversion."""
+        from blake3 import blake3  # only a conversion needs it: what merely loads runs without it
+
         digest = blake3()
         buffer = memoryview(bytearray(1 << 18))  # one for all, small enough to stay in the processor's cache
         for path in (self.directory / "config.json", *self.files):
