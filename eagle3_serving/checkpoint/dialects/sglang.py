@@ -3,10 +3,12 @@
 from eagle3_serving.checkpoint.aux_layers import sglang_ids
 from eagle3_serving.checkpoint.dialects import common
 from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Rules, Tensors, architectures
+from eagle3_serving.checkpoint.dialects.quantization import quantization_keys
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import sglang_name
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.source import Source, zeros
+from eagle3_serving.drafter.config import RopeConfig
 
 
 def _recognises(source: Source) -> bool:
@@ -34,9 +36,18 @@ def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
         found.append("the target's head with a vocabulary map")
     if ids(neutral, facts) is None:
         found.append(f"auxiliary boundaries {list(config.aux_layers)}: SGLang cannot say them for this target")
-    if own_embedding_is_meant(neutral) and common.unlike_target(neutral, facts):
-        found.append("an embedding of its own, unlike the target's: SGLang puts the target's in its place")
+    apart = common.unlike_target(neutral, facts) if own_embedding_is_meant(neutral) else 0.0
+    if apart > common.LITTLE:
+        found.append(f"an embedding of its own, {apart:.1%} from the target's: SGLang puts the target's in its place")
+    if scales_at_once(config.rope):
+        found.append("rope type dynamic: SGLang scales it from the first token on")
+    if config.hidden_act != "silu":
+        found.append(f"activation {config.hidden_act}: SGLang's Llama has silu alone")
     return found
+
+
+def scales_at_once(rope: RopeConfig) -> bool:
+    return rope.type == "dynamic" and float(rope.params["factor"]) != 1
 
 
 def own_embedding_is_meant(neutral: Neutral) -> bool:
@@ -73,7 +84,7 @@ def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
         json["draft_vocab_size"] = None  # how SGLang is told to take the target's head
     json["tie_word_embeddings"] = neutral.head == "tied"
     tensors = common.named(neutral, sglang_name) | zero_biases(neutral) | common.vocabulary(neutral)
-    return Output(json | common.quantization_keys(neutral, sglang_name), tensors)
+    return Output(json | quantization_keys(neutral, sglang_name), tensors)
 
 
 DIALECT = Dialect("sglang", "SGLang", _recognises, Rules(), refusals=refusals, write=write, engines=("sglang",))
