@@ -136,7 +136,7 @@ def as_specforge(folder: Path, drafter: Known, explicit: bool = False) -> Path:
         ids = [k - 1 for k in drafter.config.aux_layers]
         config["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": ids, "use_aux_hidden_state": True}
     if drafter.config.pre_fc_norm == "per_aux":
-        config |= {"fc_norm": True, "norm_output": True}
+        config |= {"fc_norm": True, "norm_output": drafter.config.norm_output}
     ids_or_all = torch.arange(VOCAB) if drafter.ids is None else drafter.ids  # it writes the map in any case
     return save(folder, config, _names(drafter.tensors, midlayer) | vocabulary(ids_or_all))
 
@@ -148,8 +148,8 @@ def as_vllm(folder: Path, drafter: Known) -> Path:
         "architectures": ["Eagle3Qwen3ForCausalLM" if c.qk_norm else "Eagle3LlamaForCausalLM"],
         "model_type": "qwen3" if c.qk_norm else "llama",
         "norm_before_residual": c.norm_before_residual,
-        "norm_before_fc": c.pre_fc_norm == "concat",
-        "fc_norm": c.pre_fc_norm == "per_aux",
+        "norm_before_fc": c.norms_concatenation,
+        "fc_norm": c.norms_features,
         "norm_output": c.norm_output,
         "attention_bias": c.attention_bias,
         "target_hidden_size": c.target_hidden_size,
