@@ -50,7 +50,8 @@ def compare(engine: str, source: Meaning, output: Meaning, facts: TargetFacts) -
     if source.config.own_embedding != output.config.own_embedding:
         name = "embed_tokens.weight"
         shared = facts.embedding or source.tensors.get(name) or output.tensors.get(name)
-    one, other = trace(source, facts, shared), trace(output, facts, shared)
+    window = source.config.sliding_window  # an engine that looks back further is the check's to name
+    one, other = trace(source, facts, window, shared), trace(output, facts, window, shared)
     if one.logits_SV.shape != other.logits_SV.shape:
         return Parity(engine, STEPS, False, float("inf"), float(one.logits_SV.abs().max()))
     difference = (one.logits_SV - other.logits_SV).abs().max()
@@ -59,14 +60,16 @@ def compare(engine: str, source: Meaning, output: Meaning, facts: TargetFacts) -
 
 
 @torch.inference_mode()
-def trace(meaning: Meaning, facts: TargetFacts, embedding: StoredTensor | None = None) -> Trace:
+def trace(
+    meaning: Meaning, facts: TargetFacts, window: int | None = None, embedding: StoredTensor | None = None
+) -> Trace:
     """Draft `STEPS` tokens after `_ROWS` rows of made-up features. A feature depends on its boundary, not on its place.
 
-    `embedding` [Vt, H] stands in for that of `meaning`; a head that is tied to it is not touched.
+    A row looks back on `window` rows (None: all). `embedding` [Vt, H] stands in for that of `meaning`; a head that is tied to it is not touched.
     """
     config = meaning.config
     drafter = Drafter(config, meaning.target_ids, _Streamed(meaning, facts, embedding))
-    attend = _Attention(config.sliding_window)
+    attend = _Attention(window)
     rows = torch.arange(_ROWS)
     tokens_L = (rows * 7919 + 11) % config.vocab_size
     features = [

@@ -149,7 +149,7 @@ def read(
         pre_fc_norm=_pre_norm(parts, top, nested),
         norm_output=_feedback(known, parts, top, source, dialect is not None, norm_output),
         qk_norm="layers.0.self_attn.q_norm.weight" in tensors,
-        sliding_window=_window(layer, layers),
+        sliding_window=_window(parts, layer, layers),
         fc_bias="fusion.fc.bias" in tensors,
         attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
         mlp_bias="layers.0.mlp.gate_proj.bias" in tensors,
@@ -246,10 +246,14 @@ def _activation(parts: Parts, layer: _Keys) -> str:
     return value
 
 
-def _window(layer: _Keys, layers: int) -> int | None:
+def _window(parts: Parts, layer: _Keys, layers: int) -> int | None:
     """The window of sliding layers. Transformers' Llama has a window only where `layer_types` says so. Raises CheckError
     where some layers slide and others do not."""
-    kinds = layer.config.get("layer_types")
+    kinds, width = layer.config.get("layer_types"), layer.config.get("sliding_window")
+    if kinds is None and width is not None and _slides(layer.config, layers):
+        _say(parts, "unjudged", "sliding_window",
+             f"is {width!r:.20} of model_type {layer.config.get('model_type')!r:.20}, and no layer_types says which layers slide",
+             "write layer_types")  # fmt: skip
     if not isinstance(kinds, list) or "sliding_attention" not in kinds[:layers]:
         return None
     if set(kinds[:layers]) != {"sliding_attention"} or len(kinds) < layers:
@@ -257,6 +261,13 @@ def _window(layer: _Keys, layers: int) -> int | None:
             f"{layer.where}/config.json: layer_types {kinds!r:.80}: layers of one kind alone are supported"
         )
     return layer.count("sliding_window")
+
+
+def _slides(config: Json, layers: int) -> bool:
+    """Whether the class of the config makes layers slide by itself: Mistral's all, Qwen's from max_window_layers on."""
+    first = config.get("max_window_layers", 28)
+    qwen = config.get("model_type") in ("qwen2", "qwen3") and config.get("use_sliding_window") is True
+    return config.get("model_type") == "mistral" or (qwen and type(first) is int and first < layers)
 
 
 def _rope(parts: Parts, config: Json, head_dim: int) -> RopeConfig:
