@@ -7,6 +7,7 @@ import torch
 from eagle3_serving.checkpoint import rope
 from eagle3_serving.checkpoint.aux_layers import Convention
 from eagle3_serving.checkpoint.dequantize import packed
+from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
 from eagle3_serving.checkpoint.dialects.quantization import quantised_in_part
 from eagle3_serving.checkpoint.engines import ENGINES, SERVERS
 from eagle3_serving.checkpoint.facts import TargetFacts
@@ -20,6 +21,7 @@ from eagle3_serving.errors import CheckError, InputError, NotJudged
 
 _CHUNK = 1 << 24  # bytes
 _KINDS = ("llama", "qwen2", "qwen3", "mistral")  # whose config classes leave absent keys as they are read here
+_PADDED = 1.02  # rows of a padded vocabulary, at most
 _RANDOM = (0.018, 0.022)  # the spread of an embedding that was only initialised
 
 
@@ -62,6 +64,7 @@ def check(
 def findings_of(neutral: Neutral, facts: TargetFacts, engines: tuple[str, ...], values: bool = True) -> list[Finding]:
     """As `check`, of a checkpoint that was read."""
     found = list(neutral.findings) + _of_target(neutral, facts) + _of_meaning(neutral)
+    facts = facts.cut(neutral.config.vocab_size)
     aux = neutral.aux
     if aux.boundaries is None:
         found.append(Finding("error" if aux.wrong else "note" if aux.default else "unjudged", "any",
@@ -75,20 +78,34 @@ def findings_of(neutral: Neutral, facts: TargetFacts, engines: tuple[str, ...], 
 
 def _of_target(neutral: Neutral, facts: TargetFacts) -> list[Finding]:
     config, found = neutral.config, []
-    for key, own, target in (
-        ("target_hidden_size", config.target_hidden_size, facts.hidden_size),
-        ("vocab_size", config.vocab_size, facts.vocab_size),
-    ):
-        if target is not None and own != target:
-            found.append(
-                Finding("error", "any", key, f"is {own}, the target has {target}", "it is another target's drafter")
-            )
+    width, rows = facts.hidden_size, facts.vocab_size
+    if width is not None and config.target_hidden_size != width:
+        found.append(Finding("error", "any", "target_hidden_size", f"is {config.target_hidden_size}, the target has {width}",
+                             "it is another target's drafter"))  # fmt: skip
+    if rows is not None and config.vocab_size != rows:
+        found.append(_of_padding(neutral, facts, rows))
     positions = facts.max_position_embeddings
     if positions is not None and config.max_position_embeddings < positions:
         found.append(Finding("warning", "any", "max_position_embeddings",
                              f"is {config.max_position_embeddings}, the target serves {positions}: in longer texts less is "
                              "accepted, or nothing drafted", "serve no longer texts, or train it for them"))  # fmt: skip
     return found
+
+
+def _of_padding(neutral: Neutral, facts: TargetFacts, rows: int) -> Finding:
+    """A target's vocabulary may be padded beyond that which the drafter was trained with; the embedding tells."""
+    config = neutral.config
+    what = f"is {config.vocab_size}, the target has {rows}"
+    if not config.vocab_size < rows <= config.vocab_size * _PADDED:
+        return Finding("error", "any", "vocab_size", what, "it is another target's drafter")
+    cut = facts.cut(config.vocab_size)
+    if not config.own_embedding or cut.embedding is None:
+        return Finding("unjudged", "any", "vocab_size", f"{what}: padding, or another target", "")
+    apart = unlike_target(neutral, cut)
+    if apart > LITTLE:
+        return Finding("error", "any", "vocab_size", f"{what}, and another embedding", "it is another target's drafter")
+    return Finding("warning", "any", "vocab_size", f"{what}, and the same embedding but for these rows: padding, which is never drafted",
+                   "")  # fmt: skip
 
 
 def _of_meaning(neutral: Neutral) -> list[Finding]:
@@ -101,7 +118,7 @@ def _of_meaning(neutral: Neutral) -> list[Finding]:
     in_part = quantised_in_part(neutral)
     if in_part:
         found.append(Finding("unjudged", "any", "quantization_config",
-                             f"{in_part[0]} is not quantised, and others are: whether an engine finds its name in the lists is "
+                             f"{in_part[0].removeprefix('fusion.')} is not quantised, and others are: whether an engine finds its name in the lists is "
                              "not judged here", ""))  # fmt: skip
     if (name := packed(neutral)) is not None:
         found.append(Finding("unjudged", "any", neutral.tensors[name].name,

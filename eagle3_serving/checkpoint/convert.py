@@ -109,6 +109,7 @@ def convert(
     for finding in findings_of(meant, facts, (), values=False):
         if finding.breaks:
             raise CheckError(f"{meant.where}: {finding.line()}")
+    facts = facts.cut(meant.config.vocab_size)
     wanted = DIALECTS[to]
     rewritten, taken, notes = settle_shared(meant, wanted, facts, provenance(opened))
     rewritten = sort_features(rewritten)

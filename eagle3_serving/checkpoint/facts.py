@@ -1,6 +1,6 @@
 """What a conversion or a check may know about the target: depth, sizes, and where its embedding and head lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eagle3_serving.checkpoint.source import Json, Source, StoredTensor, open_source, read_json
@@ -62,6 +62,14 @@ class TargetFacts:
             embedding=embedding,
             head=head or (embedding if tied else None),
         )
+
+    def cut(self, rows: int) -> "TargetFacts":
+        """With no more than the first `rows` tokens of the embedding and the head: a target's may be padded."""
+
+        def first(tensor: StoredTensor | None) -> StoredTensor | None:
+            return tensor.part(0, rows) if tensor is not None and tensor.num_rows > rows else tensor
+
+        return replace(self, embedding=first(self.embedding), head=first(self.head))
 
 
 def _weights(target: Path) -> Source | None:

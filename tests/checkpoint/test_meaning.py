@@ -315,6 +315,38 @@ def test_an_own_embedding_that_is_meant_goes_to_sglang_where_it_is_nearly_the_ta
     assert report.parity[0].max_difference == 0 and any("1.00%" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(
+    ("embedding", "rows", "ok"),
+    [
+        ("copy", 1, True),
+        ("near", 1, True),
+        ("other", 1, False),
+        ("none", 1, None),
+        ("copy", 9, False),
+        ("copy", -1, False),
+    ],
+)
+def test_a_padded_vocabulary_is_told_from_another_targets(
+    tmp_path: Path, embedding: str, rows: int, ok: bool | None
+) -> None:
+    target = drafters.target_directory(tmp_path / "target")
+    drafters.edit(target, vocab_size=drafters.VOCAB + rows)
+    padded = torch.cat([drafters.embedding(), torch.zeros(16, drafters.HIDDEN)])
+    save_file({"model.embed_tokens.weight": padded, "lm_head.weight": padded + 1}, target / "model.safetensors")
+    drafter = known(own_embedding=embedding != "none")
+    if embedding in ("copy", "near"):
+        drafter.tensors["embed_tokens.weight"] = drafters.embedding() * (1.01 if embedding == "near" else 1)
+    source = drafters.as_specforge(tmp_path / "d", drafter)
+    assert verdict(check(source, target=target)) is ok
+    if ok is False:
+        with pytest.raises(CheckError, match="another target's drafter"):
+            convert(source, tmp_path / "s", to="speculators", target=target)
+        return
+    report = convert(source, tmp_path / "s", to="speculators", target=target)
+    assert report.parity[0].max_difference == 0
+    assert torch.equal(load_file(tmp_path / "s" / "model.safetensors")["embed_tokens.weight"], drafters.embedding())
+
+
 LAYOUTS = [
     ("model.embed_tokens.weight", None),
     ("model.language_model.embed_tokens.weight", "text_config"),
