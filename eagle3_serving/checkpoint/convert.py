@@ -106,7 +106,8 @@ def convert(
         norm_output=norm_output,
     )
     meant.require_right(depth=to != "eagle")
-    for finding in findings_of(meant, facts, (), values=False):
+    found = findings_of(meant, facts, (), values=False)
+    for finding in found:
         if finding.breaks:
             raise CheckError(f"{meant.where}: {finding.line()}")
     facts = facts.cut(meant.config.vocab_size)
@@ -159,7 +160,7 @@ def convert(
         parity=proofs,
         parity_note=note,
         notes=tuple(notes),
-        findings=meant.findings,
+        findings=tuple(found),
         seconds=time.perf_counter() - started,
     )
 

@@ -161,7 +161,7 @@ def read(
     trained_elsewhere = known.rules.trains_at_base_10000 and not provenance(source)
     _check_config(parts, layer, layers, trained_elsewhere, config)
     parts.findings += keys.judge(layer.config) + keys.judge(nested.config, "eagle_config.")
-    mask_token = layer.config.get("mask_token_id", layer.config.get("pard_token", layer.config.get("ptd_token_id")))
+    mask_tokens = [layer.config.get(key) for key in ("mask_token_id", "pard_token", "ptd_token_id")]
     return Neutral(
         dialect=known.name,
         source=source,
@@ -172,7 +172,7 @@ def read(
         scales=parts.scales,
         head=head,
         mask_hidden=parts.mask_hidden,
-        mask_token_id=mask_token if type(mask_token) is int else None,
+        mask_token_id=next((token for token in mask_tokens if type(token) is int), None),
         verifier=_verifier(source),
         findings=tuple(parts.findings),
     )
