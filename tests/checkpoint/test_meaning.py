@@ -269,7 +269,7 @@ def test_quantisation_means_the_same_modules_under_their_new_names(
     assert found["config_groups"]["group_0"]["targets"] == found["ignore"] == written
 
 
-@pytest.mark.parametrize("pattern", ["re:(", "re:(a+)+$"])
+@pytest.mark.parametrize("pattern", ["re:(", "re:(a+)+$", "re:(.|.)*x", "re:" + ".*" * 20 + "x"])
 def test_a_pattern_that_cannot_be_computed_is_refused(tmp_path: Path, pattern: str) -> None:
     folder = drafters.edit(drafters.as_vllm(tmp_path / "d", known()), quantization_config={"ignore": [pattern]})
     with pytest.raises(CheckError, match="quantization_config: pattern"):

@@ -12,7 +12,9 @@ from eagle3_serving.errors import CheckError
 
 _LISTS = ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers", "targets")
 _PATTERN = "re:"
-_SLOW = re.compile(r"[+*}]\)[+*{]")  # a quantifier of a quantifier can take for ever
+_REPEATS = re.compile(r"[+*{]")
+_SLOW = re.compile(r"\)[+*{]")  # what repeats a group, or repeats often, can take for ever
+_MOST_REPEATS = 6
 _DEEPEST = 4
 
 
@@ -63,7 +65,7 @@ def _matcher(entry: str) -> Callable[[str], bool] | None:
     """Whether a module's name is meant, as compressed-tensors (`re:`) and ModelOpt (wildcards) have it; None: a name."""
     if entry.startswith(_PATTERN):
         pattern = entry.removeprefix(_PATTERN)
-        if _SLOW.search(pattern) or len(pattern) > 500:
+        if _SLOW.search(pattern) or len(_REPEATS.findall(pattern)) > _MOST_REPEATS:
             raise CheckError(f"quantization_config: pattern {entry!r:.80} is not computed here; name the modules")
         try:
             compiled = re.compile(pattern)
