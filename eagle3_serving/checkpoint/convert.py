@@ -20,6 +20,7 @@ from eagle3_serving.checkpoint.check import findings_of
 from eagle3_serving.checkpoint.dequantize import packed
 from eagle3_serving.checkpoint.dialects import DIALECTS, WRITABLE, Dialect
 from eagle3_serving.checkpoint.dialects.base import OURS, provenance
+from eagle3_serving.checkpoint.dialects.sglang import EMBEDDING_NOTE, TARGETS, own_embedding_is_meant
 from eagle3_serving.checkpoint.engines import ENGINES
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.feedback import NormOutput
@@ -211,6 +212,9 @@ def _provenance(
     }
     if -1 not in meant.config.aux_layers:
         noted["aux_boundaries"] = sorted(meant.config.aux_layers)
+    own_width = meant.config.hidden_size != meant.config.target_hidden_size
+    if meant.config.own_embedding and not own_width and not own_embedding_is_meant(meant):
+        noted[EMBEDDING_NOTE] = TARGETS
     if meant.verifier:
         noted["verifier"] = meant.verifier
     if facts.num_layers is not None:

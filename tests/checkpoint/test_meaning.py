@@ -315,6 +315,19 @@ def test_an_own_embedding_that_is_meant_goes_to_sglang_where_it_is_nearly_the_ta
     assert report.parity[0].max_difference == 0 and any("1.00%" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("to", ["vllm", "universal", "speculators"])
+def test_a_conversion_does_not_make_a_copy_the_drafters_own(tmp_path: Path, to: str) -> None:
+    target = drafters.target_directory(tmp_path / "target")
+    source = drafters.as_specforge(tmp_path / "d", known(own_embedding=True))
+    convert(source, tmp_path / "one", to=to, num_target_layers=N)
+    convert(tmp_path / "one", tmp_path / "two", to="vllm", num_target_layers=N)
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        (found,) = said(check(folder, engine="vllm", target=target), "embed_tokens.weight")
+        assert found.severity == "silent" and "the drafter was trained with the target's" in found.what
+    convert(tmp_path / "two", tmp_path / "three", to="vllm", target=target)
+    assert "embed_tokens.weight" not in load_file(tmp_path / "three" / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("embedding", "rows", "ok"),
     [

@@ -2,13 +2,16 @@
 
 from eagle3_serving.checkpoint.aux_layers import sglang_ids
 from eagle3_serving.checkpoint.dialects import common
-from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Rules, Tensors, architectures
+from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Rules, Tensors, architectures, provenance
 from eagle3_serving.checkpoint.dialects.quantization import quantization_keys
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import sglang_name
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.source import Source, zeros
 from eagle3_serving.drafter.config import RopeConfig
+
+# in what a conversion notes of itself: the stored embedding is a copy, and the target's is meant
+EMBEDDING_NOTE, TARGETS = "embedding", "the target's"
 
 
 def _recognises(source: Source) -> bool:
@@ -51,9 +54,12 @@ def scales_at_once(rope: RopeConfig) -> bool:
 
 
 def own_embedding_is_meant(neutral: Neutral) -> bool:
-    """Trainers around SGLang and EAGLE keep the target's embedding, whatever copy they ship; vLLM's readers use the copy."""
+    """Trainers around SGLang and EAGLE keep the target's embedding, whatever copy they ship; vLLM's readers use the copy.
+    A conversion does not make such a copy the drafter's own: it notes whose it is."""
     same_width = neutral.config.target_hidden_size == neutral.config.hidden_size
-    return neutral.config.own_embedding and same_width and neutral.dialect in ("vllm", "speculators", "universal")
+    copied = provenance(neutral.source).get(EMBEDDING_NOTE) == TARGETS
+    reads_it = neutral.dialect in ("vllm", "speculators", "universal")
+    return neutral.config.own_embedding and same_width and reads_it and not copied
 
 
 def ids(neutral: Neutral, facts: TargetFacts) -> list[int] | None:
