@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eagle3_serving.drafter import DrafterConfig, RopeConfig
@@ -202,4 +202,17 @@ def edit(folder: Path, **changes: Any) -> Path:
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    return folder
+
+
+def config_of(folder: Path) -> Json:
+    config: Json = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def with_tensors(folder: Path, drop: str = "", **changes: Tensor) -> Path:
+    """The same without the tensors that have `drop` in their names, and with `changes`."""
+    path = folder / "model.safetensors"
+    tensors = {n: t for n, t in load_file(path).items() if not drop or drop not in n}
+    save_file({**tensors, **changes}, path)
     return folder
