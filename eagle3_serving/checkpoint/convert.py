@@ -20,13 +20,22 @@ from eagle3_serving.checkpoint.check import findings_of
 from eagle3_serving.checkpoint.dequantize import packed
 from eagle3_serving.checkpoint.dialects import DIALECTS, WRITABLE, Dialect
 from eagle3_serving.checkpoint.dialects.base import OURS, provenance
+from eagle3_serving.checkpoint.dialects.sglang import EMBEDDING_NOTE, TARGETS, own_embedding_is_meant
 from eagle3_serving.checkpoint.engines import ENGINES
 from eagle3_serving.checkpoint.facts import TargetFacts
+from eagle3_serving.checkpoint.feedback import NormOutput
 from eagle3_serving.checkpoint.findings import Finding
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.parity import Parity, compare
 from eagle3_serving.checkpoint.read import read
-from eagle3_serving.checkpoint.rewrites import cast, settle_shared, sort_features, sort_vocabulary
+from eagle3_serving.checkpoint.rewrites import (
+    EMBEDDING,
+    cast,
+    settle_shared,
+    sort_features,
+    sort_vocabulary,
+    without_embedding,
+)
 from eagle3_serving.checkpoint.source import Json, Source, open_source, resolve
 from eagle3_serving.checkpoint.write import Progress, write_safetensors
 from eagle3_serving.errors import CheckError, InputError
@@ -69,6 +78,7 @@ def convert(
     num_target_layers: int | None = None,
     aux_convention: Convention | None = None,
     dialect: str | None = None,
+    norm_output: NormOutput | None = None,
     dtype: str | None = None,
     parity: bool = True,
     progress: Callable[[int, int], Progress] | None = None,
@@ -76,7 +86,7 @@ def convert(
     """Write the drafter `source` (a directory or a hub id) to `destination` in the dialect `to`.
 
     `destination` must not exist, or be an empty directory; it appears whole or not at all. `dialect` overrides what the
-    source is taken for, `dtype` (float32, bfloat16, float16) casts weights. `progress(total, 0)` is given the bytes to
+    source is taken for, `aux_convention` and `norm_output` answer what it leaves open, `dtype` (float32, bfloat16, float16) casts weights. `progress(total, 0)` is given the bytes to
     write and returns what is told of each piece. Raises InputError where something cannot be read or is asked for
     wrongly, CheckError where the source is not right, `to` cannot express it, or the proof fails.
     """
@@ -89,11 +99,19 @@ def convert(
         raise InputError(f"{destination} exists already; remove it, or name another destination")
     facts = TargetFacts.of(target, num_target_layers)
     opened = open_source(resolve(str(source)))
-    meant = read(opened, dialect=dialect, num_target_layers=facts.num_layers, aux_convention=aux_convention)
+    meant = read(
+        opened,
+        dialect=dialect,
+        num_target_layers=facts.num_layers,
+        aux_convention=aux_convention,
+        norm_output=norm_output,
+    )
     meant.require_right(depth=to != "eagle")
-    for finding in findings_of(meant, facts, (), values=False):
+    found = findings_of(meant, facts, (), values=False)
+    for finding in found:
         if finding.breaks:
             raise CheckError(f"{meant.where}: {finding.line()}")
+    facts = facts.cut(meant.config.vocab_size)
     wanted = DIALECTS[to]
     rewritten, taken, notes = settle_shared(meant, wanted, facts, provenance(opened))
     rewritten = sort_features(rewritten)
@@ -124,7 +142,8 @@ def convert(
         config = {**output.config, OURS: noted}
         (beside / "config.json").write_text(dumps(config, indent=2) + "\n", encoding="utf-8")
         _copy_companions(opened.directory, beside)
-        proofs, note = _prove(meant, beside, wanted, facts, parity, dtype is not None)
+        proved = meant if rewritten.tensors.get(EMBEDDING) is meant.tensors.get(EMBEDDING) else without_embedding(meant)
+        proofs, note = _prove(proved, beside, wanted, facts, parity, dtype is not None)
         beside.chmod(0o755)
         os.rename(beside, destination)
     finally:
@@ -142,7 +161,7 @@ def convert(
         parity=proofs,
         parity_note=note,
         notes=tuple(notes),
-        findings=meant.findings,
+        findings=tuple(found),
         seconds=time.perf_counter() - started,
     )
 
@@ -193,6 +212,9 @@ def _provenance(
     }
     if -1 not in meant.config.aux_layers:
         noted["aux_boundaries"] = sorted(meant.config.aux_layers)
+    own_width = meant.config.hidden_size != meant.config.target_hidden_size
+    if meant.config.own_embedding and not own_width and not own_embedding_is_meant(meant):
+        noted[EMBEDDING_NOTE] = TARGETS
     if meant.verifier:
         noted["verifier"] = meant.verifier
     if facts.num_layers is not None:

@@ -13,7 +13,7 @@ from eagle3_serving.checkpoint.names import canonical_name
 from eagle3_serving.checkpoint.source import Json, Source, StoredTensor, zeros
 from eagle3_serving.drafter.config import DrafterConfig
 from eagle3_serving.drafter.shapes import parameter_shapes
-from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.errors import CheckError, InputError, NotJudged
 
 # Stored beside a weight that is quantised; they travel with it and are no parameters of the drafter's.
 SCALES = (
@@ -76,12 +76,12 @@ class Neutral:
         return str(self.source.directory)
 
     def require_right(self, error: type[CheckError] | type[InputError] = CheckError, depth: bool = True) -> None:
-        """Raise `error` with the first finding that breaks the checkpoint, or with what its ids leave open.
+        """Raise `error` with the first finding that breaks the checkpoint or is not judged, or with what its ids leave open.
 
         Without `depth`, ids that follow from the depth of a target that is not known may stay open.
         """
         for finding in self.findings:
-            if finding.breaks:
+            if finding.breaks or finding.unjudged:
                 raise error(f"{self.where}: {finding.line()}")
         if self.aux.boundaries is None and (depth or not self.aux.default):
             raise error(f"{self.where}: {self.aux.problem}; {self.aux.fix}")
@@ -103,9 +103,11 @@ def refuse_strangers(source: Source) -> None:
         if any(mark in architectures for mark in marks) or raw.get("speculators_model_type") == kind.lower():
             raise CheckError(f"{where}: a {kind} draft ({architectures}), not an EAGLE-3 drafter")
     if any("kv_a_proj_with_mqa" in name for name in names):
-        raise CheckError(f"{where}: an MLA drafter ({architectures}); only Llama- and Qwen3-shaped ones are converted")
+        raise NotJudged(
+            f"{where}: an MLA drafter ({architectures}); only Llama- and Qwen3-shaped ones are computed here"
+        )
     if any(".experts." in name for name in names):
-        raise CheckError(f"{where}: a mixture-of-experts drafter; only dense ones are converted")
+        raise NotJudged(f"{where}: a mixture-of-experts drafter; only dense ones are computed here")
     canonical = {canonical_name(name): name for name in names}
     fc = source.tensors.get(canonical.get("fusion.fc.weight", ""))
     if fc is None and "layers.0.input_layernorm.weight" in canonical and "layers.1.mlp.up_proj.weight" in canonical:
@@ -225,10 +227,6 @@ def absolute_ids(parts: Parts, vocab: int, draft_vocab: int) -> Tensor | None:
         else:
             wrong("d2t maps outside the target's vocabulary, or two draft tokens to one target token", "")
         return None
-    if draft_vocab < vocab and not offsets.any():
-        wrong(
-            f"d2t is all zero although only {draft_vocab} of {vocab} tokens can be drafted", "take d2t from the trainer"
-        )
     if draft_vocab == vocab and torch.equal(ids, torch.arange(vocab)):
         return None
     return ids

@@ -71,9 +71,19 @@ def settle_shared(
             elif name in before and name in tensors:
                 taken.append(name)
     same_width = neutral.config.hidden_size == neutral.config.target_hidden_size
-    if EMBEDDING in tensors and same_width and not own_embedding_is_meant(neutral) and unlike_target(neutral, facts):
+    apart = unlike_target(neutral, facts) if EMBEDDING in tensors and same_width else 0.0
+    replaced = dialect.name in ("sglang", "universal")  # SGLang puts the target's in the place of any copy
+    if apart and not own_embedding_is_meant(neutral):
         del tensors[EMBEDDING]
-        notes.append("embed_tokens.weight differs from the target's, with which the drafter was trained: left out")
+        notes.append(
+            f"embed_tokens.weight is {apart:.2%} from the target's, with which the drafter was trained: left out"
+        )
+    elif apart and replaced:
+        notes.append(f"embed_tokens.weight is {apart:.2%} from the target's, which SGLang puts in its place")
+    elif EMBEDDING in tensors and same_width and replaced and facts.embedding is None:
+        notes.append(
+            "SGLang puts the target's embedding in the place of embed_tokens.weight: compare them with --target DIR"
+        )
     if dialect.wants_embedding and EMBEDDING not in tensors:
         if facts.embedding is not None and same_width:
             tensors[EMBEDDING] = facts.embedding
@@ -90,6 +100,12 @@ def settle_shared(
         taken.append(HEAD)
     config = replace(neutral.config, own_embedding=EMBEDDING in tensors)
     return replace(neutral, tensors=tensors, head=head, config=config), taken, notes
+
+
+def without_embedding(neutral: Neutral) -> Neutral:
+    """The same with the target's embedding, in place of a copy that a conversion leaves out or replaces."""
+    tensors = {name: tensor for name, tensor in neutral.tensors.items() if name != EMBEDDING}
+    return replace(neutral, tensors=tensors, config=replace(neutral.config, own_embedding=False))
 
 
 def cast(tensors: dict[str, StoredTensor], dtype: torch.dtype) -> dict[str, StoredTensor]:

@@ -24,6 +24,7 @@ after source and output have been run side by side, or not at all. `universal` i
 WRITABLE = ("vllm", "sglang", "universal", "speculators", "eagle")
 DIALECTS = ("speculators", "modelopt", "angelslim", "universal", "vllm", "specforge", "sglang", "eagle")
 CONVENTIONS = ("boundary", "output")
+NORM_OUTPUTS = ("feedback", "final-norm")
 FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -38,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--aux-convention",
         choices=CONVENTIONS,
         help="what the source's layer ids count, where it cannot be told: inputs of layers, or outputs",
+    )
+    parser.add_argument(
+        "--norm-output",
+        choices=NORM_OUTPUTS,
+        help="what the source's norm_output: true means, where it cannot be told: the post-norm state is fed back, or (SpecForge "
+        "before September 2026) the final norm stands before the head",
     )
     parser.add_argument("--from", dest="dialect", choices=DIALECTS, help="what SRC is (default: told by its marks)")
     parser.add_argument("--dtype", choices=FLOATS, help="cast weights (default: as they are)")
@@ -85,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             num_target_layers=args.num_target_layers,
             aux_convention=args.aux_convention,
             dialect=args.dialect,
+            norm_output=args.norm_output,
             dtype=args.dtype,
             parity=not args.no_parity,
             progress=progress,

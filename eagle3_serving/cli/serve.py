@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from eagle3_serving.errors import InputError
 
 if TYPE_CHECKING:
+    from eagle3_serving.serve.servable import Servable
     from eagle3_serving.serve.server import ServerCommand
 
 _EXAMPLES = """examples:
@@ -62,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
         )
     for finding in drafter.warnings:
         _say(f"warning: {finding.line()}")
-    command = _command(args, drafter.directory)
+    for finding in drafter.unjudged:
+        _say(f"not judged here, served as it is by {args.engine}'s own EAGLE-3: {finding.line()}")
+    command = _command(args, drafter)
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in command.environment.items())
     _say(f"{settings} {shlex.join(part.replace('{port}', str(args.port)) for part in command.argv)}")
     log = args.log or Path(tempfile.mkdtemp(prefix="eagle3-serve-")) / "server.log"
@@ -71,14 +74,14 @@ def run(args: argparse.Namespace) -> int:
         return watch(server, args.engine)
 
 
-def _command(args: argparse.Namespace, drafter: Path) -> "ServerCommand":
+def _command(args: argparse.Namespace, drafter: "Servable") -> "ServerCommand":
     if args.engine == "vllm":
         from eagle3_serving.serve.vllm import VllmOptions, on_cpu, vllm_command
 
         return vllm_command(
             VllmOptions(
                 args.target,
-                drafter,
+                drafter.directory,
                 k=args.k,
                 dtype=args.dtype,
                 max_model_len=args.context,
@@ -86,6 +89,8 @@ def _command(args: argparse.Namespace, drafter: Path) -> "ServerCommand":
                 compiled=not on_cpu(),
                 prefix_cache=True,
                 profile=args.profile,
+                plugin=not (drafter.unjudged or drafter.parallel),
+                parallel=drafter.parallel,
                 extra=tuple(args.engine_args),
             )
         )
@@ -94,7 +99,7 @@ def _command(args: argparse.Namespace, drafter: Path) -> "ServerCommand":
     return sglang_command(
         SglangOptions(
             args.target,
-            drafter,
+            drafter.directory,
             dtype=args.dtype,
             max_requests=args.max_requests,
             kv_tokens=None,

@@ -24,7 +24,8 @@ _FEW_CPUS = 4
 class VllmOptions:
     """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step: a chain's, or the nodes of a
     tree of at most `depth` with `top_k` children a node (None: the plugin's own). `plugin` False leaves drafting to vLLM's
-    own EAGLE-3, `only_chain` lets it draft no trees. `simulate`: vLLM's synthetic acceptance, this rate a depth."""
+    own EAGLE-3, `only_chain` lets it draft no trees. `parallel`: the drafter drafts all tokens in one pass (P-EAGLE; with
+    `plugin` False: vLLM's own code does that). `simulate`: vLLM's synthetic acceptance, this rate a depth."""
 
     target: Path
     drafter: Path | None = None
@@ -38,6 +39,7 @@ class VllmOptions:
     plugin: bool = True
     only_chain: bool = False
     profile: Path | None = None
+    parallel: bool = False
     simulate: float | None = None
     depth: int | None = None
     top_k: int | None = None
@@ -60,6 +62,8 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
     if options.drafter is not None:
         speculative: dict[str, object] = {"method": "eagle3", "model": str(options.drafter)}
         speculative["num_speculative_tokens"] = options.k
+        if options.parallel:
+            speculative["parallel_drafting"] = True
         if options.simulate is not None:
             rates = [options.simulate ** (place + 1) for place in range(options.k)]
             speculative |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
