@@ -29,9 +29,10 @@ from eagle3_serving.checkpoint.read import read
 from eagle3_serving.checkpoint.rewrites import cast, settle_shared, sort_features, sort_vocabulary
 from eagle3_serving.checkpoint.source import Json, Source, open_source, resolve
 from eagle3_serving.checkpoint.write import Progress, write_safetensors
+from eagle3_serving.dtypes import TORCH, short_dtype
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.files import require_absent
 
-FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # files that travel with a drafter as they are; nothing in them depends on the dialect
 _COMPANIONS = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE", "calibration.json", "hf_quant_config.json", "generation_config.json")  # fmt: skip
 _TOLERANCE = 1e-4  # of the largest logit: sums in another order
@@ -76,17 +77,15 @@ def convert(
     """Write the drafter `source` (a directory or a hub id) to `destination` in the dialect `to`.
 
     `destination` must not exist, or be an empty directory; it appears whole or not at all. `dialect` overrides what the
-    source is taken for, `dtype` (float32, bfloat16, float16) casts weights. `progress(total, 0)` is given the bytes to
+    source is taken for, `dtype` (any name of `dtypes.short_dtype`) casts weights. `progress(total, 0)` is given the bytes to
     write and returns what is told of each piece. Raises InputError where something cannot be read or is asked for
     wrongly, CheckError where the source is not right, `to` cannot express it, or the proof fails.
     """
     started = time.perf_counter()
     if to not in WRITABLE:
         raise InputError(f"cannot write dialect {to!r}; known are {', '.join(WRITABLE)}")
-    if dtype is not None and dtype not in FLOATS:
-        raise InputError(f"--dtype is {dtype!r}; known are {', '.join(FLOATS)}")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"{destination} exists already; remove it, or name another destination")
+    dtype = None if dtype is None else TORCH.get(short_dtype(dtype))  # auto: as they are
+    require_absent(destination)
     facts = TargetFacts.of(target, num_target_layers)
     opened = open_source(resolve(str(source)))
     meant = read(opened, dialect=dialect, num_target_layers=facts.num_layers, aux_convention=aux_convention)
@@ -105,7 +104,7 @@ def convert(
         raise CheckError(f"{meant.where}: {wanted.title} cannot express {'; nor '.join(refused)}")
     float_type = dtype or _dtype_of(rewritten)
     output = wanted.write(rewritten, facts, float_type)
-    tensors = cast(output.tensors, FLOATS[dtype]) if dtype else output.tensors
+    tensors = cast(output.tensors, getattr(torch, dtype)) if dtype else output.tensors
     if dtype and any(tensors[name] is not output.tensors[name] for name in tensors):
         notes.append(f"weights were cast to {dtype}")
 

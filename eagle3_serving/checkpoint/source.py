@@ -3,7 +3,6 @@
 import json
 import math
 import pickle
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.hub import require_source
 
 Json = dict[str, Any]
 
@@ -39,7 +39,6 @@ DTYPES = {
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_JSON = 64_000_000
 _MAX_NAME = 200  # characters
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -185,9 +184,8 @@ def open_source(directory: Path) -> Source:
 def resolve(source: str) -> Path:
     """A local folder as it is, or a hub id (`owner/name`) through huggingface_hub and its cache."""
     path = Path(source)
-    if path.exists() or not _HUB_ID.fullmatch(source):
-        if not path.is_dir():
-            raise InputError(f"{source} is not a directory; give a local checkpoint's folder or a hub id, owner/name")
+    require_source(source)
+    if path.is_dir():
         return path
     try:
         from huggingface_hub import snapshot_download

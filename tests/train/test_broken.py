@@ -15,8 +15,8 @@ from eagle3_serving.engine import Generation
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.train.data import DataReport, read_answers
 from eagle3_serving.train.finish import by_context
-from eagle3_serving.train.job import TrainJob, fit, train
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.job import fit, train
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from tiny import VOCAB, tiny_target

@@ -11,7 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle3_serving.errors import InputError
-from eagle3_serving.train.job import TrainJob, fit
+from eagle3_serving.train.job import fit
+from eagle3_serving.train.options import TrainJob
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 VOCAB = 48

@@ -14,8 +14,8 @@ from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.features import norm_weight
-from eagle3_serving.train.job import TrainedDrafter, TrainJob, fit, train
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.job import TrainedDrafter, fit, train
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 VOCAB, HIDDEN = 64, 32  # those of the hand-written drafters of tests/checkpoint
 SIZES: dict[str, Any] = {
