@@ -4,8 +4,12 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from eagle3_serving import __version__
 from eagle3_serving.errors import Eagle3Error, InputError
@@ -33,7 +37,8 @@ def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         said = name or f"eagle3 {args.command}"
-        return _run(args)
+        with _interruptible(said):
+            return _run(args)
     except Eagle3Error as error:
         return _end(said, str(error), error.exit_code)
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
@@ -68,6 +73,26 @@ def _run(args: argparse.Namespace) -> int:
     except MemoryError:
         raise InputError("there is not enough memory for this; ask for fewer or shorter answers at once") from None
     return exit_code
+
+
+@contextmanager
+def _interruptible(name: str) -> Iterator[None]:
+    """Ctrl-C ends at once while torch is imported, whose extension would lose it; nothing of ours has begun then."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+            _end(name, "interrupted", 130)
+            os._exit(130)
+        raise KeyboardInterrupt
+
+    # an interrupt that is ignored, as in the background of a shell, stays ignored
+    usual = threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, interrupt) if usual else None
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, before)
 
 
 def _end(name: str, line: str, exit_code: int) -> int:
