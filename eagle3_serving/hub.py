@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.folders import no_config
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -16,7 +17,7 @@ def local_model(path: Path, flag: str) -> Path:
     """
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"{flag}: no config.json in {path}{_inside(path)}")
+            raise InputError(f"{flag}: {no_config(path)}")
         return path
     if path.exists():
         raise InputError(
@@ -70,11 +71,3 @@ def model_name(directory: Path) -> str:
     if directory.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/", 1)
     return directory.name
-
-
-def _inside(folder: Path) -> str:
-    """Where the model may be instead: for those who name the folder around it."""
-    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    if not inner:
-        return ""
-    return f"; there is one in {folder / inner[0]}" + (f" ({len(inner)} in all)" if len(inner) > 1 else "")

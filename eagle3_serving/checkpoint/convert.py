@@ -26,7 +26,7 @@ from eagle3_serving.checkpoint.findings import Finding
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.parity import Parity, compare
 from eagle3_serving.checkpoint.read import read
-from eagle3_serving.checkpoint.rewrites import cast, settle_shared, sort_features, sort_vocabulary
+from eagle3_serving.checkpoint.rewrites import cast, require_finite, settle_shared, sort_features, sort_vocabulary
 from eagle3_serving.checkpoint.source import Json, Source, open_source, resolve
 from eagle3_serving.checkpoint.write import Progress, write_safetensors
 from eagle3_serving.dtypes import TORCH, short_dtype
@@ -104,13 +104,14 @@ def convert(
         raise CheckError(f"{meant.where}: {wanted.title} cannot express {'; nor '.join(refused)}")
     float_type = dtype or _dtype_of(rewritten)
     output = wanted.write(rewritten, facts, float_type)
-    tensors = cast(output.tensors, getattr(torch, dtype)) if dtype else output.tensors
+    tensors = cast(output.tensors, getattr(torch, dtype), meant.where) if dtype else output.tensors
     if dtype and any(tensors[name] is not output.tensors[name] for name in tensors):
         notes.append(f"weights were cast to {dtype}")
 
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.partial-"))
+    beside = _beside(destination)
     try:
+        if parity:  # a number that the proof does not touch, as a token's that it does not draft, is found here
+            require_finite([*rewritten.tensors.values(), *rewritten.scales.values()], meant.where)
         with ThreadPoolExecutor(1) as pool:
             hashed = pool.submit(opened.digest)
             total = sum(tensor.nbytes for tensor in tensors.values())
@@ -125,7 +126,7 @@ def convert(
         _copy_companions(opened.directory, beside)
         proofs, note = _prove(meant, beside, wanted, facts, parity, dtype is not None)
         beside.chmod(0o755)
-        os.rename(beside, destination)
+        _appear(beside, destination)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Report(
@@ -146,6 +147,28 @@ def convert(
     )
 
 
+def _beside(destination: Path) -> Path:
+    """A new hidden folder beside `destination`. Raises InputError where none can be made."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name[:60]}.partial-"))
+    except OSError as error:
+        raise InputError(f"{destination} cannot be made: {destination.parent}: {error.strerror}") from None
+
+
+def _appear(beside: Path, destination: Path) -> None:
+    """Rename. Raises InputError where `destination` came to be while this conversion ran."""
+    try:
+        os.rename(beside, destination)
+    except OSError as error:
+        if not destination.exists():
+            raise
+        raise InputError(
+            f"{destination} was made by another process while this conversion ran ({error.strerror}); what stands there is not "
+            "touched: remove it, or name another destination"
+        ) from None
+
+
 def _prove(
     meant: Neutral, output: Path, dialect: Dialect, facts: TargetFacts, wanted: bool, cast_weights: bool
 ) -> tuple[tuple[Parity, ...], str]:
@@ -164,8 +187,8 @@ def _prove(
         if not wanted or blocked:
             continue
         proof = compare(engine, meant, view, facts)
-        if not math.isfinite(proof.largest_logit):
-            raise CheckError(f"{meant.where}: its weights hold NaN or infinities; eagle3 check names the tensors")
+        if not math.isfinite(proof.largest_logit + proof.max_difference):
+            raise CheckError(f"{meant.where}: no parity in {engine}: its numbers are finite, and its logits are not")
         close = proof.tokens_equal and proof.max_difference <= _TOLERANCE * max(1.0, proof.largest_logit)
         if not close and not cast_weights:
             raise CheckError(
