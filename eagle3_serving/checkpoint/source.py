@@ -227,13 +227,16 @@ def _weight_files(directory: Path) -> tuple[list[str], set[str]]:
             return sorted(set(weight_map.values())), set(weight_map)
         if (directory / single).exists():
             return [single], set()
-    for suffix, index in ((".safetensors", "model.safetensors.index.json"), (".bin", "pytorch_model.bin.index.json")):
+    for suffix, index_name in (
+        (".safetensors", "model.safetensors.index.json"),
+        (".bin", "pytorch_model.bin.index.json"),
+    ):
         others = sorted(path.name for path in directory.glob(f"*{suffix}") if not is_state(path.name))
         if len(others) == 1 and not _SHARD.search(others[0]):
             return others, set()
         if others:
             raise InputError(
-                f"{directory / index} is missing: there are {len(others)} {suffix} files ({others[0]}, ...), and it tells "
+                f"{directory / index_name} is missing: there are {len(others)} {suffix} files ({others[0]}, ...), and it tells "
                 "which tensor lies in which; fetch or copy it too"
             )
     raise InputError(

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from eagle3_serving.cli.arguments import add_json, add_target
+from eagle3_serving.errors import InputError
 from eagle3_serving.files import require_writable
 from eagle3_serving.train.criterion import OBJECTIVES
 from eagle3_serving.train.options import TrainJob, TrainOptions
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     require_writable(job.out, "--out")
     from eagle3_serving.train.job import train
 
-    job = replace(job, device=args.device or _device())
+    job = replace(job, device=_device(args.device))
     made = train(job, shlex.join(["eagle3", *map(_told, sys.argv[1:])]))
     last = json.loads((args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     if args.json:
@@ -151,11 +152,19 @@ def run(args: argparse.Namespace) -> int:
     return 0 if made.right else 1
 
 
-def _device() -> str:
-    """The GPU of this process, as torchrun counts them; the CPU where there is none."""
+def _device(wanted: str | None) -> str:
+    """The wanted one, else the GPU of this process, as torchrun counts them, else the CPU. Raises InputError where it is not
+    there."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if wanted is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(f"--device {wanted} cannot be used here ({why}); leave it out, or give cpu") from None
+    return wanted
 
 
 def _told(argument: str) -> str:

@@ -80,6 +80,11 @@ class Target:
         eos = self.model.config.eos_token_id if eos is None else eos
         return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
 
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The boundaries whose hidden states are returned, in this order."""
+        return self._aux_layers
+
     def watch(self, aux_layers: Sequence[int]) -> None:
         """From now on return the hidden states at these boundaries: k is the input of layer k, and of the final norm at k = n."""
         if self._aux_layers == tuple(aux_layers):

@@ -58,6 +58,22 @@ class TrainOptions:
         for name in ("warmup", "patience"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} is {getattr(self, name)}: it must not be negative")
+        for name in (
+            "step_decay",
+            "learning_rate",
+            "fusion_learning_rate",
+            "weight_decay",
+            "token_weight",
+            "feature_weight",
+        ):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be finite and not negative"
+                )
+        if not 0 <= self.ema < 1:
+            raise InputError(f"--ema is {self.ema}: it must be at least 0 and below 1")
+        if not self.clip > 0:
+            raise InputError(f"--clip is {self.clip}: it must be above 0 (inf clips nothing)")
         self.criterion  # noqa: B018  raises InputError
 
     @property
