@@ -64,9 +64,15 @@ class Target:
         if not (directory / "config.json").is_file():
             raise InputError(f"{directory}/config.json is missing; a target directory holds a Hugging Face causal LM")
         try:
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{directory} cannot be loaded as a causal LM: {str(error).splitlines()[0]}") from None
+            # said, not asked: without it a person at a terminal would be asked whether the model's own code may run
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged or strange files raise nearly anything there
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{directory} cannot be loaded as a causal LM: {why[:300]}") from None
         if sharded:
             for layer in getattr(getattr(model, "model", None), "layers", ()):
                 fully_shard(layer, reshard_after_forward=True)
