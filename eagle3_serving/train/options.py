@@ -55,6 +55,8 @@ class TrainOptions:
         for name in ("tokens", "tokens_per_batch", "ttt_steps", "save_every", "log_every", "closed_form_batches"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if self.ttt_steps > 128:  # each keeps its activations: a slip of the finger would take all memory
+            raise InputError(f"--ttt-steps is {self.ttt_steps}: at most 128, for no draft is deeper")
         for name in ("warmup", "patience"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} is {getattr(self, name)}: it must not be negative")

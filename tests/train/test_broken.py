@@ -122,6 +122,7 @@ def test_a_file_with_a_mark_and_windows_ends_is_read(tmp_path: Path) -> None:
         ({"max_length": 0}, r"--max-length is 0"),
         ({"held_out": -1}, r"--held-out is -1"),
         ({"options": {"learning_rate": float("nan")}}, r"--learning-rate is nan"),
+        ({"options": {"ttt_steps": 100_000}}, r"--ttt-steps is 100000: at most 128"),
         ({"options": {"ema": 1.0}}, r"--ema is 1.0"),
     ],
 )
