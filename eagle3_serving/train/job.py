@@ -111,6 +111,8 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     # half the size where its products are of that precision anyway
     dtype = torch.bfloat16 if job.shard_target and job.options.bf16 else torch.float32
     target = target or Target.load(job.target, dtype, job.device, job.shard_target)
+    if target.latent and (job.calibrate or (job.eval_limit and not job.shard_target)):
+        target.new_pool(1, 1)  # says why it could not be measured in the end, before hours are spent
     if job.init is not None:
         drafter, coverage = load_for(target, job.init), None
     else:

@@ -73,27 +73,20 @@ def test_neither_help_nor_an_error_of_usage_imports_what_takes_long(tmp_path: Pa
     assert "--target: there is no folder owner/name; if it is a hub name" in lines["train"]
 
 
-@pytest.mark.parametrize("seconds", [0.15, 0.5])
-def test_an_early_interrupt_is_one_line(tmp_path: Path, seconds: float, drafter_dir: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="when torch is imported is seen in /proc")
+def test_an_interrupt_while_torch_is_imported_is_one_line(tmp_path: Path, drafter_dir: Path) -> None:
+    argv = ["convert", str(drafter_dir), str(tmp_path / "out"), "--to", "vllm"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "eagle3_serving.cli.main",
-            "convert",
-            str(drafter_dir),
-            str(tmp_path / "out"),
-            "--to",
-            "vllm",
-        ],
+        [sys.executable, "-m", "eagle3_serving.cli.main", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(seconds)
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err in ("eagle3 convert: interrupted\n", "eagle3: interrupted\n"), err
+    assert process.returncode == 130 and err == "eagle3 convert: interrupted\n", err
     assert not list(tmp_path.iterdir())
 
 
