@@ -61,6 +61,8 @@ def test_a_target_in_shares_teaches_the_same(answered: list[str], tmp_path: Path
 
 
 def test_a_target_is_shared_among_several(answered: list[str], tmp_path: Path) -> None:
-    job = TrainJob(Path(answered[1]), tmp_path / "run", answers=(Path(answered[3]),), shard_target=True)
+    job = TrainJob(
+        Path(answered[1]), tmp_path / "run", answers=(Path(answered[3]),), draft_vocab_size=24, shard_target=True
+    )
     with pytest.raises(InputError, match="start several with torchrun"):
         fit(job)
