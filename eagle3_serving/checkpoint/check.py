@@ -1,5 +1,6 @@
 """`eagle3 check`: the invariants of a checkpoint, and what each engine would make of it."""
 
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import torch
@@ -73,6 +74,9 @@ def findings_of(neutral: Neutral, facts: TargetFacts, engines: tuple[str, ...], 
         found += _of_values(neutral)
     for name in engines:
         found += ENGINES[name].view(neutral, facts).findings
+    if engines and (neutral.source.directory / "config.json").read_bytes()[:3] == BOM_UTF8:
+        found.append(Finding("error", "any", "config.json", "begins with a byte-order mark, at which engines stop",
+                             "save it as UTF-8 without one, or convert it"))  # fmt: skip
     return sorted(dict.fromkeys(found), key=lambda finding: ORDER.index(finding.severity))
 
 

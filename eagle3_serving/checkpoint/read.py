@@ -57,7 +57,9 @@ class _Keys:
         if value is None:
             return None
         if not isinstance(value, list) or not all(type(i) is int and -1 <= i <= 10_000 for i in value):
-            raise InputError(f"{self.where}/config.json: {key} is {value!r:.80}, not a list of layer numbers")
+            raise InputError(
+                f"{self.where}/config.json: {key} is {value!r:.80}, not a list of whole numbers, one a layer"
+            )
         return value
 
     def table(self, key: str) -> Json:
@@ -100,11 +102,12 @@ def read(
         )
     heads, hidden = layer.count("num_attention_heads"), layer.count("hidden_size")
     kv_heads = layer.count("num_key_value_heads", heads)
-    head_dim = layer.count("head_dim", max(hidden // heads, 1))
+    head_dim = _head_dim(layer, parts, heads, kv_heads, hidden)
     wide, vocab = layer.count("intermediate_size"), layer.count("vocab_size")
     if heads % kv_heads or head_dim % 2:
         raise InputError(
-            f"{where}/config.json: {heads} heads, {kv_heads} key-value heads and head size {head_dim} make no attention"
+            f"{where}/config.json: num_attention_heads {heads}, num_key_value_heads {kv_heads} and head_dim {head_dim} make no "
+            "attention"
         )
     layers = _num_layers(parts, where)
     split_fused(parts, heads * head_dim, kv_heads * head_dim, wide)
@@ -176,6 +179,26 @@ def read(
         verifier=_verifier(source),
         findings=tuple(parts.findings),
     )
+
+
+def _head_dim(layer: _Keys, parts: Parts, heads: int, kv_heads: int, hidden: int) -> int:
+    """As config.json has it, else hidden_size / heads. Raises CheckError where the projections have heads of another size."""
+    said = layer.count("head_dim", max(hidden // heads, 1))
+    for name, count in (("q_proj", heads), ("qkv_proj", heads + 2 * kv_heads)):
+        tensor = parts.tensors.get(f"layers.0.self_attn.{name}.weight")
+        if tensor is None or len(tensor.shape) != 2 or tensor.shape[0] % count:
+            continue
+        stored = tensor.shape[0] // count
+        key = parts.tensors.get("layers.0.self_attn.k_proj.weight")
+        if stored not in (0, said) and (key is None or key.shape[:1] == (kv_heads * stored,)):
+            how = (
+                "is" if layer.config.get("head_dim") is not None else "is missing, hidden_size / num_attention_heads is"
+            )
+            raise CheckError(
+                f"{layer.where}/config.json: head_dim {how} {said}, and {tensor.name} has {count} heads of {stored}; set head_dim "
+                f"to {stored}"
+            )
+    return said
 
 
 def _noted(source: Source, top: list[int] | None, nested: list[int] | None, count: int) -> AuxLayers | None:
@@ -325,12 +348,15 @@ def _feedback(
 def _check_ids(parts: Parts, boundaries: tuple[int, ...] | None, num_target_layers: int | None) -> None:
     if boundaries is None:
         return
-    outside = [k for k in boundaries if k < 0 or (num_target_layers is not None and k > num_target_layers)]
+    n = num_target_layers
+    if any(k < 0 for k in boundaries):
+        last = f" ({n} is the state behind its last layer)" if n is not None else ""
+        _say(parts, "error", IDS, f"{list(boundaries)}: a negative number counts from the end, and engines do not count so",
+             f"write the layer's own number{last}")  # fmt: skip
+        return
+    outside = [k for k in boundaries if (num_target_layers is not None and k > num_target_layers)]
     if outside:
-        depth = (
-            f"this one has {num_target_layers} layers" if num_target_layers is not None else "no target has them all"
-        )
-        what = f"the drafter is for another target: it reads the inputs of layers {list(boundaries)}, {depth}"
+        what = f"the drafter is for another target: it reads the inputs of layers {list(boundaries)}, this one has {n} layers"
         _say(parts, "error", IDS, what, "give the target that it was trained on")
     if len(set(boundaries)) != len(boundaries):
         _say(parts, "error", IDS, f"boundaries {list(boundaries)} name one twice", "mend config.json")

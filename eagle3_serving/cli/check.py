@@ -4,7 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
+from eagle3_serving.cli.arguments import add_json
 from eagle3_serving.cli.convert import CONVENTIONS, DIALECTS, NORM_OUTPUTS
+from eagle3_serving.hub import require_source
 
 _EXAMPLES = """examples:
   eagle3 check checkpoints/smollm2-135m-instruct
@@ -41,11 +43,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--norm-output", choices=NORM_OUTPUTS, help="what norm_output: true means, where it cannot be told"
     )
     parser.add_argument("--from", dest="dialect", choices=DIALECTS, help="what DIR is (default: told by its marks)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    require_source(args.drafter)
     from eagle3_serving.checkpoint.check import check
     from eagle3_serving.checkpoint.findings import verdict
     from eagle3_serving.checkpoint.source import resolve

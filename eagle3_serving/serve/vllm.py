@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from eagle3_serving.dtypes import ENGINES
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import HOST, ServerCommand
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SERVED_NAME = "target"
 MODE = "EAGLE3_MODE"  # "vllm" leaves drafting to vLLM itself
 PROFILE = "EAGLE3_PROFILE"  # a file of what was measured, by which the plugin decides
@@ -52,7 +52,7 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
     _check(options)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", str(options.target), "--served-model-name", SERVED_NAME]
-    argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype]]
+    argv += ["--host", HOST, "--port", "{port}", "--dtype", ENGINES[options.dtype]]
     argv += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)]
     if not options.prefix_cache:
         argv.append("--no-enable-prefix-caching")
@@ -101,8 +101,8 @@ def require_vllm() -> None:
 
 
 def _check(options: VllmOptions) -> None:
-    if options.dtype not in DTYPES:
-        raise InputError(f"dtype {options.dtype!r} is unknown: one of {', '.join(DTYPES)}")
+    if options.dtype not in ENGINES:
+        raise InputError(f"dtype {options.dtype!r} is unknown: one of {', '.join(ENGINES)}")
     if options.k < 1:
         raise InputError(f"k is {options.k}: at least one draft token a step is needed")
     for role, directory in (("target", options.target), ("drafter", options.drafter)):

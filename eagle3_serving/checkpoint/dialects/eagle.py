@@ -29,7 +29,7 @@ def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
     if config.fc_bias or config.attention_bias or config.mlp_bias:
         found.append("biases")
     if config.head_dim != config.hidden_size // config.num_attention_heads:
-        found.append(f"head size {config.head_dim}: it takes hidden_size / heads")
+        found.append(f"head_dim {config.head_dim}: it takes hidden_size / num_attention_heads")
     if config.rope.type not in ("default", "linear", "dynamic"):
         found.append(f"rope type {config.rope.type}")
     elif config.rope.partial != 1 or config.rope.params.get(rope.MROPE):
