@@ -1,4 +1,5 @@
-"""What the plugin changes in a vLLM process: the draft architecture, and for trees four seams of Model Runner V2."""
+"""What the plugin changes in a vLLM process: the draft architecture, on a CPU the sampling of chains, and for trees four
+seams of Model Runner V2."""
 
 from typing import Any
 
@@ -6,6 +7,8 @@ import torch
 
 from eagle3_vllm.metrics import Tally, open_folder
 from eagle3_vllm.settings import Settings
+
+INEXACT = "answers drafted at a temperature above 0 do not follow the target's law on a CPU (vllm#42638)"
 
 
 def register_all() -> None:
@@ -15,23 +18,34 @@ def register_all() -> None:
     try:
         settings = Settings.read()
         if settings.mode == "vllm":
+            if not torch.cuda.is_available():
+                logger.warning("eagle3: EAGLE3_MODE is vllm; %s", INEXACT)
             return
         from eagle3_vllm import compat
     except Exception as error:  # an import that failed is a vLLM we do not know
-        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", error)
+        _left_to_vllm(str(error), logger)
         return
     problems = [compat.version_problem() or "", *compat.problems(compat.BOTH_RUNNERS)]
     if any(problems):
-        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", "; ".join(filter(None, problems)))
+        _left_to_vllm("; ".join(filter(None, problems)), logger)
         return
     for name in compat.ARCHITECTURES:
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
     _register_settling(settings, logger)
     from eagle3_vllm.idle import register_idle
+    from eagle3_vllm.rejection_v1 import exact_here, register_sampling
 
     register_idle()
+    register_sampling()
+    if not exact_here():
+        logger.warning("eagle3: %s: %s", INEXACT, "; ".join(compat.problems(compat.SAMPLING)))
     open_folder()
     _register_trees(settings, logger)
+
+
+def _left_to_vllm(why: str, logger: Any) -> None:
+    inexact = "" if torch.cuda.is_available() else f"; {INEXACT}"
+    logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s%s", why, inexact)
 
 
 def _register_settling(settings: Settings, logger: Any) -> None:
