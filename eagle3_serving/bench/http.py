@@ -13,6 +13,7 @@ from eagle3_serving.bench.load import Load, Outcome, Side, Timed
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.setting import Setting
 from eagle3_serving.errors import InputError
+from eagle3_serving.eval.law import Answers
 from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server, ServerCommand, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
@@ -36,6 +37,9 @@ class ServerSide:
         )
         answers = tuple(Timed(one.token_ids, one.first_token_s, one.total_s) for one in said)
         return Outcome(answers, seconds, self.client.counters() - before)
+
+    def draw(self, text: str, draws: int, tokens: int, temperature: float) -> Answers:
+        return self.client.draw(text, draws, tokens, temperature)
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from torch import Tensor
 from eagle3_serving.errors import CheckError
 
 Answers = Sequence[Sequence[int]]  # token ids of one prompt's answers
-Draw = Callable[[str, int, int], Answers]  # (prompt, answers, tokens each) -> fresh answers of exactly so many tokens
+Draw = Callable[
+    [str, int, int, float], Answers
+]  # (text, answers, tokens of each, temperature) -> so many fresh answers
 
 # open and nearly settled continuations: a law is lost in either
 PROMPTS = (
@@ -43,19 +45,29 @@ class LawTest:
 
 
 class LawError(CheckError):
-    """A side samples by another law than plain decoding; `test` says how surely."""
+    """A side samples by another law than plain decoding; `found` says how surely."""
 
-    def __init__(self, side: str, test: LawTest) -> None:
+    def __init__(self, side: str, found: LawTest) -> None:
         super().__init__(
-            f"{side} does not sample by the target's law ({test}): no speed of wrong text is shown; use --temperature 0"
+            f"{side} does not sample by the target's law ({found}): no speed of wrong text is shown; use --temperature 0"
         )
-        self.test = test
+        self.found = found
 
 
-def test_law(plain: Draw, other: Draw) -> LawTest:
+def try_law(plain: Draw, other: Draw, temperature: float) -> LawTest:
     """Draw from both sides and compare."""
-    sides = [[draw(prompt, DRAWS, TOKENS) for prompt in PROMPTS] for draw in (plain, other)]
+    sides = [[draw(text, DRAWS, TOKENS, temperature) for text in PROMPTS] for draw in (plain, other)]
     return LawTest(compare(*sides), DRAWS * len(PROMPTS))
+
+
+def hold_law(plain: Draw, other: Draw, temperature: float) -> LawTest | None:
+    """The same, None at temperature 0. Raises LawError where the other side has another law."""
+    if temperature == 0:
+        return None
+    found = try_law(plain, other, temperature)
+    if not found.lawful:
+        raise LawError("the side with the drafter", found)
+    return found
 
 
 def compare(one: Sequence[Answers], other: Sequence[Answers]) -> float:
@@ -92,7 +104,8 @@ def _differences(one: Answers, other: Answers) -> Tensor:
     for place in range(max(map(len, [*one, *other]))):
         # an answer that has ended holds its own token here
         sides = [[answer[place] if place < len(answer) else -1 for answer in side] for side in (one, other)]
-        [(token, count)] = Counter(sides[0] + sides[1]).most_common(1)
+        # of equals the lowest id: the choice must not know the sides
+        token, count = min(Counter(sides[0] + sides[1]).items(), key=lambda seen: (-seen[1], seen[0]))
         if OFTEN * 2 * len(one) <= count < 2 * len(one):
             columns.append([(a == token) - (b == token) for a, b in zip(*sides, strict=True)])
     return torch.tensor(columns, dtype=torch.float64).reshape(len(columns), len(one)).T

@@ -4,6 +4,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.eval.law import hold_law
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
@@ -45,8 +46,9 @@ def run_sglang(options: EvalOptions) -> EvalReport:
         plain, spec = (stack.enter_context(SglangClient(server.url, options.target)) for server in servers)
         for client in (plain, spec):
             client.ask(_WARM_UP, max_tokens=16)
+        law = hold_law(plain.draw, spec.draw, options.temperature)
         rounds = measure(options, families, plain, spec)
-    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds)
+    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds, law)
 
 
 def shape_of(options: EvalOptions) -> Shape | None:
