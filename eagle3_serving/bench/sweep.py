@@ -15,7 +15,7 @@ from eagle3_serving.bench.load import Load, Outcome, Side, figures
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.record import Record, Row
 from eagle3_serving.bench.summary import laws
-from eagle3_serving.eval.law import try_law
+from eagle3_serving.eval import law
 from eagle3_serving.eval.prompts import by_family, read_prompts
 
 _WARM_TOKENS = 8
@@ -50,10 +50,13 @@ def run_sweep(options: BenchOptions) -> Record:
     with _open(options) as sides:
         warm: set[tuple[int, str]] = set()
         wanted: dict[int, list[tuple[int, ...]]] = {}
+        plain: dict[float, list[law.Answers]] = {}
         with tqdm(total=len(cells), unit="cell", desc=options.engine) as bar:
             for temperature, setting in untried:
                 bar.set_postfix_str(f"{setting}: is T={temperature:g} the target's law")
-                found = try_law(sides["plain"].draw, sides[setting].draw, temperature)
+                if temperature not in plain:
+                    plain[temperature] = law.sampled(sides["plain"].draw, temperature)
+                found = law.judge(plain[temperature], law.sampled(sides[setting].draw, temperature))
                 record.add({"law": found.to_json(), "setting": setting, "temperature": temperature})
             known = laws(record.rows)
             cells = [cell for cell in cells if _lawful(cell, known)]
@@ -84,8 +87,8 @@ def sampled(options: BenchOptions) -> list[tuple[float, str]]:
 
 
 def _lawful(cell: Cell, known: dict[tuple[float, str], Row]) -> bool:
-    law = known.get((cell.temperature, cell.setting))
-    return law is None or bool(law["lawful"])
+    found = known.get((cell.temperature, cell.setting))
+    return found is None or bool(found["lawful"])
 
 
 def all_cells(options: BenchOptions) -> Iterator[Cell]:

@@ -54,17 +54,20 @@ class LawError(CheckError):
         self.found = found
 
 
-def try_law(plain: Draw, other: Draw, temperature: float) -> LawTest:
-    """Draw from both sides and compare."""
-    sides = [[draw(text, DRAWS, TOKENS, temperature) for text in PROMPTS] for draw in (plain, other)]
-    return LawTest(compare(*sides), DRAWS * len(PROMPTS))
+def sampled(draw: Draw, temperature: float) -> list[Answers]:
+    """What one side says to `PROMPTS`."""
+    return [draw(text, DRAWS, TOKENS, temperature) for text in PROMPTS]
+
+
+def judge(plain: Sequence[Answers], other: Sequence[Answers]) -> LawTest:
+    return LawTest(compare(plain, other), sum(map(len, plain)))
 
 
 def hold_law(plain: Draw, other: Draw, temperature: float) -> LawTest | None:
-    """The same, None at temperature 0. Raises LawError where the other side has another law."""
+    """Draw from both sides and compare; None at temperature 0. Raises LawError where the other side has another law."""
     if temperature == 0:
         return None
-    found = try_law(plain, other, temperature)
+    found = judge(sampled(plain, temperature), sampled(other, temperature))
     if not found.lawful:
         raise LawError("the side with the drafter", found)
     return found

@@ -11,7 +11,7 @@ from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import summarise
 from eagle3_serving.eval.vllm import measure
 from eagle3_serving.serve.server import Server, log_directory
-from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
+from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
 
@@ -25,8 +25,6 @@ def run_sglang(options: EvalOptions) -> EvalReport:
     """
     if options.mode == "plain":
         raise InputError("--mode plain has nothing to compare on SGLang: use chain, tree or auto")
-    if options.temperature > 0 and on_cpu():
-        raise InputError("SGLang decodes greedily on a CPU, whatever the temperature: use --temperature 0")
     families = by_family(read_prompts(options.prompts, options.limit))
     server = SglangOptions(
         options.target,

@@ -15,7 +15,15 @@ from eagle3_serving.tree import SamplingParams, target_law
 
 pytest.importorskip("vllm")
 
-from eagle3_vllm.compat import RejectionSamplerV1, SamplerOutputV1, SamplerV1, SamplingMetadata, SpecDecodeMetadata
+from eagle3_vllm import registration, rejection_v1
+from eagle3_vllm.compat import (
+    RejectionSamplerV1,
+    SamplerOutputV1,
+    SamplerV1,
+    SamplingMetadata,
+    Signature,
+    SpecDecodeMetadata,
+)
 from eagle3_vllm.rejection_v1 import REJECTED, register_sampling
 
 VOCAB, DRAFTED, REQUESTS = 12, (3, 5), 8_000
@@ -231,3 +239,30 @@ def test_logprobs_are_those_of_the_tokens(mode: Any) -> None:
     for tokens, told in zip(output.sampled_token_ids.tolist(), logprobs.tolist(), strict=True):
         for place, token in enumerate(token for token in tokens if token != REJECTED):
             assert told[place] == pytest.approx(float(want[place, token]), abs=1e-4)
+
+
+def test_where_vllm_is_another_its_own_sampler_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def renamed(self: object, logits: object) -> None: ...
+
+    monkeypatch.setattr(
+        rejection_v1, "SAMPLING", (Signature("Sampler.sample", renamed, ("self", "logits", "sampling")),)
+    )
+    forward = rejection_v1._sampling(lambda *_: "vLLM's own")
+    meta = metadata([list(DRAFTED)])
+    assert forward(RejectionSamplerV1(SamplerV1()), meta, None, world(), sampling(1, 0.7)) == "vLLM's own"
+    assert rejection_v1.exact_here() == torch.cuda.is_available()
+
+
+class Said(list[str]):
+    def warning(self, text: str, *values: object) -> None:
+        self.append(text % values)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there vLLM's own sampler is exact")
+def test_one_line_says_where_sampling_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Said()
+    monkeypatch.setattr("vllm.logger.init_logger", lambda _: said)
+    for name, value in (("EAGLE3_MODE", "vllm"), ("EAGLE3_MODE", "trees")):
+        monkeypatch.setenv(name, value)
+        registration.register_all()
+    assert len(said) == 2 and all(registration.INEXACT in line for line in said)
