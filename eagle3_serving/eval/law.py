@@ -23,7 +23,6 @@ PROMPTS = (
 DRAWS = 96  # of each prompt and side
 TOKENS = 4  # of each; drafts come in from the second on
 BOUND = 1e-6  # a side that is right is refused less often than this
-OFTEN = 0.1  # share of the tokens at a place that makes the commonest one worth counting
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def compare(one: Sequence[Answers], other: Sequence[Answers]) -> float:
 
     Answers are paired in the order given. Where both sides have one law, either of a pair could have come from either
     side, so the sign of a pair's difference d_i is a fair coin's, whatever the answers were: D = sum of +-d_i. Of the
-    counts compared (how often the token seen most, both sides together, stands at each place of each prompt) X = D' S^-1 D with
+    counts compared (at each place of each prompt: tokens among the commonest that make up half of both sides together)
+    X = D' S^-1 D with
     S = sum d_i d_i' of rank k is Stuart's and Maxwell's statistic. Sums of fair signs have a smaller moment generating
     function than Gaussian ones, so that Chernoff's bound for chi-square holds for any number of answers:
     p <= (X / k)^(k / 2) exp((k - X) / 2). (Asymptotic p-values are wrong by far out there.)
@@ -107,8 +107,14 @@ def _differences(one: Answers, other: Answers) -> Tensor:
     for place in range(max(map(len, [*one, *other]))):
         # an answer that has ended holds its own token here
         sides = [[answer[place] if place < len(answer) else -1 for answer in side] for side in (one, other)]
-        # of equals the lowest id: the choice must not know the sides
-        token, count = min(Counter(sides[0] + sides[1]).items(), key=lambda seen: (-seen[1], seen[0]))
-        if OFTEN * 2 * len(one) <= count < 2 * len(one):
-            columns.append([(a == token) - (b == token) for a, b in zip(*sides, strict=True)])
+        # the commonest tokens up to half of all; of equals the lower id, for the choice must not know the sides
+        seen = sorted(Counter(sides[0] + sides[1]).items(), key=lambda pair: (-pair[1], pair[0]))
+        common, mass = set(), 0
+        for token, count in seen:
+            common.add(token)
+            mass += count
+            if mass >= len(one):
+                break
+        if len(common) < len(seen):
+            columns.append([(a in common) - (b in common) for a, b in zip(*sides, strict=True)])
     return torch.tensor(columns, dtype=torch.float64).reshape(len(columns), len(one)).T

@@ -20,7 +20,7 @@ from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 MAX_TOKENS = 24
 OWN = Shape(3, 2, 6)
-WARM, COLD = 0.8, 0.3
+WARM, COLD = 0.8, 0.05  # cold: nearly the likeliest token each time
 TREES = "0;1,4,3;3,4,6;5,4,12"
 
 

@@ -85,10 +85,10 @@ def test_a_seed_gives_plain_decodings_answer_each_time(
 def test_sampled_answers_follow_plain_decodings_law(plain: ChatClient, spec: ChatClient) -> None:
     warm, cold, said = (
         [client.draw(text, DRAWS, TOKENS, temperature) for text in PROMPTS[1:]]
-        for client, temperature in ((plain, 0.8), (plain, 0.3), (spec, 0.8))
+        for client, temperature in ((plain, 0.8), (plain, 0.05), (spec, 0.8))
     )
     assert compare(warm, said) > BOUND
-    assert compare(cold, said) < BOUND  # another law would be found
+    assert compare(cold, said) < BOUND  # the likeliest token each time would be found
 
 
 def test_the_answer_streams(spec: ChatClient) -> None:

@@ -47,7 +47,10 @@ def test_one_law_is_one_law() -> None:
 
 @pytest.mark.parametrize("wrong", [argmax, keeps_rejected, half_temperature])
 def test_a_wrong_law_is_found(wrong: Callable[[Tensor], Tensor]) -> None:
-    found = sorted(compare(draws(LAWS, 2 * n), draws(list(map(wrong, LAWS)), 2 * n + 1)) for n in range(20))
+    sides = (LAWS, list(map(wrong, LAWS)))
+    found = sorted(
+        compare(*(draws(laws, 2 * n + side, 3 * DRAWS) for side, laws in enumerate(sides))) for n in range(20)
+    )
     assert found[17] < BOUND
 
 
