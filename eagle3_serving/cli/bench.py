@@ -89,22 +89,30 @@ def run(args: argparse.Namespace) -> int:
         timeout_s=args.timeout,
     )
     from eagle3_serving.bench.record import read_record
-    from eagle3_serving.bench.summary import summarise
+    from eagle3_serving.bench.summary import laws, summarise
     from eagle3_serving.bench.sweep import run_sweep
 
     run_sweep(options)
     head, rows = read_record(options.out)
-    points = summarise(head, rows)
+    points, found = summarise(head, rows), laws(rows)
     _write(options.out, head, points)
     if args.json:
-        print(json.dumps({"rows": [point.to_json() for point in points]}), flush=True)
+        told = [{"temperature": at, "mode": setting, **law} for (at, setting), law in found.items()]
+        print(json.dumps({"rows": [point.to_json() for point in points], "laws": told}), flush=True)
     else:
         from rich.console import Console
 
         from eagle3_serving.bench.table import print_points
 
         print_points(head, points, Console())
-    return int(any(point.identical is False for point in points))
+    wrong = [(at, setting, law) for (at, setting), law in found.items() if not law["lawful"]]
+    for at, setting, law in wrong:
+        print(
+            f"eagle3 bench: {setting} at T={at:g} does not sample by the target's law (p = {law['p_value']:.2g} over "
+            f"{law['draws']} answers): it is left out, for a speed of wrong text says nothing",
+            file=sys.stderr,
+        )
+    return int(bool(wrong) or any(point.identical is False for point in points))
 
 
 def _write(out: Path, head: "Row", points: "list[Point]") -> None:

@@ -72,7 +72,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     values = {option.name: getattr(args, option.name) for option in fields(EvalOptions)}
     options = EvalOptions(**{**values, "prompts": tuple(args.prompts), "dtype": settle_dtype(args.dtype, args.target)})
-    report = _runner(options.engine)(options)
+    from eagle3_serving.eval.law import LawError
+
+    try:
+        report = _runner(options.engine)(options)
+    except LawError as error:
+        if args.json:
+            about = {name: getattr(options, name) for name in ("engine", "mode", "batch", "dtype", "temperature")}
+            print(json.dumps({**about, "law": error.found.to_json()}), flush=True)
+        raise
     if args.json:
         print(json.dumps(report.to_json()), flush=True)
     else:

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
+from sglang.srt.layers import sampler
 from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.runtime_context import get_parallel, get_spec
+from sglang.srt.speculative import eagle_utils, eagle_worker_common
 from sglang.srt.speculative.adaptive_runtime_state import SpecRuntimeState
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 from sglang.srt.speculative.eagle_utils import per_step_draft_out_cache_loc
@@ -29,8 +31,10 @@ from torch import Tensor
 
 from eagle3_serving.serve.shape import Shape
 from eagle3_sglang import compat_graphs
+from eagle3_sglang.compat_check import SAMPLED, name_problem
 from eagle3_sglang.host import to_device
 from eagle3_sglang.reserve import Reserve
+from eagle3_sglang.sampled import Sampling
 from eagle3_sglang.settings import Settings
 
 __all__ = ["EAGLEWorkerV2", "EagleDraftWorker"]
@@ -176,6 +180,19 @@ def penalises(batch: Any) -> bool:
 def after_a_gap(batch: Any) -> bool:
     """Whether the server had nothing to do before this step."""
     return bool(getattr(batch, "after_idle_gap", False))
+
+
+def sample_on_cpu() -> str:
+    """Sampled requests are drawn from the target's law where SGLang would take the argmax; why not, "" where they are."""
+    if problem := name_problem(SAMPLED):
+        return problem
+    around = Sampling(
+        eagle_worker_common.eagle_sample,
+        eagle_utils.verify_tree_greedy_func,
+        sampler.top_k_top_p_min_p_sampling_from_probs_torch,
+    )
+    eagle_worker_common.eagle_sample, eagle_utils.verify_tree_greedy_func = around.sampling, around.verifying
+    return ""
 
 
 def skip_catching_up(skip: bool) -> None:

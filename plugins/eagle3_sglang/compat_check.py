@@ -82,6 +82,17 @@ NAMES = (
     Name("sglang.srt.runtime_context", "get_parallel"),
 )
 
+# what exact sampling on a CPU stands on; without it sampled requests get SGLang's argmax there
+SAMPLED = (
+    Name("sglang.srt.speculative.eagle_worker_common", "eagle_sample", ("verify_input", "batch", "logits_output")),
+    Name("sglang.srt.speculative.eagle_utils", "verify_tree_greedy_func", ("target_predict",)),
+    Name(
+        "sglang.srt.layers.sampler",
+        "top_k_top_p_min_p_sampling_from_probs_torch",
+        ("probs", "top_ks", "top_ps", "min_ps", "need_min_p_sampling", "sampling_seed", "positions"),
+    ),
+)
+
 
 def version_problem(version: str) -> str:
     """Why this version is not served, "" where it is."""

@@ -43,6 +43,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def __init__(self, server_args: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(server_args, *args, **kwargs)
+        if self.device == "cpu" and (problem := compat.sample_on_cpu()):
+            log.warning("eagle3: sampled requests get the likeliest tokens on a CPU, as SGLang has it: %s", problem)
         self.settings = read_settings()
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
         try:

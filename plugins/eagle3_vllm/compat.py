@@ -28,8 +28,12 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.outputs import SamplerOutput as SamplerOutputV1
+from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import RejectionSampler as RejectionSamplerV1
+from vllm.v1.sample.sampler import Sampler as SamplerV1
 from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.gpu import model_states
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager, ModelCudaGraphManager
 from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -67,9 +71,13 @@ __all__ = [
     "RejectionSamplerV1",
     "Sampler",
     "SamplerOutput",
+    "SamplerOutputV1",
+    "SamplerV1",
+    "SamplingMetadata",
     "SamplingParams",
     "Scheduler",
     "SpecDecodeBaseProposer",
+    "SpecDecodeMetadata",
     "SpeculativeConfig",
     "SpeculatorCudaGraphManager",
     "VllmConfig",
@@ -167,6 +175,39 @@ BOTH_RUNNERS = (
         "do_kv_cache_update",
         CPUAttentionBackendImpl.do_kv_cache_update,
         ("self", "layer", "key", "value", "kv_cache", "slot_mapping"),
+    ),
+)
+
+# what sampling of chains on runner V1 stands on; where it differs, vLLM's own sampler stays
+SAMPLING = (
+    Signature(
+        "V1's RejectionSampler.apply_logits_processors",
+        RejectionSamplerV1.apply_logits_processors,
+        ("self", "logits", "sampling_metadata", "metadata"),
+    ),
+    Signature(
+        "V1's _get_logprobs_tensors",
+        RejectionSamplerV1._get_logprobs_tensors,
+        _words("self max_num_logprobs metadata logits target_logits bonus_logits sampled_token_ids"),
+    ),
+    Signature(
+        "V1's Sampler.apply_logits_processors",
+        SamplerV1.apply_logits_processors,
+        ("self", "logits", "sampling_metadata", "predict_bonus_token"),
+    ),
+    Signature("V1's Sampler.sample", SamplerV1.sample, ("self", "logits", "sampling_metadata")),
+    Signature(
+        "SamplingMetadata",
+        SamplingMetadata,
+        _words("temperature all_greedy all_random top_p top_k generators max_num_logprobs"),
+    ),
+    Signature(
+        "SpecDecodeMetadata",
+        SpecDecodeMetadata,
+        _words(
+            "draft_token_ids num_draft_tokens cu_num_draft_tokens cu_num_sampled_tokens target_logits_indices "
+            "bonus_logits_indices"
+        ),
     ),
 )
 
@@ -271,6 +312,6 @@ def gpu_attention_problems(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + TREES)) if line]
+    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + SAMPLING + TREES)) if line]
     print("\n".join(lines) or f"vLLM {vllm.__version__}: every private name is as known")
     raise SystemExit(1 if lines else 0)

@@ -1,4 +1,5 @@
-"""What the plugin changes in a vLLM process: the draft architecture, and for trees four seams of Model Runner V2."""
+"""What the plugin changes in a vLLM process: the draft architecture, on a CPU the sampling of chains, and for trees four
+seams of Model Runner V2."""
 
 from typing import Any
 
@@ -8,6 +9,8 @@ from eagle3_serving.errors import InputError
 from eagle3_vllm.metrics import Tally, open_folder
 from eagle3_vllm.scheduling import register_choice
 from eagle3_vllm.settings import Settings
+
+INEXACT = "answers drafted at a temperature above 0 do not follow the target's law on a CPU (vllm#42638)"
 
 
 def register_all() -> None:
@@ -19,17 +22,24 @@ def register_all() -> None:
     except InputError as error:
         logger.warning("eagle3: vLLM's own chain serves: %s", error)
         settings = Settings(mode="chain")
-    if settings.mode == "vllm":
+    if settings.mode == "vllm" and torch.cuda.is_available():
         return
     try:
         from eagle3_vllm import compat
     except Exception as error:  # an import that failed is a vLLM we do not know
-        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", error)
+        _left_to_vllm(str(error), logger)
         return
     problems = [compat.version_problem() or "", *compat.problems(compat.BOTH_RUNNERS)]
     if any(problems):
-        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", "; ".join(filter(None, problems)))
+        _left_to_vllm("; ".join(filter(None, problems)), logger)
         return
+    from eagle3_vllm.rejection_v1 import exact_here, register_sampling
+
+    register_sampling()
+    if not exact_here():
+        logger.warning("eagle3: %s: %s", INEXACT, "; ".join(compat.problems(compat.SAMPLING)))
+    if settings.mode == "vllm":
+        return  # on a CPU the plugin does what vLLM's own kernels do not do there, and nothing else
     for name in compat.ARCHITECTURES:
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
     _register_settling(settings, logger)
@@ -38,6 +48,11 @@ def register_all() -> None:
     register_idle()
     open_folder()
     _register_trees(settings, logger)
+
+
+def _left_to_vllm(why: str, logger: Any) -> None:
+    inexact = "" if torch.cuda.is_available() else f"; {INEXACT}"
+    logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s%s", why, inexact)
 
 
 def _register_settling(settings: Settings, logger: Any) -> None:
