@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from eagle3_serving.cli.arguments import add_dtype, settle_dtype
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import read_prompts
@@ -21,8 +22,8 @@ from eagle3_serving.eval.report import print_report
 from eagle3_serving.eval.vllm import run_vllm
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
-from eagle3_serving.train.job import TrainJob, train
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.job import train
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 ROUNDS = 160
 TTT_STEPS = 5
@@ -64,7 +65,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=Path, nargs="+", help="prompt files (default: the demo's ten)")
     parser.add_argument("--out", type=Path, required=True, help="directory of the run; used again where it is whole")
     parser.add_argument("--k", type=int, default=4, help="draft tokens of a chain (default 4)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    add_dtype(parser, "fp32")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens an answer (default 64)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often each answer is seen (default {ROUNDS})")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds (default 3)")
@@ -77,7 +78,14 @@ def main() -> int:
         prompts = [prompt.turns[0] for prompt in read_prompts(files)]
         overfit(target, prompts, args.out, args.max_tokens, args.rounds)
     options = EvalOptions(
-        "vllm", target, drafter, files, k=args.k, dtype=args.dtype, max_tokens=args.max_tokens, repeats=args.repeats
+        "vllm",
+        target,
+        drafter,
+        files,
+        k=args.k,
+        dtype=settle_dtype(args.dtype, target),
+        max_tokens=args.max_tokens,
+        repeats=args.repeats,
     )
     report = run_vllm(options)
     if args.json:

@@ -26,6 +26,7 @@ from benchmarks.common import write_json
 from eagle3_serving.bench.record import read_record
 from eagle3_serving.bench.setting import DEFAULTS
 from eagle3_serving.bench.summary import Point, summarise
+from eagle3_serving.cli.arguments import add_dtype
 from eagle3_serving.errors import CheckError, Eagle3Error
 from eagle3_serving.eval.options import ENGINES
 from eagle3_serving.serve.server import last_lines, own_group
@@ -149,7 +150,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="tokens an answer (default 32)")
     parser.add_argument("--least", type=int, default=5, help="requests a cell at low concurrency (default 5)")
     parser.add_argument("--repeats", type=int, default=2, help="rounds (default 2)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    add_dtype(parser, "fp32")
     parser.add_argument("--dry-run", action="store_true", help="say how much is done, and stop")
     try:
         return sweep(parser.parse_args())

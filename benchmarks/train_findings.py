@@ -62,8 +62,8 @@ from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.calibration import calibrate
 from eagle3_serving.train.data import read_answers
 from eagle3_serving.train.features import FeatureSource
-from eagle3_serving.train.job import TrainJob, fit
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.job import fit
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 TTT_STEPS = 5
 

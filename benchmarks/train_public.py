@@ -49,8 +49,8 @@ from eagle3_serving.files import write_whole
 from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.data import Answer, choose_vocabulary, read_answers
 from eagle3_serving.train.features import FeatureSource
-from eagle3_serving.train.job import TrainJob, fit
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.job import fit
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 TTT_STEPS, ROWS = 3, 1024
 OURS = {"eagle3-serving": False, "eagle3-serving-compiled": True}

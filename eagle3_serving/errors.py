@@ -17,3 +17,7 @@ class CheckError(Eagle3Error):
     """Input that was read and is not right, or a run that failed (exit code 1)."""
 
     exit_code = 1
+
+
+class NotJudged(CheckError):
+    """Input that was read and may be right: what it means is not known here (exit code 1 where an answer is needed)."""

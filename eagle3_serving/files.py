@@ -1,6 +1,9 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and text as people save it."""
 
+import os
 from pathlib import Path
+
+from eagle3_serving.errors import InputError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -9,3 +12,34 @@ def write_whole(path: Path, content: str | bytes) -> None:
     beside = path.with_name(f".{path.name}.partial")
     beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     beside.replace(path)
+
+
+def read_text(path: Path) -> str:
+    """UTF-8, a byte-order mark before it left out. Raises InputError, in one line, where that cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory, not a file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def require_absent(destination: Path) -> None:
+    """Raise InputError where `destination` is neither absent nor an empty folder."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise InputError(f"{destination} exists already; remove it, or name another destination")
+
+
+def require_writable(folder: Path, flag: str) -> None:
+    """Raise InputError, before anything long begins, where nothing could be written into `folder` or it cannot be made."""
+    near = folder
+    while not near.exists() and near != near.parent:
+        near = near.parent
+    if not near.is_dir():
+        raise InputError(f"{flag}: {near} is a file, not a directory")
+    if not os.access(near, os.W_OK | os.X_OK):
+        raise InputError(f"{flag}: {near} cannot be written")

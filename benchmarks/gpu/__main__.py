@@ -1,5 +1,5 @@
-"""Every question about a GPU, asked in one command: probe, correctness, tree attention, drafting, the batch curve, training
-and the engines' plugins.
+"""Every question about a GPU, asked in one command: probe, correctness, tree attention, drafting, the batch curve, training,
+the engines' plugins, and real vLLM and SGLang beside plain decoding.
 
 Each step is a process with its own time limit, so that one that hangs or crashes leaves the others. Its rows stand in
 OUT/STEP.jsonl as soon as they are measured; the same command goes on where it was stopped, and passes over steps that are
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.live.contenders import check_names
 from benchmarks.gpu.plan import STEPS, parse_plan, run_plan
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.summary import summary
@@ -28,16 +29,26 @@ _EXAMPLES = f"""examples:
   python -m benchmarks.gpu --plan probe,attention=3,curve=6 --out DIR        (limits in minutes)
   python -m benchmarks.gpu --plan probe,correctness,attention,draft,curve,train,engines --out DIR --device cpu --tiny
   python -m benchmarks.gpu --plan curve --batches 1,8,64 --rate 0.7 --out DIR
+  python -m benchmarks.gpu --steps vllm --deadline 560 --target DIR --out DIR      (real vLLM, under ten minutes)
+  python -m benchmarks.gpu --steps sglang --contenders 1:4:3,auto --in-flight 1,64 --out DIR
   python -m benchmarks.gpu --summary --out DIR                               (of what is there)
 
 How to bring all that is needed to a machine without a network, and the results back: benchmarks/gpu/README.md.
 """
-_LISTS = {"batches": int, "prompts": str, "eval_prompts": str, "answers": str}
+_LISTS = {
+    "batches": int,
+    "in_flight": int,
+    "pairs": str,
+    "contenders": str,
+    "prompts": str,
+    "eval_prompts": str,
+    "answers": str,
+}
 _HELP = {
     "device": "cuda, cuda:1 or cpu (default cuda)",
     "tiny": "toy sizes everywhere: a rehearsal",
-    "target": "directory of SmolLM2-135M-Instruct, for correctness and train",
-    "drafter": "its drafter, for correctness (default: the one that ships)",
+    "target": "directory of SmolLM2-135M-Instruct, for correctness, train, vllm and sglang",
+    "drafter": "its drafter, for correctness, vllm and sglang (default: the one that ships)",
     "prompts": "prompt files for train, with commas",
     "eval_prompts": "held-out prompt files, with commas",
     "answers": "answers that the target gave before, with commas: train then generates the fewer",
@@ -49,6 +60,13 @@ _HELP = {
     "batches": "batch sizes of draft and curve, with commas",
     "graphs": "CUDA graphs where they serve",
     "engine_python": "an interpreter that has vLLM or SGLang (default: this one)",
+    "in_flight": "requests in flight at which the steps vllm and sglang measure, with commas (default 1,4,16,64)",
+    "pairs": "what those steps serve: shape (Llama-3.1-8B's, weights made up), real (--target); default both",
+    "contenders": "engines of those steps, with commas (default: all), vLLM's tree-16 or tree-16-d8-k10 (depth, top-k), SGLang's 3:4:8",
+    "rounds": "how often each engine is measured at each number in flight, in turns",
+    "graph_mode": "vLLM's cudagraph_mode for trees, PIECEWISE say (default: what vLLM and the plugin agree on)",
+    "attention_backend": "as the engine names it (default: vLLM's own choice, SGLang's triton)",
+    "deadline": "seconds that a step on real engines may take, its start included (default: the step's limit)",
     "ablations": "NAME:option=value,... of train, each a run beside the full one; may be repeated",
 }
 
@@ -60,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--plan", help=f"steps with commas: {','.join(STEPS)}")
+    made.add_argument("--plan", "--steps", dest="plan", help=f"steps with commas: {','.join(STEPS)}")
     made.add_argument("--out", type=Path, required=True, help="directory of the results")
     made.add_argument("--summary", action="store_true", help="only the table of what OUT holds")
     for field in fields(Settings):
@@ -102,6 +120,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise InputError("--rate must lie between 0 and 1, --siblings from 0 to 1")
     if min(settings.batches) < 1 or settings.minutes <= 0 or settings.tokens < 4 or settings.context < 8:
         raise InputError("--batches and --minutes must be above 0, --tokens at least 4, --context at least 8")
+    if min(settings.in_flight) < 1 or settings.rounds < 1 or settings.deadline < 0:
+        raise InputError("--in-flight and --rounds must be at least 1, --deadline not below 0")
+    if not settings.pairs or not set(settings.pairs) <= set(Settings.pairs):
+        raise InputError(f"--pairs {','.join(settings.pairs)}: shape, real, or both")
+    check_names(settings.contenders)
     for name in ("target", "drafter"):
         path = getattr(settings, name)
         if path and not (Path(path) / "config.json").is_file():

@@ -8,6 +8,7 @@ On a CPU the same code runs without graphs, so that its results can be held agai
 Shape letters: B requests, R rows of each, T = B * R, S cache places, K frontier nodes.
 """
 
+import gc
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,11 @@ class GraphedTarget(Target):
     def drop(self) -> None:
         """Forget all graphs, and the caches they hold."""
         self.passes.clear()
+        gc.collect()  # a pass and what it captured hold each other
+        if self.memory is not None:
+            # the allocator asserts that a pool which lost its last graph takes no other
+            self.memory = torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def forward(

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,19 +27,33 @@ GRACE = 20.0  # seconds between asking a step to end and ending it
 
 @dataclass(frozen=True)
 class Step:
-    """`minutes` at full size; `reads` are the settings whose change makes the step's figures others."""
+    """`minutes` at full size; `reads` are the settings whose change makes the step's figures others, `asks` those whose
+    change asks for more rows beside the ones that are there."""
 
     name: str
     module: str
     minutes: float
     reads: tuple[str, ...]
     question: str
+    asks: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
         return importlib.import_module(f"benchmarks.gpu.{self.module}")
 
 
 _SIMULATED = ("rate", "siblings", "context", "batches", "tokens", "graphs")
+_LIVE_ASKS = ("in_flight", "pairs", "contenders", "rounds")
+_LIVE = (
+    "engine_python",
+    "target",
+    "drafter",
+    "eval_prompts",
+    "rate",
+    "siblings",
+    "tokens",
+    "graph_mode",
+    "attention_backend",
+)
 STEPS = {
     step.name: step
     for step in (
@@ -62,6 +76,8 @@ STEPS = {
             ("engine_python", "target", "drafter", "eval_prompts"),
             "do the plugins hold on this device?",
         ),
+        Step("vllm", "vllm_step", 10, _LIVE, "what do trees gain in a real vLLM?", _LIVE_ASKS),
+        Step("sglang", "sglang_step", 3, _LIVE, "what do trees gain in a real SGLang?", _LIVE_ASKS),
     )
 }
 
@@ -80,7 +96,7 @@ def parse_plan(text: str) -> list[Step]:
             limit = -1.0
         if not 0 < limit < 1e4:
             raise InputError(f"--plan: {part.strip()!r}: the limit is a number of minutes above 0")
-        steps.append(Step(step.name, step.module, limit, step.reads, step.question))
+        steps.append(replace(step, minutes=limit))
     return steps
 
 
@@ -88,20 +104,33 @@ def inputs_of(step: Step, settings: Settings) -> dict[str, Any]:
     """What a step's figures hang on: settings, device, torch, and the code of the step itself."""
     told = asdict(settings)
     name = torch.cuda.get_device_name(settings.torch_device) if settings.torch_device.type == "cuda" else "cpu"
-    source = Path(__file__).with_name(f"{step.module}.py").read_bytes()
     return {
         "step": step.name,
         "device": name,
         "torch": torch.__version__,
-        "source": hashlib.sha256(source).hexdigest()[:16],
+        "source": hashlib.sha256(source_of(step)).hexdigest()[:16],
         **{key: told[key] for key in ("tiny", "seed", *step.reads)},
     }
 
 
-def is_done(file: Path, inputs: dict[str, Any]) -> bool:
+def source_of(step: Step) -> bytes:
+    """The code that a step's figures hang on."""
+    folder = Path(__file__).parent
+    files = [folder / f"{step.module}.py", *(sorted(folder.glob("live/*.py")) if step.reads is _LIVE else [])]
+    return b"".join(file.read_bytes() for file in files)
+
+
+def asked_of(step: Step, settings: Settings) -> dict[str, Any]:
+    told = asdict(settings)
+    return {key: told[key] for key in step.asks}
+
+
+def is_done(file: Path, step: Step, settings: Settings) -> bool:
     lines = read_lines(file)
-    wanted = json.loads(json.dumps(inputs))
-    return len(lines) > 1 and lines[0].get("inputs") == wanted and lines[-1].get("status") == "done"
+    inputs, asked = json.loads(json.dumps([inputs_of(step, settings), asked_of(step, settings)]))
+    if len(lines) < 2 or lines[0].get("inputs") != inputs:
+        return False
+    return lines[-1].get("status") == "done" and lines[-1].get("asked", {}) == asked
 
 
 def run_plan(steps: Sequence[Step], settings: Settings, out: Path) -> dict[str, dict[str, Any]]:
@@ -111,7 +140,7 @@ def run_plan(steps: Sequence[Step], settings: Settings, out: Path) -> dict[str, 
     ended: dict[str, dict[str, Any]] = {}
     for number, step in enumerate(steps, 1):
         file = out / f"{step.name}.jsonl"
-        if is_done(file, inputs_of(step, settings)):
+        if is_done(file, step, settings):
             ended[step.name] = {**read_lines(file)[-1], "status": "skipped", "why": "done before with the same inputs"}
             print(f"[{number}/{len(steps)}] {step.name}: done before", flush=True)
             continue

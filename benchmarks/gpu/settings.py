@@ -13,7 +13,7 @@ from benchmarks.common import write_json
 @dataclass(frozen=True)
 class Settings:
     """`minutes` is the training's budget; `rate` and `siblings` the simulated acceptance (see `simulate.py`). Paths may be
-    empty: the steps that need them say so."""
+    empty: the steps that need them say so. `in_flight` to `deadline` are of the real engines' steps; `deadline` 0 is the step's own limit."""
 
     device: str = "cuda"
     tiny: bool = False
@@ -33,6 +33,13 @@ class Settings:
     tokens: int = 64
     graphs: bool = True
     engine_python: str = ""
+    in_flight: tuple[int, ...] = (1, 4, 16, 64)
+    pairs: tuple[str, ...] = ("shape", "real")
+    contenders: tuple[str, ...] = ()
+    rounds: int = 2
+    graph_mode: str = ""
+    attention_backend: str = ""
+    deadline: float = 0.0
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

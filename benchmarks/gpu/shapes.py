@@ -42,10 +42,11 @@ LLAMA_8B = Shape("Llama-3.1-8B", 4096, 14336, 32, 32, 8, 128256, 32000)
 TINY = Shape("tiny", 64, 128, 8, 8, 2, 512, 128, 2048)
 
 
-def random_target(shape: Shape, device: torch.device, dtype: torch.dtype) -> Target:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(shape: Shape) -> Any:
+    """A `transformers.LlamaConfig`; no token ends a text."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -58,18 +59,23 @@ def random_target(shape: Shape, device: torch.device, dtype: torch.dtype) -> Tar
         bos_token_id=None,
         pad_token_id=None,
     )
+
+
+def random_target(shape: Shape, device: torch.device, dtype: torch.dtype) -> Target:
+    from transformers import LlamaForCausalLM
+
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model: Any = LlamaForCausalLM(config)
+            model: Any = LlamaForCausalLM(llama_config(shape))
     finally:
         torch.set_default_dtype(before)
     return Target(model.to(device=device, dtype=dtype).requires_grad_(False), shape.name)
 
 
-def random_drafter(shape: Shape, device: torch.device, dtype: torch.dtype) -> Drafter:
-    """Its draft vocabulary is the target's first ids: the others are free to stand for what is never drafted."""
+def random_drafter(shape: Shape, device: torch.device, dtype: torch.dtype, first_id: int = 0) -> Drafter:
+    """Its draft vocabulary is the target's ids from `first_id`: the others are free to stand for what is never drafted."""
     config = DrafterConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -87,7 +93,7 @@ def random_drafter(shape: Shape, device: torch.device, dtype: torch.dtype) -> Dr
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            drafter = Drafter(config, torch.arange(shape.draft_vocab))
+            drafter = Drafter(config, torch.arange(first_id, first_id + shape.draft_vocab))
     finally:
         torch.set_default_dtype(before)
     with torch.no_grad():

@@ -12,6 +12,7 @@ Shape letters: B requests, R rows (root first), N nodes, K frontier nodes, C chi
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -153,22 +154,30 @@ WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # rows of a request that auto'
 SHAPES = {"chain-3": TreeShape.chain(3), "tree-16": TreeShape(16, 5, 4), "tree-60": TreeShape(60, 8, 10)}
 
 
-def expected_lengths(law: AcceptanceLaw, batch: int = 512, seed: int = 0) -> dict[str, float]:
-    """Accepted lengths that the law gives each shape, worked out with the tree's own code and without any model."""
-    torch.manual_seed(seed)
-    found = {}
-    for name, shape in SHAPES.items():
-        frontier, depths, size = root_frontier(batch), [], 0
-        for _ in range(shape.depth):
-            width = frontier.tokens_BK.shape[1]
-            tokens_BKC = torch.arange(shape.top_k).expand(batch, width, shape.top_k)
-            children = Children(tokens_BKC, law.log_chances(batch, width, shape.top_k, torch.device("cpu")))
-            candidates, frontier = expand(children, frontier, shape.top_k, size)
-            depths.append(candidates)
-            size += candidates.scores_BC.shape[1]
-        tree = select(pool(depths), shape.nodes)
-        layout = tree_layout(with_root(tree.parents_BN), shape.depth)
-        tokens_BR = torch.cat([tree.tokens_BN[:, :1], tree.tokens_BN], dim=1)
-        accepted = accept_greedy(tokens_BR, layout, law.choices(tree, (100, 200)), shape.depth)
-        found[name] = 1 + float(accepted.count_B.float().mean())
-    return found
+def expected_lengths(law: AcceptanceLaw) -> dict[str, float]:
+    """Accepted lengths that the law gives each of `SHAPES`."""
+    return {name: expected_length(law, shape) for name, shape in SHAPES.items()}
+
+
+@cache
+def expected_length(law: AcceptanceLaw, shape: TreeShape, batch: int = 4096, seed: int = 0) -> float:
+    """Tokens a pass that the law gives a shape, worked out with the tree's own code and without any model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _expected_length(law, shape, batch)
+
+
+def _expected_length(law: AcceptanceLaw, shape: TreeShape, batch: int) -> float:
+    frontier, depths, size = root_frontier(batch), [], 0
+    for _ in range(shape.depth):
+        width = frontier.tokens_BK.shape[1]
+        tokens_BKC = torch.arange(shape.top_k).expand(batch, width, shape.top_k)
+        children = Children(tokens_BKC, law.log_chances(batch, width, shape.top_k, torch.device("cpu")))
+        candidates, frontier = expand(children, frontier, shape.top_k, size)
+        depths.append(candidates)
+        size += candidates.scores_BC.shape[1]
+    tree = select(pool(depths), shape.nodes)
+    layout = tree_layout(with_root(tree.parents_BN), shape.depth)
+    tokens_BR = torch.cat([tree.tokens_BN[:, :1], tree.tokens_BN], dim=1)
+    accepted = accept_greedy(tokens_BR, layout, law.choices(tree, (100, 200)), shape.depth)
+    return 1 + float(accepted.count_B.float().mean())

@@ -4,6 +4,7 @@ A row once written is kept: a step that was killed goes on behind it, and one wh
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,25 @@ class Sink:
     def __init__(self, path: Path, inputs: dict[str, Any]) -> None:
         self.path = path
         lines = read_lines(path)
-        inputs = json.loads(json.dumps(inputs))
+        self.inputs = inputs = json.loads(json.dumps(inputs))
         if lines and lines[0].get("inputs") != inputs:
             path.replace(path.with_name(path.name + ".old"))
             lines = []
         # the line that a kill cut, and how an earlier try ended, go
         self.rows = [line for line in lines if "key" in line]
-        self.ended = next((line for line in lines if "status" in line), None)
-        if self.ended is None or self.ended["status"] != "done":
-            self.ended = None
-            self._write([{"inputs": inputs}, *self.rows])
+        self._write([{"inputs": inputs}, *self.rows])
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         beside = self.path.with_name(f".{self.path.name}.partial")
         beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         beside.replace(self.path)
+
+    def forget(self, which: Callable[[dict[str, Any]], bool]) -> None:
+        """Rows that are to be made anew go."""
+        kept = [row for row in self.rows if not which(row)]
+        if len(kept) < len(self.rows):
+            self.rows = kept
+            self._write([{"inputs": self.inputs}, *kept])
 
     def has(self, key: str) -> bool:
         return any(row["key"] == key for row in self.rows)

@@ -9,8 +9,9 @@ from benchmarks.gpu.sink import read_lines
 
 
 def table(rows: list[list[str]]) -> str:
-    """Columns as wide as their widest cell; the first row is the head."""
-    widths = [max(len(row[n]) for row in rows if n < len(row)) for n in range(max(map(len, rows)))]
+    """Columns as wide as their widest cell; the first row is the head, a row of one cell a line of text."""
+    wide = [rows[0], *(row for row in rows if len(row) > 1)]
+    widths = [max(len(row[n]) for row in wide if n < len(row)) for n in range(max(map(len, wide)))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * min(160, sum(widths) + 2 * len(widths) - 2), *lines[1:]])
 

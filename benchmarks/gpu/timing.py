@@ -22,6 +22,11 @@ class Timing(NamedTuple):
         return {"us": round(self.median, 2), "us_p10": round(self.p10, 2), "us_p90": round(self.p90, 2)}
 
 
+def first_line(error: BaseException) -> str:
+    """The error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no word'])[0]}"[:300]
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -80,8 +85,8 @@ class Captured(Generic[T]):
             with torch.cuda.graph(graph, pool=pool):
                 self.out = compute()
             self.graph = graph
-        except RuntimeError as error:
-            self.why = f"capture failed: {str(error).splitlines()[0]}"
+        except Exception as error:  # Triton's errors are of no common kind
+            self.why = f"capture failed: {first_line(error)}"
             print(f"no graph, {self.why}", flush=True)
             torch.cuda.synchronize(device)
 

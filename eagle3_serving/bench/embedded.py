@@ -9,6 +9,7 @@ from eagle3_serving.bench.load import Load, Outcome, Side, Timed
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.setting import Setting
 from eagle3_serving.eval.counters import SpecCounters
+from eagle3_serving.eval.law import Answers
 
 if TYPE_CHECKING:
     from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
@@ -50,6 +51,11 @@ class EmbeddedSide:
             for said, first, last, sent in zip(tokens, first_s, last_s, sent_s, strict=False)
         )
         return Outcome(answers, max(last_s), counters)
+
+    def draw(self, text: str, draws: int, tokens: int, temperature: float) -> Answers:
+        from eagle3_serving.eval.embedded import drawing
+
+        return drawing(self.engine, self.tokenizer, self.decode)(text, draws, tokens, temperature)
 
 
 @contextmanager

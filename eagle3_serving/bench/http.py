@@ -13,9 +13,10 @@ from eagle3_serving.bench.load import Load, Outcome, Side, Timed
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.setting import Setting
 from eagle3_serving.errors import InputError
+from eagle3_serving.eval.law import Answers
 from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server, ServerCommand, log_directory
-from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
+from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
@@ -36,6 +37,9 @@ class ServerSide:
         )
         answers = tuple(Timed(one.token_ids, one.first_token_s, one.total_s) for one in said)
         return Outcome(answers, seconds, self.client.counters() - before)
+
+    def draw(self, text: str, draws: int, tokens: int, temperature: float) -> Answers:
+        return self.client.draw(text, draws, tokens, temperature)
 
 
 @contextmanager
@@ -114,7 +118,5 @@ def _simulated(options: BenchOptions, setting: Setting) -> dict[str, str]:
 
 def _connect(options: BenchOptions) -> Callable[[str], ChatClient]:
     if options.engine == "sglang":
-        if max(options.temperatures) > 0 and on_cpu():
-            raise InputError("SGLang decodes greedily on a CPU, whatever the temperature: use --temperature 0")
         return lambda url: SglangClient(url, options.target, options.timeout_s)
     return lambda url: ChatClient(url, timeout_s=options.timeout_s)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from eagle3_serving.eval.counters import SpecCounters
+from eagle3_serving.eval.law import Answers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Side(Protocol):
 
     def run(self, prompts: Sequence[str], load: Load) -> Outcome:
         """Raises CheckError where a request fails."""
+
+    def draw(self, text: str, draws: int, tokens: int, temperature: float) -> Answers:
+        """Fresh continuations of a bare text, each of exactly `tokens`."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:

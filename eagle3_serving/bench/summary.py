@@ -1,6 +1,7 @@
 """From cells to the rows of a report: medians over the rounds, ratios to plain decoding within each round."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ class Point:
 
     `ratio`: to plain decoding of the same round. `floor_share`: of the tokens a second that memory bandwidth or matrix
     rate would allow at this accepted length (`bench.floors`). `identical`: every answer was plain decoding's; None where that cannot be said.
+    `law`: that sampled answers are of the target's law, as tried; None where it was not.
     """
 
     engine: str
@@ -35,25 +37,49 @@ class Point:
     floor_share: float | None
     identical: bool | None
     gpu_memory_gib: float | None
+    law: Row | None = None
 
     def to_json(self) -> Row:
         return asdict(self)
 
 
+def laws(rows: Sequence[Row]) -> dict[tuple[float, str], Row]:
+    """What was found of each temperature's and setting's law: `p_value`, `draws`, `lawful`."""
+    return {(row["temperature"], row["setting"]): row["law"] for row in rows if "law" in row}
+
+
 def summarise(head: Row, rows: list[Row]) -> list[Point]:
-    """In the order in which settings and loads first appear; a load without plain decoding is left out."""
+    """In the order in which settings and loads first appear; a load without plain decoding is left out, and so is a setting
+    that samples by another law than the target's."""
+    law = laws(rows)
+    wrong = {key for key, found in law.items() if not found["lawful"]}
+    rows = [row for row in rows if "law" not in row and (row["temperature"], row["setting"]) not in wrong]
     cells = {(r["temperature"], r["concurrency"], r["setting"], r["round"]): r for r in rows}
     groups: dict[tuple[float, int, str], list[Row]] = {}
     for row in rows:
         if (row["temperature"], row["concurrency"], "plain", row["round"]) in cells:
             groups.setdefault((row["temperature"], row["concurrency"], row["setting"]), []).append(row)
     return [
-        _point(head, *key, group, [cells[(key[0], key[1], "plain", row["round"])] for row in group])
+        _point(
+            head,
+            *key,
+            law.get((key[0], key[2])),
+            group,
+            [cells[(key[0], key[1], "plain", row["round"])] for row in group],
+        )
         for key, group in groups.items()
     ]
 
 
-def _point(head: Row, temperature: float, concurrency: int, setting: str, group: list[Row], plain: list[Row]) -> Point:
+def _point(
+    head: Row,
+    temperature: float,
+    concurrency: int,
+    setting: str,
+    law: Row | None,
+    group: list[Row],
+    plain: list[Row],
+) -> Point:
     rates = [row["tokens_per_second"] for row in group]
     ratios = [rate / base["tokens_per_second"] for rate, base in zip(rates, plain, strict=True)]
     accepted = statistics.mean(row["accepted_length"] for row in group)
@@ -79,6 +105,7 @@ def _point(head: Row, temperature: float, concurrency: int, setting: str, group:
         floor_share=_floor_share(head, statistics.median(rates), concurrency, accepted, nodes),
         identical=all(same) if same else None,
         gpu_memory_gib=max(memory) if memory else None,
+        law=law,
     )
 
 

@@ -14,6 +14,8 @@ from eagle3_serving.bench.floors import count_parameters, measure_floors
 from eagle3_serving.bench.load import Load, Outcome, Side, figures
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.record import Record, Row
+from eagle3_serving.bench.summary import laws
+from eagle3_serving.eval import law
 from eagle3_serving.eval.prompts import by_family, read_prompts
 
 _WARM_TOKENS = 8
@@ -33,19 +35,32 @@ class Cell:
 def run_sweep(options: BenchOptions) -> Record:
     """Measures what the file does not hold yet. Every cell is written as it ends; the same call goes on after a stop.
 
+    A setting whose sampled answers are not of the target's law is not measured: its row says so (`laws`).
     Raises InputError for what cannot be used, CheckError where a server fails; what was measured stays.
     """
     prompts = mixed_prompts(options)
     done = Record(options.out, options.about(prompts), machine(options)) if options.out.exists() else None
+    known = laws(done.rows if done else ())
+    untried = [key for key in sampled(options) if key not in known]
     cells = [cell for cell in all_cells(options) if done is None or not done.has(**cell.__dict__)]
-    if done is not None and not cells:
+    if done is not None and not untried and not any(_lawful(cell, known) for cell in cells):
         return done
     # measured before a server is up, and once a file
     record = done or Record(options.out, options.about(prompts), {**machine(options), **_floors(options)})
     with _open(options) as sides:
         warm: set[tuple[int, str]] = set()
         wanted: dict[int, list[tuple[int, ...]]] = {}
+        plain: dict[float, list[law.Answers]] = {}
         with tqdm(total=len(cells), unit="cell", desc=options.engine) as bar:
+            for temperature, setting in untried:
+                bar.set_postfix_str(f"{setting}: is T={temperature:g} the target's law")
+                if temperature not in plain:
+                    plain[temperature] = law.sampled(sides["plain"].draw, temperature)
+                found = law.judge(plain[temperature], law.sampled(sides[setting].draw, temperature))
+                record.add({"law": found.to_json(), "setting": setting, "temperature": temperature})
+            known = laws(record.rows)
+            cells = [cell for cell in cells if _lawful(cell, known)]
+            bar.reset(len(cells))
             for cell in cells:
                 bar.set_postfix_str(f"{cell.concurrency} in flight, {cell.setting}")
                 asked = requests_for(prompts, cell.concurrency, options.least)
@@ -61,6 +76,19 @@ def run_sweep(options: BenchOptions) -> Record:
                 record.add(row)
                 bar.update()
     return record
+
+
+def sampled(options: BenchOptions) -> list[tuple[float, str]]:
+    """Temperatures and settings whose answers' law is tried before they are measured; what is simulated has none."""
+    if options.simulate is not None:
+        return []
+    names = [setting.name for setting in options.chosen if setting.name != "plain"]
+    return [(temperature, name) for temperature in options.temperatures if temperature > 0 for name in names]
+
+
+def _lawful(cell: Cell, known: dict[tuple[float, str], Row]) -> bool:
+    found = known.get((cell.temperature, cell.setting))
+    return found is None or bool(found["lawful"])
 
 
 def all_cells(options: BenchOptions) -> Iterator[Cell]:

@@ -19,6 +19,7 @@ class AuxLayers:
     """`boundaries` in the order in which `fc` reads them, or None with the `problem` that leaves them open.
 
     `default`: no ids are written and none need be, the target's depth decides; without it `boundaries` stay None.
+    `wrong`: the problem is a fault, and no question.
     """
 
     boundaries: tuple[int, ...] | None
@@ -27,6 +28,7 @@ class AuxLayers:
     problem: str = ""
     fix: str = ""
     default: bool = False
+    wrong: bool = False
 
 
 def decode(
@@ -46,7 +48,7 @@ def decode(
     if not ids:
         if count != 3:
             return _open(
-                f"no auxiliary layer ids for the {count} features that fc reads", "write them into config.json"
+                f"no auxiliary layer ids for the {count} features that fc reads", "write them into config.json", True
             )
         if n is None:
             return replace(
@@ -59,7 +61,7 @@ def decode(
         return AuxLayers(default_aux_layers(n), "boundary", "the defaults of the target's depth", default=True)
     if len(ids) != count:
         return _open(
-            f"{len(ids)} auxiliary layer ids, and fc reads {count} features", "the config is of another drafter"
+            f"{len(ids)} auxiliary layer ids, and fc reads {count} features", "the config is of another drafter", True
         )
     if convention is not None:
         return AuxLayers(_boundaries(ids, convention), convention, "as the caller or the dialect has it")
@@ -109,5 +111,5 @@ def _boundaries(ids: Sequence[int], convention: Convention) -> tuple[int, ...]:
     return tuple(i + 1 for i in ids) if convention == "output" else tuple(ids)
 
 
-def _open(problem: str, fix: str) -> AuxLayers:
-    return AuxLayers(None, "boundary", "", problem, fix)
+def _open(problem: str, fix: str, wrong: bool = False) -> AuxLayers:
+    return AuxLayers(None, "boundary", "", problem, fix, wrong=wrong)

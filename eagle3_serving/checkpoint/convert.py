@@ -20,18 +20,29 @@ from eagle3_serving.checkpoint.check import findings_of
 from eagle3_serving.checkpoint.dequantize import packed
 from eagle3_serving.checkpoint.dialects import DIALECTS, WRITABLE, Dialect
 from eagle3_serving.checkpoint.dialects.base import OURS, provenance
+from eagle3_serving.checkpoint.dialects.sglang import EMBEDDING_NOTE, TARGETS, own_embedding_is_meant
 from eagle3_serving.checkpoint.engines import ENGINES
 from eagle3_serving.checkpoint.facts import TargetFacts
+from eagle3_serving.checkpoint.feedback import NormOutput
 from eagle3_serving.checkpoint.findings import Finding
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.parity import Parity, compare
 from eagle3_serving.checkpoint.read import read
-from eagle3_serving.checkpoint.rewrites import cast, settle_shared, sort_features, sort_vocabulary
+from eagle3_serving.checkpoint.rewrites import (
+    EMBEDDING,
+    cast,
+    require_finite,
+    settle_shared,
+    sort_features,
+    sort_vocabulary,
+    without_embedding,
+)
 from eagle3_serving.checkpoint.source import Json, Source, open_source, resolve
 from eagle3_serving.checkpoint.write import Progress, write_safetensors
+from eagle3_serving.dtypes import TORCH, short_dtype
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.files import require_absent
 
-FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # files that travel with a drafter as they are; nothing in them depends on the dialect
 _COMPANIONS = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE", "calibration.json", "hf_quant_config.json", "generation_config.json")  # fmt: skip
 _TOLERANCE = 1e-4  # of the largest logit: sums in another order
@@ -69,6 +80,7 @@ def convert(
     num_target_layers: int | None = None,
     aux_convention: Convention | None = None,
     dialect: str | None = None,
+    norm_output: NormOutput | None = None,
     dtype: str | None = None,
     parity: bool = True,
     progress: Callable[[int, int], Progress] | None = None,
@@ -76,24 +88,31 @@ def convert(
     """Write the drafter `source` (a directory or a hub id) to `destination` in the dialect `to`.
 
     `destination` must not exist, or be an empty directory; it appears whole or not at all. `dialect` overrides what the
-    source is taken for, `dtype` (float32, bfloat16, float16) casts weights. `progress(total, 0)` is given the bytes to
+    source is taken for, `aux_convention` and `norm_output` answer what it leaves open, `dtype` (any name of
+    `dtypes.short_dtype`) casts weights. `progress(total, 0)` is given the bytes to
     write and returns what is told of each piece. Raises InputError where something cannot be read or is asked for
     wrongly, CheckError where the source is not right, `to` cannot express it, or the proof fails.
     """
     started = time.perf_counter()
     if to not in WRITABLE:
         raise InputError(f"cannot write dialect {to!r}; known are {', '.join(WRITABLE)}")
-    if dtype is not None and dtype not in FLOATS:
-        raise InputError(f"--dtype is {dtype!r}; known are {', '.join(FLOATS)}")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"{destination} exists already; remove it, or name another destination")
+    dtype = None if dtype is None else TORCH.get(short_dtype(dtype))  # auto: as they are
+    require_absent(destination)
     facts = TargetFacts.of(target, num_target_layers)
     opened = open_source(resolve(str(source)))
-    meant = read(opened, dialect=dialect, num_target_layers=facts.num_layers, aux_convention=aux_convention)
+    meant = read(
+        opened,
+        dialect=dialect,
+        num_target_layers=facts.num_layers,
+        aux_convention=aux_convention,
+        norm_output=norm_output,
+    )
     meant.require_right(depth=to != "eagle")
-    for finding in findings_of(meant, facts, (), values=False):
+    found = findings_of(meant, facts, (), values=False)
+    for finding in found:
         if finding.breaks:
             raise CheckError(f"{meant.where}: {finding.line()}")
+    facts = facts.cut(meant.config.vocab_size)
     wanted = DIALECTS[to]
     rewritten, taken, notes = settle_shared(meant, wanted, facts, provenance(opened))
     rewritten = sort_features(rewritten)
@@ -105,13 +124,14 @@ def convert(
         raise CheckError(f"{meant.where}: {wanted.title} cannot express {'; nor '.join(refused)}")
     float_type = dtype or _dtype_of(rewritten)
     output = wanted.write(rewritten, facts, float_type)
-    tensors = cast(output.tensors, FLOATS[dtype]) if dtype else output.tensors
+    tensors = cast(output.tensors, getattr(torch, dtype), meant.where) if dtype else output.tensors
     if dtype and any(tensors[name] is not output.tensors[name] for name in tensors):
         notes.append(f"weights were cast to {dtype}")
 
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}.partial-"))
+    beside = _beside(destination)
     try:
+        if parity:  # a number that the proof does not touch, as a token's that it does not draft, is found here
+            require_finite([*rewritten.tensors.values(), *rewritten.scales.values()], meant.where)
         with ThreadPoolExecutor(1) as pool:
             hashed = pool.submit(opened.digest)
             total = sum(tensor.nbytes for tensor in tensors.values())
@@ -124,9 +144,10 @@ def convert(
         config = {**output.config, OURS: noted}
         (beside / "config.json").write_text(dumps(config, indent=2) + "\n", encoding="utf-8")
         _copy_companions(opened.directory, beside)
-        proofs, note = _prove(meant, beside, wanted, facts, parity, dtype is not None)
+        proved = meant if rewritten.tensors.get(EMBEDDING) is meant.tensors.get(EMBEDDING) else without_embedding(meant)
+        proofs, note = _prove(proved, beside, wanted, facts, parity, dtype is not None)
         beside.chmod(0o755)
-        os.rename(beside, destination)
+        _appear(beside, destination)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Report(
@@ -142,9 +163,31 @@ def convert(
         parity=proofs,
         parity_note=note,
         notes=tuple(notes),
-        findings=meant.findings,
+        findings=tuple(found),
         seconds=time.perf_counter() - started,
     )
+
+
+def _beside(destination: Path) -> Path:
+    """A new hidden folder beside `destination`. Raises InputError where none can be made."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name[:60]}.partial-"))
+    except OSError as error:
+        raise InputError(f"{destination} cannot be made: {destination.parent}: {error.strerror}") from None
+
+
+def _appear(beside: Path, destination: Path) -> None:
+    """Rename. Raises InputError where `destination` came to be while this conversion ran."""
+    try:
+        os.rename(beside, destination)
+    except OSError as error:
+        if not destination.exists():
+            raise
+        raise InputError(
+            f"{destination} was made by another process while this conversion ran ({error.strerror}); what stands there is not "
+            "touched: remove it, or name another destination"
+        ) from None
 
 
 def _prove(
@@ -165,8 +208,8 @@ def _prove(
         if not wanted or blocked:
             continue
         proof = compare(engine, meant, view, facts)
-        if not math.isfinite(proof.largest_logit):
-            raise CheckError(f"{meant.where}: its weights hold NaN or infinities; eagle3 check names the tensors")
+        if not math.isfinite(proof.largest_logit + proof.max_difference):
+            raise CheckError(f"{meant.where}: no parity in {engine}: its numbers are finite, and its logits are not")
         close = proof.tokens_equal and proof.max_difference <= _TOLERANCE * max(1.0, proof.largest_logit)
         if not close and not cast_weights:
             raise CheckError(
@@ -193,6 +236,9 @@ def _provenance(
     }
     if -1 not in meant.config.aux_layers:
         noted["aux_boundaries"] = sorted(meant.config.aux_layers)
+    own_width = meant.config.hidden_size != meant.config.target_hidden_size
+    if meant.config.own_embedding and not own_width and not own_embedding_is_meant(meant):
+        noted[EMBEDDING_NOTE] = TARGETS
     if meant.verifier:
         noted["verifier"] = meant.verifier
     if facts.num_layers is not None:

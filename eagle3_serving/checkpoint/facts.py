@@ -1,13 +1,24 @@
 """What a conversion or a check may know about the target: depth, sizes, and where its embedding and head lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eagle3_serving.checkpoint.source import Json, Source, StoredTensor, open_source, read_json
 from eagle3_serving.errors import InputError
 
-_EMBEDDING = ("model.embed_tokens.weight", "embed_tokens.weight", "language_model.model.embed_tokens.weight")
-_HEAD = ("lm_head.weight", "language_model.lm_head.weight")
+# the last parts of their names, whatever stands before them in a layout (model., model.language_model., language_model.model., ...)
+_EMBEDDING = ("embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight", "wte.weight", "embed_in.weight")
+_HEAD = ("lm_head.weight", "embed_out.weight", "output.weight")
+_TEXT = ("text_config", "llm_config", "language_config")  # where a config of several parts keeps the language model's
+_OTHERS = (
+    "vision",
+    "visual",
+    "audio",
+    "talker",
+    "draft",
+    "mtp",
+    "encoder.",
+)  # parts with embeddings that are not the text's
 
 
 @dataclass(frozen=True)
@@ -17,6 +28,7 @@ class TargetFacts:
     num_layers: int | None = None
     hidden_size: int | None = None
     vocab_size: int | None = None
+    max_position_embeddings: int | None = None
     model_type: str | None = None
     name: str | None = None
     embedding: StoredTensor | None = None
@@ -30,23 +42,34 @@ class TargetFacts:
         if target is None:
             return cls(num_layers=num_target_layers)
         config = read_json(target / "config.json")
-        text = config.get("text_config")
-        text = text if isinstance(text, dict) else config
+        text = _text_config(config)
         layers = _count(text, "num_hidden_layers", target)
         if num_target_layers is not None and num_target_layers != layers:
             raise InputError(f"--num-target-layers is {num_target_layers}, and {target} has {layers} layers")
+        hidden, vocab = _count(text, "hidden_size", target), _count(text, "vocab_size", target)
         source = _weights(target)
-        embedding = _first(source, _EMBEDDING)
-        tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+        embedding, head = (_named(source, names, vocab, hidden) for names in (_EMBEDDING, _HEAD))
+        # transformers' own default differs by model; a head that is not stored can only be the embedding
+        tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True)) is True
+        positions = text.get("max_position_embeddings")
         return cls(
             num_layers=layers,
-            hidden_size=_count(text, "hidden_size", target),
-            vocab_size=_count(text, "vocab_size", target),
+            hidden_size=hidden,
+            vocab_size=vocab,
+            max_position_embeddings=positions if type(positions) is int else None,
             model_type=str(text.get("model_type") or config.get("model_type") or "") or None,
             name=target.name,
             embedding=embedding,
-            head=_first(source, _HEAD) or (embedding if tied else None),
+            head=head or (embedding if tied else None),
         )
+
+    def cut(self, rows: int) -> "TargetFacts":
+        """With no more than the first `rows` tokens of the embedding and the head: a target's may be padded."""
+
+        def first(tensor: StoredTensor | None) -> StoredTensor | None:
+            return tensor.part(0, rows) if tensor is not None and tensor.num_rows > rows else tensor
+
+        return replace(self, embedding=first(self.embedding), head=first(self.head))
 
 
 def _weights(target: Path) -> Source | None:
@@ -54,9 +77,27 @@ def _weights(target: Path) -> Source | None:
     return open_source(target) if any(target.glob("*.safetensors")) or any(target.glob("*.bin")) else None
 
 
-def _first(source: Source | None, names: tuple[str, ...]) -> StoredTensor | None:
-    found = (source.tensors.get(name) for name in names) if source else ()
-    return next((tensor for tensor in found if tensor is not None), None)
+def _text_config(config: Json) -> Json:
+    """The part that tells of the language model; of a model with a thinker, the thinker's."""
+    thinker = config.get("thinker_config")
+    if isinstance(thinker, dict):
+        return _text_config(thinker)
+    return next((config[key] for key in _TEXT if isinstance(config.get(key), dict)), config)
+
+
+def _named(source: Source | None, names: tuple[str, ...], rows: int, width: int) -> StoredTensor | None:
+    """The text's matrix [rows, width], rows of padding left out; the one of the shortest name."""
+    found = [
+        tensor
+        for name, tensor in (source.tensors if source else {}).items()
+        if any(name == last or name.endswith(f".{last}") for last in names)
+        and not any(part in name for part in _OTHERS)
+        and len(tensor.shape) == 2
+        and tensor.shape[0] >= rows
+        and tensor.shape[1] == width
+    ]
+    first = min(found, key=lambda tensor: (len(tensor.name), tensor.name), default=None)
+    return None if first is None else first.part(0, rows)
 
 
 def _count(config: Json, key: str, where: Path) -> int:

@@ -3,12 +3,14 @@
 import re
 
 _ALIASES = {"aux_norm_low": "fc_norm.0", "aux_norm_mid": "fc_norm.1", "aux_norm_high": "fc_norm.2"}
+# DataParallel's and DDP's, torch.compile's, transformers' own
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")
 _LATER_NORM = re.compile(r"^layers\.([1-9]\d*)\.(input_layernorm|hidden_norm)\.")
 
 
 def canonical_name(name: str) -> str:
-    """The Drafter's name of a checkpoint tensor (`midlayer.`, `model.` and norm aliases undone)."""
-    name = name.removeprefix("model.")
+    """The Drafter's name of a checkpoint tensor (`midlayer.`, wrappers' prefixes and norm aliases undone)."""
+    name = _WRAPPERS.sub("", name)
     if name.startswith("midlayer.") and not re.match(r"midlayer\.\d+\.", name):
         name = "layers.0." + name.removeprefix("midlayer.")
     elif name.startswith("midlayer."):

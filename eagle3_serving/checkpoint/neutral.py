@@ -1,6 +1,7 @@
 """The neutral form: what a checkpoint means under the rules of the dialect that wrote it."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -13,7 +14,7 @@ from eagle3_serving.checkpoint.names import canonical_name
 from eagle3_serving.checkpoint.source import Json, Source, StoredTensor, zeros
 from eagle3_serving.drafter.config import DrafterConfig
 from eagle3_serving.drafter.shapes import parameter_shapes
-from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.errors import CheckError, InputError, NotJudged
 
 # Stored beside a weight that is quantised; they travel with it and are no parameters of the drafter's.
 SCALES = (
@@ -76,12 +77,12 @@ class Neutral:
         return str(self.source.directory)
 
     def require_right(self, error: type[CheckError] | type[InputError] = CheckError, depth: bool = True) -> None:
-        """Raise `error` with the first finding that breaks the checkpoint, or with what its ids leave open.
+        """Raise `error` with the first finding that breaks the checkpoint or is not judged, or with what its ids leave open.
 
         Without `depth`, ids that follow from the depth of a target that is not known may stay open.
         """
         for finding in self.findings:
-            if finding.breaks:
+            if finding.breaks or finding.unjudged:
                 raise error(f"{self.where}: {finding.line()}")
         if self.aux.boundaries is None and (depth or not self.aux.default):
             raise error(f"{self.where}: {self.aux.problem}; {self.aux.fix}")
@@ -103,15 +104,25 @@ def refuse_strangers(source: Source) -> None:
         if any(mark in architectures for mark in marks) or raw.get("speculators_model_type") == kind.lower():
             raise CheckError(f"{where}: a {kind} draft ({architectures}), not an EAGLE-3 drafter")
     if any("kv_a_proj_with_mqa" in name for name in names):
-        raise CheckError(f"{where}: an MLA drafter ({architectures}); only Llama- and Qwen3-shaped ones are converted")
+        raise NotJudged(
+            f"{where}: an MLA drafter ({architectures}); only Llama- and Qwen3-shaped ones are computed here"
+        )
     if any(".experts." in name for name in names):
-        raise CheckError(f"{where}: a mixture-of-experts drafter; only dense ones are converted")
+        raise NotJudged(f"{where}: a mixture-of-experts drafter; only dense ones are computed here")
     canonical = {canonical_name(name): name for name in names}
     fc = source.tensors.get(canonical.get("fusion.fc.weight", ""))
-    if fc is None and "layers.0.input_layernorm.weight" in canonical and "layers.1.mlp.up_proj.weight" in canonical:
-        raise CheckError(f"{where}: no tensor fc.weight: a whole language model, not a drafter")
+    if fc is None and "layers.0.hidden_norm.weight" not in canonical and _blocks(canonical) > 1:
+        raise CheckError(
+            f"{where}: a whole language model ({architectures}, {_blocks(canonical)} layers, no tensor fc.weight), not a "
+            "drafter: give it as --target, and the drafter's folder here"
+        )
     if fc is not None and fc.shape[-1:] == (2 * fc.shape[0],) and "layers.0.hidden_norm.weight" not in canonical:
         raise CheckError(f"{where}: fc reads 2 x hidden_size and there is no hidden_norm: an EAGLE-1/2 draft")
+
+
+def _blocks(names: Iterable[str]) -> int:
+    """How many numbered layers tensors of these names make."""
+    return len({m[1] for name in names if (m := re.search(r"\.(\d{1,6})\.", name))})
 
 
 @dataclass
@@ -225,10 +236,6 @@ def absolute_ids(parts: Parts, vocab: int, draft_vocab: int) -> Tensor | None:
         else:
             wrong("d2t maps outside the target's vocabulary, or two draft tokens to one target token", "")
         return None
-    if draft_vocab < vocab and not offsets.any():
-        wrong(
-            f"d2t is all zero although only {draft_vocab} of {vocab} tokens can be drafted", "take d2t from the trainer"
-        )
     if draft_vocab == vocab and torch.equal(ids, torch.arange(vocab)):
         return None
     return ids
@@ -251,13 +258,33 @@ def check_tensors(parts: Parts, config: DrafterConfig) -> None:
         if tensor is None or (tensor.dtype == torch.uint8 and name.rsplit(".", 1)[0] in packed):
             continue  # 4-bit weights are packed two a byte
         if tensor.shape != shape:
-            wrong(name, f"tensor {name} has shape {tensor.shape}, config.json implies {shape}", "mend config.json")
+            wrong(
+                name,
+                f"tensor {name} has shape {tensor.shape}, config.json implies {shape}",
+                f"mend {_keys(name)} in config.json",
+            )
     for name, tensor in parts.tensors.items():
         narrow = tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8)
         if narrow and f"{name}_scale" not in parts.scales and f"{name}_scale_inv" not in parts.scales:
             wrong(name, f"{tensor.dtype} weight without its {name}_scale", "export the scales too")
         elif not narrow and not tensor.dtype.is_floating_point:
             wrong(name, f"{tensor.dtype} is no dtype of weights", "export it again")
+
+
+def _keys(name: str) -> str:
+    """The keys of config.json that give a tensor its shape."""
+    for part, keys in (
+        ("fc.", "target_hidden_size or hidden_size"),
+        ("input_norm", "target_hidden_size"),
+        ("fc_norm", "target_hidden_size"),
+        ("lm_head", "draft_vocab_size or hidden_size"),
+        ("embed_tokens", "vocab_size or hidden_size"),
+        ("mlp.", "intermediate_size or hidden_size"),
+        ("self_attn.", "num_attention_heads, num_key_value_heads or head_dim"),
+    ):
+        if part in name:
+            return keys
+    return "hidden_size"
 
 
 def _file_name(parts: Parts, canonical: str) -> str:

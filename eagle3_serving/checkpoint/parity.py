@@ -43,8 +43,15 @@ class Trace(NamedTuple):
 
 
 def compare(engine: str, source: Meaning, output: Meaning, facts: TargetFacts) -> Parity:
-    """Run both, each under its own reading, and compare."""
-    one, other = trace(source, facts), trace(output, facts)
+    """Run both, each under its own reading, and compare. Where one side has an embedding of its own and the other takes the
+    target's, both are run with the target's, or with the copy where no target is at hand: whether they are equal is another
+    question."""
+    shared = None
+    if source.config.own_embedding != output.config.own_embedding:
+        name = "embed_tokens.weight"
+        shared = facts.embedding or source.tensors.get(name) or output.tensors.get(name)
+    window = source.config.sliding_window  # an engine that looks back further is the check's to name
+    one, other = trace(source, facts, window, shared), trace(output, facts, window, shared)
     if one.logits_SV.shape != other.logits_SV.shape:
         return Parity(engine, STEPS, False, float("inf"), float(one.logits_SV.abs().max()))
     difference = (one.logits_SV - other.logits_SV).abs().max()
@@ -53,11 +60,16 @@ def compare(engine: str, source: Meaning, output: Meaning, facts: TargetFacts) -
 
 
 @torch.inference_mode()
-def trace(meaning: Meaning, facts: TargetFacts) -> Trace:
-    """Draft `STEPS` tokens after `_ROWS` rows of made-up features. A feature depends on its boundary, not on its place."""
+def trace(
+    meaning: Meaning, facts: TargetFacts, window: int | None = None, embedding: StoredTensor | None = None
+) -> Trace:
+    """Draft `STEPS` tokens after `_ROWS` rows of made-up features. A feature depends on its boundary, not on its place.
+
+    A row looks back on `window` rows (None: all). `embedding` [Vt, H] stands in for that of `meaning`; a head that is tied to it is not touched.
+    """
     config = meaning.config
-    drafter = Drafter(config, meaning.target_ids, _Streamed(meaning, facts))
-    attend = _Attention(config.sliding_window)
+    drafter = Drafter(config, meaning.target_ids, _Streamed(meaning, facts, embedding))
+    attend = _Attention(window)
     rows = torch.arange(_ROWS)
     tokens_L = (rows * 7919 + 11) % config.vocab_size
     features = [
@@ -106,8 +118,8 @@ class _Attention:
 class _Streamed(LayerFactory):
     """Layers that read their weights where they stand; what is the target's and not at hand is made up, for both sides."""
 
-    def __init__(self, meaning: Meaning, facts: TargetFacts) -> None:
-        self.meaning, self.facts = meaning, facts
+    def __init__(self, meaning: Meaning, facts: TargetFacts, shared: StoredTensor | None) -> None:
+        self.meaning, self.facts, self.shared = meaning, facts, shared
 
     def linear(self, name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
         canonical = f"fusion.{name}" if name == "fc" else name
@@ -127,6 +139,8 @@ class _Streamed(LayerFactory):
 
     def embedding(self, name: str, rows: int, width: int) -> nn.Module:
         own = self.meaning.config.own_embedding
+        if self.shared is not None:
+            return _Embedding(self.shared, width)
         return _Embedding(self.meaning.tensors["embed_tokens.weight"] if own else self.facts.embedding, width)
 
 

@@ -3,11 +3,12 @@
 import re
 from typing import Any, Literal
 
-from eagle3_serving.checkpoint import rope
+from eagle3_serving.checkpoint import feedback, keys, rope
 from eagle3_serving.checkpoint.aux_layers import KEY as IDS
 from eagle3_serving.checkpoint.aux_layers import AuxLayers, Convention, decode, sglang_ids
-from eagle3_serving.checkpoint.dialects import DIALECTS, recognise
-from eagle3_serving.checkpoint.dialects.base import Rules, provenance
+from eagle3_serving.checkpoint.dialects import DIALECTS, recognise, specforge
+from eagle3_serving.checkpoint.dialects.base import Dialect, provenance
+from eagle3_serving.checkpoint.feedback import NormOutput
 from eagle3_serving.checkpoint.findings import Finding
 from eagle3_serving.checkpoint.neutral import (
     MAX_LAYERS,
@@ -24,7 +25,8 @@ from eagle3_serving.checkpoint.neutral import (
 from eagle3_serving.checkpoint.source import Json, Source
 from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
 from eagle3_serving.drafter.decoder import ACTIVATIONS
-from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.drafter.rope import rotated_dimensions
+from eagle3_serving.errors import CheckError, InputError, NotJudged
 
 _MAX = 1 << 24  # more rows, columns or tokens than any drafter has
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -55,7 +57,9 @@ class _Keys:
         if value is None:
             return None
         if not isinstance(value, list) or not all(type(i) is int and -1 <= i <= 10_000 for i in value):
-            raise InputError(f"{self.where}/config.json: {key} is {value!r:.80}, not a list of layer numbers")
+            raise InputError(
+                f"{self.where}/config.json: {key} is {value!r:.80}, not a list of whole numbers, one a layer"
+            )
         return value
 
     def table(self, key: str) -> Json:
@@ -76,11 +80,12 @@ def read(
     dialect: str | None = None,
     num_target_layers: int | None = None,
     aux_convention: Convention | None = None,
+    norm_output: NormOutput | None = None,
 ) -> Neutral:
-    """What the checkpoint means.
+    """What the checkpoint means. `aux_convention` and `norm_output` answer what it leaves open.
 
-    Raises InputError where config.json or a tensor cannot be read, CheckError where it is no EAGLE-3 drafter; what is
-    merely not right stands in the `findings`.
+    Raises InputError where config.json or a tensor cannot be read, CheckError where it is no EAGLE-3 drafter, NotJudged where
+    it is one of a kind that is not computed here; what is merely not right stands in the `findings`.
     """
     if dialect is not None and dialect not in DIALECTS:
         raise InputError(f"there is no dialect {dialect!r}; known are {', '.join(DIALECTS)}")
@@ -89,13 +94,20 @@ def read(
     where, raw = str(source.directory), source.config
     top, layer = _Keys(raw, where), _Keys(layer_config(raw, where), where)
     parts = sort_tensors(source)
+    nested = _Keys(top.table("eagle_config"), where)
+    if nested.flag("use_aux_hidden_state", top.flag("use_aux_hidden_state", True)) is False:
+        raise NotJudged(
+            f"{where}: eagle_config.use_aux_hidden_state is false: a head that reads the last hidden state alone, which is "
+            "not computed here"
+        )
     heads, hidden = layer.count("num_attention_heads"), layer.count("hidden_size")
     kv_heads = layer.count("num_key_value_heads", heads)
-    head_dim = layer.count("head_dim", max(hidden // heads, 1))
+    head_dim = _head_dim(layer, parts, heads, kv_heads, hidden)
     wide, vocab = layer.count("intermediate_size"), layer.count("vocab_size")
     if heads % kv_heads or head_dim % 2:
         raise InputError(
-            f"{where}/config.json: {heads} heads, {kv_heads} key-value heads and head size {head_dim} make no attention"
+            f"{where}/config.json: num_attention_heads {heads}, num_key_value_heads {kv_heads} and head_dim {head_dim} make no "
+            "attention"
         )
     layers = _num_layers(parts, where)
     split_fused(parts, heads * head_dim, kv_heads * head_dim, wide)
@@ -110,7 +122,6 @@ def read(
         raise CheckError(
             f"{where}: fc.weight reads {fc_in} features, which is no multiple of target hidden size {target_hidden}"
         )
-    nested = _Keys(top.table("eagle_config"), where)
     top_ids, nested_ids = top.ids(IDS) or layer.ids(IDS), nested.ids(IDS)
     count = fc_in // target_hidden
     aux = _noted(source, top_ids, nested_ids, count) if aux_convention is None else None
@@ -135,13 +146,13 @@ def read(
         num_layers=layers,
         rms_norm_eps=_epsilon(layer),
         max_position_embeddings=layer.count("max_position_embeddings", 2048),
-        hidden_act=_activation(layer),
-        rope=_rope(parts, layer.config),
+        hidden_act=_activation(parts, layer),
+        rope=_rope(parts, layer.config, head_dim),
         norm_before_residual=top.flag("norm_before_residual"),
         pre_fc_norm=_pre_norm(parts, top, nested),
-        norm_output=_feedback(known.rules, parts, top),
+        norm_output=_feedback(known, parts, top, source, dialect is not None, norm_output),
         qk_norm="layers.0.self_attn.q_norm.weight" in tensors,
-        sliding_window=_window(layer, layers),
+        sliding_window=_window(parts, layer, layers),
         fc_bias="fusion.fc.bias" in tensors,
         attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
         mlp_bias="layers.0.mlp.gate_proj.bias" in tensors,
@@ -151,8 +162,9 @@ def read(
     check_tensors(parts, config)
     _check_ids(parts, aux.boundaries, num_target_layers)
     trained_elsewhere = known.rules.trains_at_base_10000 and not provenance(source)
-    _check_config(parts, layer, nested, layers, trained_elsewhere, config)
-    mask_token = layer.config.get("mask_token_id", layer.config.get("pard_token", layer.config.get("ptd_token_id")))
+    _check_config(parts, layer, layers, trained_elsewhere, config)
+    parts.findings += keys.judge(layer.config) + keys.judge(nested.config, "eagle_config.")
+    mask_tokens = [layer.config.get(key) for key in ("mask_token_id", "pard_token", "ptd_token_id")]
     return Neutral(
         dialect=known.name,
         source=source,
@@ -163,10 +175,30 @@ def read(
         scales=parts.scales,
         head=head,
         mask_hidden=parts.mask_hidden,
-        mask_token_id=mask_token if type(mask_token) is int else None,
+        mask_token_id=next((token for token in mask_tokens if type(token) is int), None),
         verifier=_verifier(source),
         findings=tuple(parts.findings),
     )
+
+
+def _head_dim(layer: _Keys, parts: Parts, heads: int, kv_heads: int, hidden: int) -> int:
+    """As config.json has it, else hidden_size / heads. Raises CheckError where the projections have heads of another size."""
+    said = layer.count("head_dim", max(hidden // heads, 1))
+    for name, count in (("q_proj", heads), ("qkv_proj", heads + 2 * kv_heads)):
+        tensor = parts.tensors.get(f"layers.0.self_attn.{name}.weight")
+        if tensor is None or len(tensor.shape) != 2 or tensor.shape[0] % count:
+            continue
+        stored = tensor.shape[0] // count
+        key = parts.tensors.get("layers.0.self_attn.k_proj.weight")
+        if stored not in (0, said) and (key is None or key.shape[:1] == (kv_heads * stored,)):
+            how = (
+                "is" if layer.config.get("head_dim") is not None else "is missing, hidden_size / num_attention_heads is"
+            )
+            raise CheckError(
+                f"{layer.where}/config.json: head_dim {how} {said}, and {tensor.name} has {count} heads of {stored}; set head_dim "
+                f"to {stored}"
+            )
+    return said
 
 
 def _noted(source: Source, top: list[int] | None, nested: list[int] | None, count: int) -> AuxLayers | None:
@@ -223,8 +255,13 @@ def _epsilon(layer: _Keys) -> float:
     return float(value)
 
 
-def _activation(layer: _Keys) -> str:
-    value = layer.config.get("hidden_act") or "silu"
+def _activation(parts: Parts, layer: _Keys) -> str:
+    said = [layer.config[key] for key in ("hidden_act", "hidden_activation") if layer.config.get(key)]
+    value = said[0] if said else "silu"
+    if len(said) == 2 and said[0] != said[1]:
+        _say(parts, "unjudged", "hidden_activation",
+             f"is {said[1]!r:.40}, and hidden_act is {said[0]!r:.40}: which of them it was trained with is not known",
+             "leave that one alone")  # fmt: skip
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise InputError(
             f"{layer.where}/config.json: hidden_act {value!r:.80} is not supported; known are {', '.join(ACTIVATIONS)}"
@@ -232,10 +269,14 @@ def _activation(layer: _Keys) -> str:
     return value
 
 
-def _window(layer: _Keys, layers: int) -> int | None:
+def _window(parts: Parts, layer: _Keys, layers: int) -> int | None:
     """The window of sliding layers. Transformers' Llama has a window only where `layer_types` says so. Raises CheckError
     where some layers slide and others do not."""
-    kinds = layer.config.get("layer_types")
+    kinds, width = layer.config.get("layer_types"), layer.config.get("sliding_window")
+    if kinds is None and width is not None and _slides(layer.config, layers):
+        _say(parts, "unjudged", "sliding_window",
+             f"is {width!r:.20} of model_type {layer.config.get('model_type')!r:.20}, and no layer_types says which layers slide",
+             "write layer_types")  # fmt: skip
     if not isinstance(kinds, list) or "sliding_attention" not in kinds[:layers]:
         return None
     if set(kinds[:layers]) != {"sliding_attention"} or len(kinds) < layers:
@@ -245,9 +286,25 @@ def _window(layer: _Keys, layers: int) -> int | None:
     return layer.count("sliding_window")
 
 
-def _rope(parts: Parts, config: Json) -> RopeConfig:
+def _slides(config: Json, layers: int) -> bool:
+    """Whether the class of the config makes layers slide by itself: Mistral's all, Qwen's from max_window_layers on."""
+    first = config.get("max_window_layers", 28)
+    qwen = config.get("model_type") in ("qwen2", "qwen3") and config.get("use_sliding_window") is True
+    return config.get("model_type") == "mistral" or (qwen and type(first) is int and first < layers)
+
+
+def _rope(parts: Parts, config: Json, head_dim: int) -> RopeConfig:
     try:
-        return rope.decode(config)
+        found = rope.decode(config)
+        if rotated_dimensions(found, head_dim) % 2 or not rotated_dimensions(found, head_dim):
+            raise rope.RopeError(f"partial_rotary_factor {found.partial:g} of head size {head_dim} is no even number")
+        if rope.by_kind(config) and not config.get("layer_types"):
+            _say(parts, "warning", "rope_parameters", "differ by kind of layer, and no layer_types says which the drafter's is: "
+                 f"taken for full attention (base {found.theta:g})", "write the drafter's own alone")  # fmt: skip
+        return found
+    except rope.UnknownRope as error:
+        _say(parts, "unjudged", "rope_parameters", str(error), "")
+        return RopeConfig()
     except rope.RopeError as error:
         _say(
             parts,
@@ -259,7 +316,7 @@ def _rope(parts: Parts, config: Json) -> RopeConfig:
         return RopeConfig()
 
 
-def _pre_norm(parts: Parts, top: _Keys, nested: _Keys) -> Literal["none", "concat", "per_aux"]:
+def _pre_norm(parts: Parts, top: _Keys, nested: _Keys) -> Literal["none", "concat", "per_aux", "both"]:
     """What the tensors say; flags that say otherwise are named."""
     concat = "fusion.input_norm.weight" in parts.tensors
     per_aux = any(name.startswith("fusion.fc_norm.") for name in parts.tensors)
@@ -271,45 +328,45 @@ def _pre_norm(parts: Parts, top: _Keys, nested: _Keys) -> Literal["none", "conca
             _say(parts, "error", tensor, f"{flag} is true, and tensor {tensor} is missing", "export it again")
         elif present and not flagged:
             _say(parts, "warning", flag, f"{tensor} is stored, and {flag} is not true", f"set {flag}: true, or convert")
+    if concat and per_aux:
+        return "both"
     return "concat" if concat else "per_aux" if per_aux else "none"
 
 
-def _feedback(rules: Rules, parts: Parts, top: _Keys) -> bool:
-    if rules.norm_output == "feedback":
-        return top.flag("norm_output")
-    if not top.flag("norm_output", True):
-        _say(parts, "error", "norm_output", "SpecForge's false leaves out the final norm, which every engine applies",
-             "train it with the norm")  # fmt: skip
-    elif "norm_output" in top.config:
-        _say(parts, "warning", "norm_output", "SpecForge's true is the final norm before the head; vLLM and SGLang take it "
-             "for post-norm feedback", "convert it; --from sglang if post-norm feedback is meant")  # fmt: skip
-    return False
+def _feedback(
+    known: Dialect, parts: Parts, top: _Keys, source: Source, chosen: bool, answer: NormOutput | None
+) -> bool:
+    ours = known.name == "universal" or bool(provenance(source))
+    certain = known.rules.norm_output == "feedback" and (chosen or ours or not specforge.marked(source))
+    said = top.flag(feedback.KEY) if top.config.get(feedback.KEY) is not None else None
+    fc_norm = any(name.startswith("fusion.fc_norm.") for name in parts.tensors)
+    value, found = feedback.post_norm_feedback(top.config, said, certain, fc_norm, answer)
+    parts.findings += found
+    return value
 
 
 def _check_ids(parts: Parts, boundaries: tuple[int, ...] | None, num_target_layers: int | None) -> None:
     if boundaries is None:
         return
-    outside = [k for k in boundaries if k < 0 or (num_target_layers is not None and k > num_target_layers)]
+    n = num_target_layers
+    if any(k < 0 for k in boundaries):
+        last = f" ({n} is the state behind its last layer)" if n is not None else ""
+        _say(parts, "error", IDS, f"{list(boundaries)}: a negative number counts from the end, and engines do not count so",
+             f"write the layer's own number{last}")  # fmt: skip
+        return
+    outside = [k for k in boundaries if (num_target_layers is not None and k > num_target_layers)]
     if outside:
-        depth = (
-            f"this one has {num_target_layers} layers" if num_target_layers is not None else "no target has them all"
-        )
-        what = f"the drafter is for another target: it reads the inputs of layers {list(boundaries)}, {depth}"
+        what = f"the drafter is for another target: it reads the inputs of layers {list(boundaries)}, this one has {n} layers"
         _say(parts, "error", IDS, what, "give the target that it was trained on")
     if len(set(boundaries)) != len(boundaries):
         _say(parts, "error", IDS, f"boundaries {list(boundaries)} name one twice", "mend config.json")
 
 
-def _check_config(
-    parts: Parts, layer: _Keys, nested: _Keys, layers: int, ignores_theta: bool, config: DrafterConfig
-) -> None:
+def _check_config(parts: Parts, layer: _Keys, layers: int, ignores_theta: bool, config: DrafterConfig) -> None:
     said = layer.config.get("num_hidden_layers")
     if said is not None and said != layers:
         _say(parts, "warning", "num_hidden_layers", f"is {said!r:.20}, and there are tensors of {layers} layers",
              f"set it to {layers}, or convert")  # fmt: skip
-    if nested.flag("use_aux_hidden_state", True) is False:
-        _say(parts, "error", "eagle_config.use_aux_hidden_state",
-             "is false: the drafter reads the last hidden state alone, which is no EAGLE-3 fusion", "train with features")  # fmt: skip
     if ignores_theta and config.rope.theta != 10000.0:
         _say(parts, "warning", "rope_theta",
              f"is {config.rope.theta:g}; this trainer is known to ignore it and to train at 10000",

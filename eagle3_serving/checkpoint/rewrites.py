@@ -1,7 +1,8 @@
 """Exact rewrites of a neutral drafter: the same function, in the order and with the tensors that a reader wants."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.source import StoredTensor
 from eagle3_serving.errors import CheckError
 
+_CHUNK = 1 << 24  # bytes
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
@@ -71,9 +73,19 @@ def settle_shared(
             elif name in before and name in tensors:
                 taken.append(name)
     same_width = neutral.config.hidden_size == neutral.config.target_hidden_size
-    if EMBEDDING in tensors and same_width and not own_embedding_is_meant(neutral) and unlike_target(neutral, facts):
+    apart = unlike_target(neutral, facts) if EMBEDDING in tensors and same_width else 0.0
+    replaced = dialect.name in ("sglang", "universal")  # SGLang puts the target's in the place of any copy
+    if apart and not own_embedding_is_meant(neutral):
         del tensors[EMBEDDING]
-        notes.append("embed_tokens.weight differs from the target's, with which the drafter was trained: left out")
+        notes.append(
+            f"embed_tokens.weight is {apart:.2%} from the target's, with which the drafter was trained: left out"
+        )
+    elif apart and replaced:
+        notes.append(f"embed_tokens.weight is {apart:.2%} from the target's, which SGLang puts in its place")
+    elif EMBEDDING in tensors and same_width and replaced and facts.embedding is None:
+        notes.append(
+            "SGLang puts the target's embedding in the place of embed_tokens.weight: compare them with --target DIR"
+        )
     if dialect.wants_embedding and EMBEDDING not in tensors:
         if facts.embedding is not None and same_width:
             tensors[EMBEDDING] = facts.embedding
@@ -92,17 +104,63 @@ def settle_shared(
     return replace(neutral, tensors=tensors, head=head, config=config), taken, notes
 
 
-def cast(tensors: dict[str, StoredTensor], dtype: torch.dtype) -> dict[str, StoredTensor]:
-    """Weights in `dtype`; whole numbers, scales and what is scaled stay."""
+def without_embedding(neutral: Neutral) -> Neutral:
+    """The same with the target's embedding, in place of a copy that a conversion leaves out or replaces."""
+    tensors = {name: tensor for name, tensor in neutral.tensors.items() if name != EMBEDDING}
+    return replace(neutral, tensors=tensors, config=replace(neutral.config, own_embedding=False))
+
+
+def cast(tensors: dict[str, StoredTensor], dtype: torch.dtype, where: object) -> dict[str, StoredTensor]:
+    """Weights in `dtype`; whole numbers, scales and what is scaled stay. What makes an infinity or a NaN of a number raises
+    CheckError when it is read, naming `where` and the tensor."""
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
     def stays(name: str, tensor: StoredTensor) -> bool:
         return tensor.dtype not in plain or tensor.dtype == dtype or "_scale" in name or "zero_point" in name
 
     return {
-        name: tensor if stays(name, tensor) else _mapped(tensor, lambda rows: rows.to(dtype), dtype)
+        name: tensor if stays(name, tensor) else _mapped(tensor, partial(_to, f"{where}: {tensor.name}", dtype), dtype)
         for name, tensor in tensors.items()
     }
+
+
+def _to(name: str, dtype: torch.dtype, rows: Tensor) -> Tensor:
+    """`rows` of tensor `name` in `dtype`."""
+    made = rows.to(dtype)
+    if bool(made.isfinite().all()):
+        return made
+    finite = rows[rows.isfinite()]
+    lost = int((~made.isfinite()).sum()) - (rows.numel() - finite.numel())
+    if not lost:
+        raise CheckError(not_finite(name, rows))
+    largest = float(finite.abs().max())
+    # as narrow as holds it
+    wider = (d for d in (torch.bfloat16, torch.float32) if bool(finite.to(d).isfinite().all()))
+    better = next((f"use --dtype {str(d).removeprefix('torch.')}" for d in wider), "leave --dtype out")
+    raise CheckError(
+        f"{name}: {str(dtype).removeprefix('torch.')} holds nothing beyond {torch.finfo(dtype).max:g}, and {lost} of its numbers "
+        f"are larger, up to {largest:g}; {better}"
+    )
+
+
+def not_finite(name: str, rows: Tensor) -> str:
+    """The line on a tensor that holds what is no number."""
+    nan, infinite = int(rows.isnan().sum()), int(rows.isinf().sum())
+    counted = [f"{count} {what}" for count, what in ((nan, "NaN"), (infinite, "infinities")) if count]
+    return f"{name}: holds {' and '.join(counted)}; no conversion mends that: export it again"
+
+
+def require_finite(tensors: Iterable[StoredTensor], where: object) -> None:
+    """Raise CheckError naming the first tensor with a NaN or an infinity; a few rows are in memory at a time."""
+    for tensor in tensors:
+        if not (tensor.dtype.is_floating_point and tensor.nbytes):
+            continue
+        step = max(1, _CHUNK // max(1, tensor.nbytes // max(tensor.num_rows, 1)))
+        for start in range(0, tensor.num_rows, step):
+            rows = tensor.rows(start, min(start + step, tensor.num_rows))
+            rows = rows.float() if rows.dtype.itemsize == 1 else rows
+            if not bool(rows.isfinite().all()):
+                raise CheckError(not_finite(f"{where}: {tensor.name}", rows))
 
 
 def _mapped(tensor: StoredTensor, change: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> StoredTensor:

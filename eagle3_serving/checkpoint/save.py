@@ -32,7 +32,7 @@ def save_drafter(drafter: Drafter, directory: Path, dtype: torch.dtype = torch.b
     directory.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     try:
-        write_safetensors(beside / "model.safetensors", cast(output.tensors, dtype), {"format": "pt"})
+        write_safetensors(beside / "model.safetensors", cast(output.tensors, dtype, directory), {"format": "pt"})
         (beside / "config.json").write_text(json.dumps(output.config, indent=2) + "\n", encoding="utf-8")
         for name in ("model.safetensors", "config.json"):
             (beside / name).chmod(0o644)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 from torch import Tensor
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.files import read_text
+from eagle3_serving.folders import elsewhere, is_state, no_config
+from eagle3_serving.hub import require_source
 
 Json = dict[str, Any]
 
@@ -39,7 +41,7 @@ DTYPES = {
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_JSON = 64_000_000
 _MAX_NAME = 200  # characters
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SHARD = re.compile(r"-\d+-of-0*(?!1\.)[1-9]\d*\.")  # of several
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class Source:
 
     def digest(self) -> str:
         """BLAKE3 over config.json and every weight file, in order: SHA-256 takes longer than the conversion."""
+        from blake3 import blake3  # only a conversion needs it: what merely loads runs without it
+
         digest = blake3()
         buffer = memoryview(bytearray(1 << 18))  # one for all, small enough to stay in the processor's cache
         for path in (self.directory / "config.json", *self.files):
@@ -135,12 +139,12 @@ def read_json(path: Path) -> Json:
     """A JSON object from `path`, or InputError that names the file."""
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a file")
+            raise InputError(f"{path} is a directory, not a file")
         if path.stat().st_size > _MAX_JSON:
             raise InputError(f"{path} has over {_MAX_JSON} bytes: that is no configuration")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; a drafter directory holds config.json and model.safetensors") from None
+        raise InputError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {_line(error)}") from None
     if not isinstance(value, dict):
@@ -152,6 +156,8 @@ def open_source(directory: Path) -> Source:
     """Read what the folder says of itself. Raises InputError on anything unreadable, hostile or inconsistent."""
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory; give a local checkpoint's folder or a hub id, owner/name")
+    if not (directory / "config.json").exists():
+        raise InputError(no_config(directory))
     config = read_json(directory / "config.json")
     quantization = config.get("quantization_config")
     if quantization is None and (directory / "hf_quant_config.json").is_file():
@@ -164,7 +170,7 @@ def open_source(directory: Path) -> Source:
     for name in names:
         path = directory / name
         if not path.is_file():
-            raise InputError(f"{path} is missing; a drafter directory holds config.json and model.safetensors")
+            raise InputError(f"{path} is missing, and the index beside it names it; fetch or copy that file too")
         found = _open_pickle(path) if name.endswith(".bin") else _open_safetensors(path, metadata)
         for key, tensor in found.items():
             if len(key) > _MAX_NAME or not key.isprintable():
@@ -185,9 +191,8 @@ def open_source(directory: Path) -> Source:
 def resolve(source: str) -> Path:
     """A local folder as it is, or a hub id (`owner/name`) through huggingface_hub and its cache."""
     path = Path(source)
-    if path.exists() or not _HUB_ID.fullmatch(source):
-        if not path.is_dir():
-            raise InputError(f"{source} is not a directory; give a local checkpoint's folder or a hub id, owner/name")
+    require_source(source)
+    if path.is_dir():
         return path
     try:
         from huggingface_hub import snapshot_download
@@ -223,13 +228,20 @@ def _weight_files(directory: Path) -> tuple[list[str], set[str]]:
             return sorted(set(weight_map.values())), set(weight_map)
         if (directory / single).exists():
             return [single], set()
-    others = sorted(path.name for path in directory.glob("*.safetensors"))
-    if len(others) == 1:
-        return others, set()
-    if others:
-        raise InputError(f"{directory}: {len(others)} .safetensors files and no model.safetensors.index.json")
+    for suffix, index_name in (
+        (".safetensors", "model.safetensors.index.json"),
+        (".bin", "pytorch_model.bin.index.json"),
+    ):
+        others = sorted(path.name for path in directory.glob(f"*{suffix}") if not is_state(path.name))
+        if len(others) == 1 and not _SHARD.search(others[0]):
+            return others, set()
+        if others:
+            raise InputError(
+                f"{directory / index_name} is missing: there are {len(others)} {suffix} files ({others[0]}, ...), and it tells "
+                "which tensor lies in which; fetch or copy it too"
+            )
     raise InputError(
-        f"{directory / 'model.safetensors'} is missing; a drafter directory holds config.json and model.safetensors"
+        f"{directory / 'model.safetensors'} is missing; a drafter directory holds config.json and model.safetensors{elsewhere(directory)}"
     )
 
 

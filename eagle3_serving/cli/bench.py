@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from eagle3_serving.bench.options import CONCURRENCY, BenchOptions
 from eagle3_serving.bench.setting import DEFAULTS, FORMS
-from eagle3_serving.cli.arguments import add_json, add_subject
+from eagle3_serving.cli.arguments import add_dtype, add_json, add_subject, settle_dtype
 from eagle3_serving.eval.options import ENGINES
 from eagle3_serving.files import write_whole
 
@@ -56,7 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--least", type=int, default=8, help="requests a cell at low concurrency (default 8)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--limit", type=int, help="only the first N prompts of each family")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    add_dtype(parser, "fp32")
     parser.add_argument("--profile", type=Path, help="what auto decides by (eagle3 tune writes it)")
     parser.add_argument("--url", type=_url, action="append", default=[], metavar="SETTING=URL", help="a running server")
     parser.add_argument("--engine-args", type=shlex.split, default=[], help="more arguments for every server started")
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         least=args.least,
         repeats=args.repeats,
         limit=args.limit,
-        dtype=args.dtype,
+        dtype=settle_dtype(args.dtype, args.target),
         urls=dict(args.url),
         simulate=args.simulate_acceptance,
         profile=args.profile,
@@ -91,19 +89,30 @@ def run(args: argparse.Namespace) -> int:
         timeout_s=args.timeout,
     )
     from eagle3_serving.bench.record import read_record
-    from eagle3_serving.bench.summary import summarise
+    from eagle3_serving.bench.summary import laws, summarise
     from eagle3_serving.bench.sweep import run_sweep
-    from eagle3_serving.bench.table import print_points
 
     run_sweep(options)
     head, rows = read_record(options.out)
-    points = summarise(head, rows)
+    points, found = summarise(head, rows), laws(rows)
     _write(options.out, head, points)
     if args.json:
-        print(json.dumps({"rows": [point.to_json() for point in points]}), flush=True)
+        told = [{"temperature": at, "mode": setting, **law} for (at, setting), law in found.items()]
+        print(json.dumps({"rows": [point.to_json() for point in points], "laws": told}), flush=True)
     else:
+        from rich.console import Console
+
+        from eagle3_serving.bench.table import print_points
+
         print_points(head, points, Console())
-    return int(any(point.identical is False for point in points))
+    wrong = [(at, setting, law) for (at, setting), law in found.items() if not law["lawful"]]
+    for at, setting, law in wrong:
+        print(
+            f"eagle3 bench: {setting} at T={at:g} does not sample by the target's law (p = {law['p_value']:.2g} over "
+            f"{law['draws']} answers): it is left out, for a speed of wrong text says nothing",
+            file=sys.stderr,
+        )
+    return int(bool(wrong) or any(point.identical is False for point in points))
 
 
 def _write(out: Path, head: "Row", points: "list[Point]") -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from eagle3_serving.cli.arguments import add_json, add_pair
 from eagle3_serving.errors import InputError
 
 _EXAMPLES = """examples:
@@ -23,19 +24,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
-    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter")
+    add_pair(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, nargs="+", help="held-out prompts, answered first")
     source.add_argument("--answers", type=Path, nargs="+", help="greedy answers of the target to held-out prompts")
     parser.add_argument("--limit", type=int, help="only the first N prompts")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (default 128)")
     parser.add_argument("--batch", type=int, default=16, help="prompts answered at once (default 16)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    for name in ("limit", "max_tokens", "batch"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
     from eagle3_serving.engine import EmbeddedEngine, Target
     from eagle3_serving.engine.pair import load_for
     from eagle3_serving.eval.prompts import read_prompts
@@ -45,9 +48,6 @@ def run(args: argparse.Namespace) -> int:
     from eagle3_serving.train.replies import greedy_answers
     from eagle3_serving.tree.calibrate import FILE
 
-    for name in ("limit", "max_tokens", "batch"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
     target = Target.load(args.target)
     drafter = load_for(target, args.drafter)
     answers: list[Answer]

@@ -4,18 +4,23 @@ import argparse
 import json
 from pathlib import Path
 
-from eagle3_serving.cli.convert import CONVENTIONS, DIALECTS
+from eagle3_serving.cli.arguments import add_json
+from eagle3_serving.cli.convert import CONVENTIONS, DIALECTS, NORM_OUTPUTS
+from eagle3_serving.hub import require_source
 
 _EXAMPLES = """examples:
   eagle3 check checkpoints/smollm2-135m-instruct
   eagle3 check DIR --engine sglang --target models/llama-3.1-8b
   eagle3 check DIR --num-target-layers 32 --json
 
-error: it is broken, or the engine refuses it. silent: the engine loads it and is wrong, in silence. Either gives exit code 1.
-warning: it may be wrong. note: good to know. With a target, depth, sizes and embedding are compared too.
+error: it is broken, or the engine refuses it. silent: the engine loads it and is wrong, in silence. Either: not right, exit
+code 1. unjudged: nothing is known to be wrong, and something is not computed here (an MLA drafter, say, or a key that is not
+known): "not judged here", exit code 3, `"ok": null` with --json; `eagle3 serve` passes it through with a line.
+warning: less may be accepted. note: good to know. With a target, depth, sizes, positions and embedding are compared too.
 """
 ENGINES = ("vllm", "sglang", "eagle")  # a test compares them with the checkpoint package's own
-_STYLES = {"error": "bold red", "silent": "red", "warning": "yellow", "note": "dim"}
+_STYLES = {"error": "bold red", "silent": "red", "unjudged": "magenta", "warning": "yellow", "note": "dim"}
+_EXIT_CODES = {True: 0, False: 1, None: 3}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,13 +39,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--aux-convention", choices=CONVENTIONS, help="what the layer ids count, where it cannot be told"
     )
+    parser.add_argument(
+        "--norm-output", choices=NORM_OUTPUTS, help="what norm_output: true means, where it cannot be told"
+    )
     parser.add_argument("--from", dest="dialect", choices=DIALECTS, help="what DIR is (default: told by its marks)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    require_source(args.drafter)
     from eagle3_serving.checkpoint.check import check
+    from eagle3_serving.checkpoint.findings import verdict
     from eagle3_serving.checkpoint.source import resolve
 
     found = check(
@@ -50,11 +60,12 @@ def run(args: argparse.Namespace) -> int:
         num_target_layers=args.num_target_layers,
         aux_convention=args.aux_convention,
         dialect=args.dialect,
+        norm_output=args.norm_output,
     )
-    ok = not any(finding.breaks for finding in found)
+    ok = verdict(found)
     if args.json:
         print(json.dumps({"ok": ok, "findings": [finding.to_json() for finding in found]}))
-        return 0 if ok else 1
+        return _EXIT_CODES[ok]
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -69,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if found:
         console.print(table)
     whose = args.engine or "vLLM and SGLang"
-    verdict = f"right for {whose}" if ok else f"not right for {whose}"
-    console.print(f"{args.drafter}: {verdict}", markup=False, soft_wrap=True)
-    return 0 if ok else 1
+    said = {True: f"right for {whose}", False: f"not right for {whose}", None: "not judged here"}[ok]
+    if ok is None:
+        said += f": {'; '.join(finding.where for finding in found if finding.unjudged)}"
+    console.print(f"{args.drafter}: {said}", markup=False, soft_wrap=True)
+    return _EXIT_CODES[ok]

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from eagle3_serving.cli.arguments import add_dtype, add_json
 from eagle3_serving.errors import InputError
+from eagle3_serving.files import require_absent
+from eagle3_serving.hub import require_source
 
 _EXAMPLES = """examples:
   eagle3-convert yuhuili/EAGLE3-LLaMA3.1-Instruct-8B drafters/llama --to universal --num-target-layers 32
@@ -24,7 +27,7 @@ after source and output have been run side by side, or not at all. `universal` i
 WRITABLE = ("vllm", "sglang", "universal", "speculators", "eagle")
 DIALECTS = ("speculators", "modelopt", "angelslim", "universal", "vllm", "specforge", "sglang", "eagle")
 CONVENTIONS = ("boundary", "output")
-FLOATS = ("float32", "bfloat16", "float16")
+NORM_OUTPUTS = ("feedback", "final-norm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=CONVENTIONS,
         help="what the source's layer ids count, where it cannot be told: inputs of layers, or outputs",
     )
+    parser.add_argument(
+        "--norm-output",
+        choices=NORM_OUTPUTS,
+        help="what the source's norm_output: true means, where it cannot be told: the post-norm state is fed back, or (SpecForge "
+        "before September 2026) the final norm stands before the head",
+    )
     parser.add_argument("--from", dest="dialect", choices=DIALECTS, help="what SRC is (default: told by its marks)")
-    parser.add_argument("--dtype", choices=FLOATS, help="cast weights (default: as they are)")
+    add_dtype(parser, None, "cast weights (default and auto: as they are): ")
     parser.add_argument("--no-parity", action="store_true", help="leave out the proof; the report says so")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -59,6 +68,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    require_source(args.source)
+    require_absent(args.destination)
     from tqdm import tqdm
 
     from eagle3_serving.checkpoint.convert import convert
@@ -85,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             num_target_layers=args.num_target_layers,
             aux_convention=args.aux_convention,
             dialect=args.dialect,
+            norm_output=args.norm_output,
             dtype=args.dtype,
             parity=not args.no_parity,
             progress=progress,

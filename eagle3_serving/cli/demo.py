@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
+from eagle3_serving.cli.arguments import add_dtype, settle_dtype
 
 _EXAMPLES = """examples:
   eagle3 demo
@@ -26,12 +26,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--drafter", type=Path, help="directory of the drafter (default: the one that ships)")
     parser.add_argument("--k", type=int, help="draft tokens a step")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens an answer (default 64)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    add_dtype(parser, "fp32")
     parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from eagle3_serving.demo import DEFAULT_K, DemoOptions, default_drafter, run_demo
     from eagle3_serving.eval.report import print_report
     from eagle3_serving.serve.vllm import require_vllm
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     k: int = DEFAULT_K if args.k is None else args.k
     # With --json the show goes to stderr: standard output is for the program that reads it.
     console = Console(file=sys.stderr if args.json else sys.stdout)
-    report = run_demo(DemoOptions(target, drafter, k, args.max_tokens, args.dtype), console)
+    report = run_demo(DemoOptions(target, drafter, k, args.max_tokens, settle_dtype(args.dtype, target)), console)
     console.print()
     print_report(report, console)
     print(json.dumps(report.to_json()), flush=True)

@@ -7,9 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from eagle3_serving.cli.arguments import add_json, add_subject
+from eagle3_serving.cli.arguments import add_dtype, add_json, add_subject, settle_dtype
 from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
     parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
     parser.add_argument("--batch", type=int, default=1, help="requests in flight (default 1)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    add_dtype(parser, "fp32")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus of a sampled answer (default 1: off)")
     parser.add_argument("--min-p", type=float, default=0.0, help="least share of the best token (default 0: off)")
@@ -73,11 +71,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     values = {option.name: getattr(args, option.name) for option in fields(EvalOptions)}
-    options = EvalOptions(**{**values, "prompts": tuple(args.prompts)})
-    report = _runner(options.engine)(options)
+    options = EvalOptions(**{**values, "prompts": tuple(args.prompts), "dtype": settle_dtype(args.dtype, args.target)})
+    from eagle3_serving.eval.law import LawError
+
+    try:
+        report = _runner(options.engine)(options)
+    except LawError as error:
+        if args.json:
+            about = {name: getattr(options, name) for name in ("engine", "mode", "batch", "dtype", "temperature")}
+            print(json.dumps({**about, "law": error.found.to_json()}), flush=True)
+        raise
     if args.json:
         print(json.dumps(report.to_json()), flush=True)
     else:
+        from rich.console import Console
+
         from eagle3_serving.eval.report import print_report
 
         print_report(report, Console())

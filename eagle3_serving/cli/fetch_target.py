@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from eagle3_serving.targets.smollm2 import NAME, fetch_target
+from eagle3_serving.cli.arguments import add_json
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -16,11 +16,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where to put it (default: the user's cache)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from eagle3_serving.targets.smollm2 import NAME, fetch_target
+
     directory = fetch_target(args.dir)
     print(json.dumps({"target": NAME, "directory": str(directory)}) if args.json else directory)
     return 0

@@ -3,15 +3,23 @@
 import argparse
 import errno
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from eagle3_serving import __version__
-from eagle3_serving.errors import Eagle3Error
+from eagle3_serving.errors import Eagle3Error, InputError
 
-# Each module has add_parser(subparsers) and its parser sets run=callable(args) -> exit code.
+# Each module has add_parser(subparsers) and its parser sets run=callable(args) -> exit code. None imports torch, transformers
+# or an engine before it runs: help and errors of usage come at once.
 COMMANDS = ("demo", "fetch_target", "serve", "check", "convert", "eval", "bench", "tune", "train", "calibrate")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what a package that is missing belongs to
+_EXTRAS = {"transformers": "embedded", "matplotlib": "train", "httpx": "bench", "openai": "bench", "gguf": "demo"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,25 +33,80 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
     """Run `eagle3` on `argv`; `name` is what errors begin with, where a command has a console script of its own."""
-    args = build_parser().parse_args(argv)
-    name = name or f"eagle3 {args.command}"
+    said = name or "eagle3"
     try:
-        exit_code: int = args.run(args)
+        args = build_parser().parse_args(argv)
+        said = name or f"eagle3 {args.command}"
+        with _interruptible(said):
+            return _run(args)
     except Eagle3Error as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _end(said, str(error), error.exit_code)
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        where = error.filename or "a file"
+        if error.errno in _NO_ROOM:
+            return _end(said, f"{where} cannot be written: {error.strerror}; free some space", 1)
+        return _end(said, f"{where}: {error.strerror or error}", 2)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "eagle3_serving"):
             raise
-        print(
-            f"{name}: {error.filename or 'a file'} cannot be written: {error.strerror}; free some space",
-            file=sys.stderr,
-        )
-        return 1
+        extra = _EXTRAS.get(missing)
+        way = f"pip install 'eagle3-serving[{extra}]'" if extra else f"pip install {missing}"
+        return _end(said, f"the package {missing} is not installed: {way}", 2)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        return _end(said, "interrupted", 130)
+    except Exception as error:
+        if _interrupted(error):
+            return _end(said, "interrupted", 130)
+        raise
+
+
+def _run(args: argparse.Namespace) -> int:
+    from eagle3_serving.cli.arguments import settle
+
+    try:
+        settle(args)
+        exit_code: int = args.run(args)
+    except MemoryError:
+        raise InputError("there is not enough memory for this; ask for fewer or shorter answers at once") from None
     return exit_code
+
+
+@contextmanager
+def _interruptible(name: str) -> Iterator[None]:
+    """Ctrl-C ends at once while torch is imported, whose extension would lose it; nothing of ours has begun then."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+            _end(name, "interrupted", 130)
+            os._exit(130)
+        raise KeyboardInterrupt
+
+    # an interrupt that is ignored, as in the background of a shell, stays ignored
+    usual = threading.current_thread() is threading.main_thread() and callable(signal.getsignal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, interrupt) if usual else None
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, before)
+
+
+def _end(name: str, line: str, exit_code: int) -> int:
+    print(f"{name}: {' '.join(line.split())}", file=sys.stderr)
+    return exit_code
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C lies under an error: one that comes while modules are imported is made another by some of them."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eagle3_serving.errors import InputError
+from eagle3_serving.cli.arguments import add_dtype, add_pair
 
 if TYPE_CHECKING:
+    from eagle3_serving.serve.servable import Servable
     from eagle3_serving.serve.server import ServerCommand
 
 _EXAMPLES = """examples:
@@ -30,11 +31,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=("vllm", "sglang"), required=True)
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
-    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter, of any dialect")
+    add_pair(parser, ", of any dialect")
     parser.add_argument("--profile", type=Path, help="what was measured here; the plugin decides by it")
     parser.add_argument("--k", type=int, default=3, help="vLLM: most draft tokens a request and step (default 3)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    add_dtype(parser, "bf16")
     parser.add_argument("--max-requests", type=int, default=64, help="requests in flight at most (default 64)")
     parser.add_argument("--context", type=int, default=4096, help="longest prompt and answer together (default 4096)")
     parser.add_argument("--port", type=int, default=8000)
@@ -51,10 +51,6 @@ def run(args: argparse.Namespace) -> int:
     from eagle3_serving.serve.servable import servable
     from eagle3_serving.serve.server import Server
 
-    if not (args.target / "config.json").is_file():
-        raise InputError(f"no config.json in the target directory {args.target}")
-    if args.profile is not None and not args.profile.is_file():
-        raise InputError(f"--profile: no file {args.profile}")
     drafter = servable(args.drafter, args.engine, args.target)
     if drafter.mended is not None:
         _say(
@@ -62,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         )
     for finding in drafter.warnings:
         _say(f"warning: {finding.line()}")
-    command = _command(args, drafter.directory)
+    for finding in drafter.unjudged:
+        _say(f"not judged here, served as it is by {args.engine}'s own EAGLE-3: {finding.line()}")
+    command = _command(args, drafter)
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in command.environment.items())
     _say(f"{settings} {shlex.join(part.replace('{port}', str(args.port)) for part in command.argv)}")
     log = args.log or Path(tempfile.mkdtemp(prefix="eagle3-serve-")) / "server.log"
@@ -71,14 +69,14 @@ def run(args: argparse.Namespace) -> int:
         return watch(server, args.engine)
 
 
-def _command(args: argparse.Namespace, drafter: Path) -> "ServerCommand":
+def _command(args: argparse.Namespace, drafter: "Servable") -> "ServerCommand":
     if args.engine == "vllm":
         from eagle3_serving.serve.vllm import VllmOptions, on_cpu, vllm_command
 
         return vllm_command(
             VllmOptions(
                 args.target,
-                drafter,
+                drafter.directory,
                 k=args.k,
                 dtype=args.dtype,
                 max_model_len=args.context,
@@ -86,6 +84,8 @@ def _command(args: argparse.Namespace, drafter: Path) -> "ServerCommand":
                 compiled=not on_cpu(),
                 prefix_cache=True,
                 profile=args.profile,
+                plugin=not (drafter.unjudged or drafter.parallel),
+                parallel=drafter.parallel,
                 extra=tuple(args.engine_args),
             )
         )
@@ -94,7 +94,7 @@ def _command(args: argparse.Namespace, drafter: Path) -> "ServerCommand":
     return sglang_command(
         SglangOptions(
             args.target,
-            drafter,
+            drafter.directory,
             dtype=args.dtype,
             max_requests=args.max_requests,
             kv_tokens=None,

@@ -5,12 +5,14 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from eagle3_serving.train.job import TrainJob, train
-from eagle3_serving.train.objectives import OBJECTIVES
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.cli.arguments import add_json, add_target
+from eagle3_serving.errors import InputError
+from eagle3_serving.files import require_writable
+from eagle3_serving.train.criterion import OBJECTIVES
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 _EXAMPLES = """examples:
   eagle3 train --target DIR --prompts prompts.jsonl --out runs/mine
@@ -32,7 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
+    add_target(parser)
     parser.add_argument("--out", type=Path, required=True, help="directory of the run")
     parser.add_argument("--prompts", type=Path, nargs="+", default=[], help="prompts for the target to answer (vLLM)")
     parser.add_argument("--answers", type=Path, nargs="+", default=[], help="answers that the target gave before")
@@ -101,7 +103,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             parser.add_argument(flag, choices=OBJECTIVES, default=default, help=f"{help_text} (default {default})")
         else:
             parser.add_argument(flag, type=type(default), default=default, help=f"{help_text} (default {default})")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -122,7 +124,6 @@ def run(args: argparse.Namespace) -> int:
         max_prompt=args.max_prompt,
         held_out=args.held_out,
         limit=args.limit,
-        device=args.device or _device(),
         cache_features=args.cache_features,
         features=args.features,
         cache_limit_gib=args.cache_limit_gib,
@@ -133,6 +134,11 @@ def run(args: argparse.Namespace) -> int:
         shard_target=args.shard_target,
         options=options,
     )
+    job.require_data()
+    require_writable(job.out, "--out")
+    from eagle3_serving.train.job import train
+
+    job = replace(job, device=_device(args.device))
     made = train(job, shlex.join(["eagle3", *map(_told, sys.argv[1:])]))
     last = json.loads((args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     if args.json:
@@ -146,11 +152,19 @@ def run(args: argparse.Namespace) -> int:
     return 0 if made.right else 1
 
 
-def _device() -> str:
-    """The GPU of this process, as torchrun counts them; the CPU where there is none."""
+def _device(wanted: str | None) -> str:
+    """The wanted one, else the GPU of this process, as torchrun counts them, else the CPU. Raises InputError where it is not
+    there."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if wanted is None:
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(f"--device {wanted} cannot be used here ({why}); leave it out, or give cpu") from None
+    return wanted
 
 
 def _told(argument: str) -> str:

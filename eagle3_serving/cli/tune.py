@@ -4,9 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
-from eagle3_serving.cli.arguments import add_json
+from eagle3_serving.cli.arguments import add_dtype, add_json, add_pair, settle_dtype
 from eagle3_serving.cli.bench import whole_numbers
 from eagle3_serving.eval.options import ENGINES
 
@@ -30,8 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, required=True)
-    parser.add_argument("--target", type=Path, required=True, help="directory of the target model")
-    parser.add_argument("--drafter", type=Path, required=True, help="directory of the EAGLE-3 drafter")
+    add_pair(parser)
     parser.add_argument("--out", type=Path, required=True, help="the profile")
     parser.add_argument(
         "--traffic", type=Path, nargs="+", default=[], help="your own prompts (default: a dozen of ours)"
@@ -42,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--tokens", type=int, default=64, help="tokens an answer (default 64)")
     parser.add_argument("--limit", type=int, default=16, help="prompts of the traffic that are asked (default 16)")
     parser.add_argument("--repeats", type=int, default=2, help="rounds (default 2)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    add_dtype(parser, "fp32")
     parser.add_argument("--verify", action="store_true", help="measure the loads afterwards, beside the prediction")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -50,8 +47,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     from eagle3_serving.tune.options import TuneOptions
-    from eagle3_serving.tune.report import print_advice
-    from eagle3_serving.tune.run import tune
 
     options = TuneOptions(
         engine=args.engine,
@@ -63,9 +58,11 @@ def run(args: argparse.Namespace) -> int:
         tokens=args.tokens,
         limit=args.limit,
         repeats=args.repeats,
-        dtype=args.dtype,
+        dtype=settle_dtype(args.dtype, args.target),
         verify=args.verify,
     )
+    from eagle3_serving.tune.run import tune
+
     found = tune(options)
     if args.json:
         from eagle3_serving.tune.advice import QUANTITY
@@ -81,5 +78,9 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(said), flush=True)
     else:
+        from rich.console import Console
+
+        from eagle3_serving.tune.report import print_advice
+
         print_advice(options, found.advice, found.commands, found.verified, Console())
     return 0

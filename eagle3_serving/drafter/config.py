@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding: base `theta` and the Hugging Face scaling `type` with its parameters."""
+    """Rotary embedding: base `theta` and the Hugging Face scaling `type` with its parameters; `partial` is the part of
+    every head that is rotated (its first dimensions)."""
 
     theta: float = 10000.0
     type: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
     params: dict[str, Any] = field(default_factory=dict)
+    partial: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class DrafterConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     # residual of the first layer: False = the fused state itself, True = its normalised form
     norm_before_residual: bool = False
-    # RMSNorm before fusion: none, one over the concatenation (`input_norm`), or one per feature (`fc_norm.i`)
-    pre_fc_norm: Literal["none", "concat", "per_aux"] = "none"
+    # RMSNorm before fusion: none, one over the concatenation (`input_norm`), one per feature (`fc_norm.i`), or in this order both
+    pre_fc_norm: Literal["none", "concat", "per_aux", "both"] = "none"
     # True: the post-norm state is fed to the next draft step (vLLM, SGLang, speculators `norm_output`)
     norm_output: bool = False
     # RMSNorm on every query and key head (the Qwen3 family)
@@ -52,3 +54,11 @@ class DrafterConfig:
     @property
     def num_aux(self) -> int:
         return len(self.aux_layers)
+
+    @property
+    def norms_concatenation(self) -> bool:
+        return self.pre_fc_norm in ("concat", "both")
+
+    @property
+    def norms_features(self) -> bool:
+        return self.pre_fc_norm in ("per_aux", "both")

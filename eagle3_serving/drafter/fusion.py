@@ -14,10 +14,10 @@ class FeatureFusion(nn.Module):
         super().__init__()
         width = config.num_aux * config.target_hidden_size
         self.num_aux = config.num_aux
-        self.kind = config.pre_fc_norm
-        if self.kind == "concat":
+        self.concatenation, self.features = config.norms_concatenation, config.norms_features
+        if self.concatenation:
             self.input_norm = factory.norm("input_norm", width, config.rms_norm_eps)
-        elif self.kind == "per_aux":
+        if self.features:
             self.fc_norm = nn.ModuleList(
                 factory.norm(f"fc_norm.{i}", config.target_hidden_size, config.rms_norm_eps)
                 for i in range(self.num_aux)
@@ -26,9 +26,9 @@ class FeatureFusion(nn.Module):
 
     def forward(self, aux_BLF: Tensor) -> Tensor:
         """[B, L, A * Ht] -> [B, L, H]."""
-        if self.kind == "concat":
+        if self.concatenation:
             aux_BLF = self.input_norm(aux_BLF)
-        elif self.kind == "per_aux":
+        if self.features:
             parts = aux_BLF.chunk(self.num_aux, dim=-1)
             aux_BLF = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         fused: Tensor = self.fc(aux_BLF)

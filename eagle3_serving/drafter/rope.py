@@ -9,8 +9,14 @@ from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
 from eagle3_serving.errors import InputError
 
 
+def rotated_dimensions(rope: RopeConfig, head_dim: int) -> int:
+    """How many dimensions of a head are rotated: all of them, or its first part (Hugging Face `partial_rotary_factor`)."""
+    return int(head_dim * rope.partial)
+
+
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Inverse frequencies [head_dim / 2], fp32, after scaling. Raises InputError on a type that is not known."""
+    """Inverse frequencies [head_dim / 2] of the rotated part of a head, fp32, after scaling. Raises InputError on a type that
+    is not known."""
     inv_freq = rope.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if rope.type in ("default", "dynamic"):  # dynamic NTK changes nothing inside the trained length
         return inv_freq
@@ -73,14 +79,20 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
         self.inv_freq: Tensor
-        self.register_buffer("inv_freq", inverse_frequencies(config.rope, config.head_dim), persistent=False)
+        self.rotated = rotated_dimensions(config.rope, config.head_dim)
+        self.register_buffer("inv_freq", inverse_frequencies(config.rope, self.rotated), persistent=False)
         self.scale = attention_scale(config.rope)
 
     def forward(self, positions_BL: Tensor, q_BLAD: Tensor, k_BLKD: Tensor) -> tuple[Tensor, Tensor]:
         angles_BLD = positions_BL[..., None].float() * self.inv_freq.float()
         angles_BLD = torch.cat([angles_BLD, angles_BLD], dim=-1)[..., None, :]
         cos, sin = angles_BLD.cos() * self.scale, angles_BLD.sin() * self.scale
-        return _rotate(q_BLAD, cos, sin), _rotate(k_BLKD, cos, sin)
+        return self._turn(q_BLAD, cos, sin), self._turn(k_BLKD, cos, sin)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.rotated == x.shape[-1]:
+            return _rotate(x, cos, sin)
+        return torch.cat([_rotate(x[..., : self.rotated], cos, sin), x[..., self.rotated :]], dim=-1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ def parameter_shapes(config: DrafterConfig) -> Shapes:
     }
     if config.fc_bias:
         shapes["fusion.fc.bias"] = (hidden,)
-    if config.pre_fc_norm == "concat":
+    if config.norms_concatenation:
         shapes["fusion.input_norm.weight"] = (aux,)
-    elif config.pre_fc_norm == "per_aux":
+    if config.norms_features:
         shapes |= {f"fusion.fc_norm.{i}.weight": (config.target_hidden_size,) for i in range(config.num_aux)}
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     for i in range(config.num_layers):

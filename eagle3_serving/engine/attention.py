@@ -5,8 +5,10 @@ from typing import Any
 from torch import Tensor
 
 from eagle3_serving.engine.rows import KVPool, RowPlan
+from eagle3_serving.errors import InputError
 
 NAME = "eagle3_rows"
+NO_MASK = (1, 1, 1, 1)  # the shape of the mask of a pass over packed rows, which masks nothing
 
 
 def use_row_attention(model: Any) -> None:
@@ -30,6 +32,11 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if rows is None:
+        if attention_mask is not None and attention_mask.shape == NO_MASK:
+            # its layers dropped what tells the rows apart: they would all attend to each other, in silence
+            raise InputError(
+                f"{type(module).__name__} does not hand packed rows on to its attention: the embedded engine cannot run it"
+            )
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         out: tuple[Tensor, None] = sdpa_attention_forward(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from eagle3_serving.engine.attention import use_row_attention
+from eagle3_serving.engine.attention import NO_MASK, use_row_attention
 from eagle3_serving.engine.rows import KVPool, RowPlan
 from eagle3_serving.errors import InputError
 
@@ -44,11 +44,14 @@ class Target:
         self.hidden_size, self.vocab_size = int(config.hidden_size), int(config.vocab_size)
         self.num_layers = int(config.num_hidden_layers)
         self.max_positions = int(config.max_position_embeddings)
+        window = getattr(config, "sliding_window", None)
+        if window is not None and not getattr(config, "layer_types", None):
+            self.max_positions = min(self.max_positions, int(window))  # up to there a window hides nothing
         self.embedding: Tensor = self.body.embed_tokens.weight
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         use_row_attention(self.model)
         # a mask that is there already, of four dimensions, is taken as it is: no other one is made
-        self._no_mask = torch.empty(1, 1, 1, 1, device=self.device)
+        self._no_mask = torch.empty(NO_MASK, device=self.device)
         self._aux: dict[int, Tensor] = {}
         self._aux_layers: tuple[int, ...] = ()
 
@@ -64,13 +67,24 @@ class Target:
         if not (directory / "config.json").is_file():
             raise InputError(f"{directory}/config.json is missing; a target directory holds a Hugging Face causal LM")
         try:
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{directory} cannot be loaded as a causal LM: {str(error).splitlines()[0]}") from None
+            # said, not asked: without it a person at a terminal would be asked whether the model's own code may run
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged or strange files raise nearly anything there
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{directory} cannot be loaded as a causal LM: {why[:300]}") from None
         if sharded:
             for layer in getattr(getattr(model, "model", None), "layers", ()):
                 fully_shard(layer, reshard_after_forward=True)
         return cls(model.to(device), str(directory))
+
+    @property
+    def latent(self) -> bool:
+        """Whether its keys and values are compressed (MLA): the embedded engine's cache has no place for them."""
+        return bool(getattr(self.model.config, "kv_lora_rank", None))
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -79,6 +93,11 @@ class Target:
         eos = getattr(generation, "eos_token_id", None)
         eos = self.model.config.eos_token_id if eos is None else eos
         return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The boundaries whose hidden states are returned, in this order."""
+        return self._aux_layers
 
     def watch(self, aux_layers: Sequence[int]) -> None:
         """From now on return the hidden states at these boundaries: k is the input of layer k, and of the final norm at k = n."""
@@ -94,7 +113,12 @@ class Target:
         self._aux[k] = args[0] if args else kwargs["hidden_states"]
 
     def new_pool(self, slots: int, capacity: int) -> KVPool:
-        """An empty KV pool for `slots` requests of at most `capacity` rows each."""
+        """An empty KV pool for `slots` requests of at most `capacity` rows each. Raises InputError where it cannot be."""
+        if self.latent:
+            raise InputError(
+                f"{self.name}: multi-head latent attention (kv_lora_rank) is not supported by the embedded engine; drafters are "
+                "trained for such a target (--eval-limit 0), and measured on vLLM or SGLang"
+            )
         return KVPool(self.num_layers, slots, capacity)
 
     @torch.inference_mode()

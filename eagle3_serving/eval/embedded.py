@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
@@ -11,6 +12,7 @@ from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sam
 from eagle3_serving.engine.profile import costs_for
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.counters import SpecCounters
+from eagle3_serving.eval.law import Answers, Draw, hold_law
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
@@ -24,7 +26,7 @@ def run_embedded(options: EvalOptions) -> EvalReport:
 
     The order alternates (plain, speculative | speculative, plain | ...), a batch of prompts at a time: a family's
     prompts are cut into groups of `batch`, so that both sides meet the same minutes. Raises InputError for a target,
-    drafter or prompt file that cannot be used.
+    drafter or prompt file that cannot be used, LawError where sampled answers are not of the target's law.
     """
     if options.batch > 1 and options.limit is not None and options.limit < options.batch:
         raise InputError(f"--limit {options.limit} leaves fewer prompts of a family than --batch {options.batch}")
@@ -37,6 +39,8 @@ def run_embedded(options: EvalOptions) -> EvalReport:
     warm_up = chat_ids(tokenizer, "Name three colours.")
     for side in (plain, drafting):
         engine.generate_many([warm_up] * options.batch, side, options.batch)
+    draws = [drawing(engine, tokenizer, side) for side in (plain, drafting)]
+    law = hold_law(draws[0], draws[1], options.temperature)
     prompts = {name: [chat_ids(tokenizer, p.turns[0]) for p in family] for name, family in families.items()}
     rounds: dict[str, list[Round]] = {name: [] for name in families}
     total = options.repeats * sum(map(len, families.values()))
@@ -47,7 +51,19 @@ def run_embedded(options: EvalOptions) -> EvalReport:
                 rounds[name].append(
                     _round(engine, groups(ids, options.batch), options.batch, plain, drafting, turn, bar)
                 )
-    return summarise(options, {name: len(family) for name, family in families.items()}, rounds)
+    return summarise(options, {name: len(family) for name, family in families.items()}, rounds, law)
+
+
+def drawing(engine: EmbeddedEngine, tokenizer: Any, side: DecodeOptions, batch: int = 32) -> Draw:
+    """Continuations of a bare text, fresh at each call."""
+
+    def draw(text: str, draws: int, tokens: int, temperature: float) -> Answers:
+        sampling = replace(side.sampling, temperature=temperature, seed=None)
+        options = replace(side, max_new_tokens=tokens, eos_ids=(), sampling=sampling)
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return [said.token_ids for said in engine.generate_many([ids] * draws, options, batch)]
+
+    return draw
 
 
 def decode_options(options: EvalOptions, mode: str) -> DecodeOptions:

@@ -47,6 +47,8 @@ class EvalOptions:
             raise InputError(f"--limit is {self.limit}: it must be at least 1")
         if not 0.0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature is {self.temperature}: it must be finite and not negative")
+        if self.engine != "embedded" and (self.top_p, self.min_p) != (1.0, 0.0):
+            raise InputError("--top-p and --min-p are for --engine embedded: a server is asked by temperature alone")
 
     @property
     def looks_up(self) -> bool:

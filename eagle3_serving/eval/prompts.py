@@ -8,6 +8,7 @@ from typing import Any
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.speed_bench import as_prompt, is_row, parquet_rows
+from eagle3_serving.files import read_text
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,7 @@ def _files(path: Path) -> list[Path]:
 def _read_file(path: Path, family: str | None) -> list[Prompt]:
     if path.suffix == ".parquet":
         return [_prompt(row, f"{path}:{number}", family) for number, row in enumerate(parquet_rows(path), 1)]
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    lines = read_text(path).split("\n")
     return [_read_line(line, f"{path}:{number}", family) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+from eagle3_serving.eval.law import LawTest
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -64,6 +66,7 @@ class EvalReport:
     overall: Figures
     families: dict[str, Figures]
     settings: dict[str, object] = field(default_factory=dict)
+    law: LawTest | None = None  # None at temperature 0
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -74,6 +77,7 @@ class EvalReport:
             "temperature": self.temperature,
             **self.overall.to_json(),
             **self.settings,
+            "law": None if self.law is None else self.law.to_json(),
             "families": {name: figures.to_json() for name, figures in self.families.items()},
         }
 
@@ -99,6 +103,8 @@ def print_report(report: EvalReport, console: Console) -> None:
     rates = "  ".join(f"{i}: {rate:.0%}" for i, rate in enumerate(report.overall.acceptance_by_position, 1))
     if rates:
         console.print(f"accepted by draft position  {rates}")
+    if report.law is not None:
+        console.print(f"sampled by the target's law  {report.law}")
     stretches = report.overall.accepted_length_by_text
     if len(stretches) > 1:
         lengths = "  ".join(f"from {at}: {length:.2f}" for at, length in stretches.items())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from eagle3_serving.eval.counters import SpecCounters
+from eagle3_serving.eval.law import LawTest
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.report import EvalReport, Figures, Rate
 
@@ -44,8 +45,10 @@ class Round:
         self.identical &= all(list(a) == list(b) for a, b in zip(plain, spec, strict=True))
 
 
-def summarise(options: EvalOptions, sizes: dict[str, int], rounds: dict[str, list[Round]]) -> EvalReport:
-    """`sizes`: prompts of each family."""
+def summarise(
+    options: EvalOptions, sizes: dict[str, int], rounds: dict[str, list[Round]], law: LawTest | None = None
+) -> EvalReport:
+    """`sizes`: prompts of each family. `law`: what was found of sampled answers."""
     families = {name: _figures(options, sizes[name], family) for name, family in rounds.items()}
     overall = [merge(parts) for parts in zip(*rounds.values(), strict=True)]
     return EvalReport(
@@ -56,6 +59,7 @@ def summarise(options: EvalOptions, sizes: dict[str, int], rounds: dict[str, lis
         temperature=options.temperature,
         overall=_figures(options, sum(sizes.values()), overall),
         families=families,
+        law=law,
         settings={**_shape(options), "max_tokens": options.max_tokens, "repeats": options.repeats},
     )
 

@@ -4,13 +4,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.eval.law import hold_law
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import summarise
 from eagle3_serving.eval.vllm import measure
 from eagle3_serving.serve.server import Server, log_directory
-from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command
+from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
 
@@ -24,8 +25,6 @@ def run_sglang(options: EvalOptions) -> EvalReport:
     """
     if options.mode == "plain":
         raise InputError("--mode plain has nothing to compare on SGLang: use chain, tree or auto")
-    if options.temperature > 0 and on_cpu():
-        raise InputError("SGLang decodes greedily on a CPU, whatever the temperature: use --temperature 0")
     families = by_family(read_prompts(options.prompts, options.limit))
     server = SglangOptions(
         options.target,
@@ -45,8 +44,9 @@ def run_sglang(options: EvalOptions) -> EvalReport:
         plain, spec = (stack.enter_context(SglangClient(server.url, options.target)) for server in servers)
         for client in (plain, spec):
             client.ask(_WARM_UP, max_tokens=16)
+        law = hold_law(plain.draw, spec.draw, options.temperature)
         rounds = measure(options, families, plain, spec)
-    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds)
+    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds, law)
 
 
 def shape_of(options: EvalOptions) -> Shape | None:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.eval.law import hold_law
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
@@ -22,7 +23,7 @@ def run_vllm(options: EvalOptions) -> EvalReport:
     Tokens a second = generated tokens / wall seconds of the requests, prefill included; a batch's seconds run until
     its last answer ends. The order alternates (plain, spec | spec, plain | ...), so that a busy neighbour hits both.
     Raises InputError for options that do not go together, CheckError where a server fails or verifies no trees though
-    they were asked for.
+    they were asked for, LawError where sampled answers are not of the target's law.
     """
     server = server_of(options)
     families = by_family(read_prompts(options.prompts, options.limit))
@@ -31,8 +32,9 @@ def run_vllm(options: EvalOptions) -> EvalReport:
             raise CheckError(
                 "this vLLM verifies chains only, and its log says why (on a CPU: Model Runner V1); use --mode chain"
             )
+        law = hold_law(plain.draw, spec.draw, options.temperature)
         rounds = measure(options, families, plain, spec)
-    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds)
+    return summarise(options, {name: len(prompts) for name, prompts in families.items()}, rounds, law)
 
 
 def server_of(options: EvalOptions) -> VllmOptions:

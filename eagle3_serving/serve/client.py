@@ -127,6 +127,26 @@ class ChatClient:
             answers = list(pool.map(ask, prompts))
         return answers, time.perf_counter() - started
 
+    def draw(self, text: str, draws: int, max_tokens: int, temperature: float) -> list[tuple[int, ...]]:
+        """Token ids of `draws` continuations of a bare text, each of exactly `max_tokens`."""
+        try:
+            reply = self._openai.completions.create(
+                model=self.model,
+                prompt=text,
+                n=draws,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                extra_body={"return_token_ids": True, "ignore_eos": True},
+            )
+        except (openai.OpenAIError, httpx.HTTPError) as error:
+            raise CheckError(f"the server at {self.url} did not answer: {' '.join(str(error).split())}") from None
+        drawn = [tuple(getattr(choice, "token_ids", None) or ()) for choice in reply.choices]
+        if len(drawn) != draws or not all(drawn):
+            raise CheckError(
+                f"the server at {self.url} returned no {draws} lists of token ids: it must know n and return_token_ids"
+            )
+        return drawn
+
     def counters(self) -> SpecCounters:
         return parse_counters(self.metrics())
 

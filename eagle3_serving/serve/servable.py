@@ -1,37 +1,47 @@
 """Before an engine reads a weight: can it serve this drafter? What it would get wrong in silence is converted, or told."""
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from eagle3_serving.checkpoint import Finding, check, convert
+from eagle3_serving.checkpoint.engines.vllm import PARALLEL
+from eagle3_serving.checkpoint.findings import verdict
 from eagle3_serving.errors import CheckError, Eagle3Error
 from eagle3_serving.targets.cache import cache_directory
 
 
 @dataclass(frozen=True)
 class Servable:
-    """`directory` is what to serve: the drafter itself, or its converted copy. `mended` says why there is a copy;
-    `warnings` are what the check still says of it."""
+    """`directory` is what to serve: the drafter itself, or its converted and proved copy. `mended` says why there is a copy;
+    `warnings` are what the check still says of it, `unjudged` what it does not know. `parallel`: it drafts all tokens in one
+    pass (P-EAGLE), which vLLM must be told."""
 
     directory: Path
     mended: Finding | None
     warnings: tuple[Finding, ...]
+    unjudged: tuple[Finding, ...] = ()
+    parallel: bool = False
 
 
 def servable(drafter: Path, engine: str, target: Path | None = None) -> Servable:
     """The drafter as `engine` ("vllm" or "sglang") can serve it; a copy is kept in the cache, keyed by its files.
 
+    A copy is served only after the proof of its conversion. What is not judged here is passed through as it is.
     Raises CheckError or InputError, in one line, where neither it nor a conversion can be served.
     """
     found = check(drafter, engine=engine, target=target)
     broken = [finding for finding in found if finding.breaks]
-    if not broken:
-        return Servable(drafter, None, _warnings(found))
-    copy = cache_directory() / "converted" / f"{engine}-{_digest(drafter)}"
+    if verdict(found) is not False:
+        return _as_it_is(drafter, None, found)
+    copy = cache_directory() / "proved" / f"{engine}-{_digest(drafter, target)}"
     try:
         if not copy.is_dir():
-            convert(drafter, copy, to=engine, target=target, parity=False)
+            report = convert(drafter, copy, to=engine, target=target)
+            if not report.parity:
+                shutil.rmtree(copy)
+                raise CheckError(f"a conversion cannot be proved ({report.parity_note}): convert it by hand")
         found = check(copy, engine=engine, target=target)
     except Eagle3Error as error:
         why = "" if broken[0].what in str(error) else f": {error}"
@@ -39,15 +49,23 @@ def servable(drafter: Path, engine: str, target: Path | None = None) -> Servable
     still = [finding for finding in found if finding.breaks]
     if still:
         raise CheckError(f"{drafter}: {still[0].line()} (a conversion does not mend it)")
-    return Servable(copy, broken[0], _warnings(found))
+    return _as_it_is(copy, broken[0], found)
 
 
-def _warnings(found: list[Finding]) -> tuple[Finding, ...]:
-    return tuple(finding for finding in found if finding.severity == "warning")
+def _as_it_is(directory: Path, mended: Finding | None, found: list[Finding]) -> Servable:
+    parallel = [finding for finding in found if finding.unjudged and PARALLEL in finding.what]
+    return Servable(
+        directory,
+        mended,
+        tuple(finding for finding in found if finding.severity == "warning"),
+        tuple(finding for finding in found if finding.unjudged and finding not in parallel),
+        bool(parallel),
+    )
 
 
-def _digest(directory: Path) -> str:
-    """Of the files' names, sizes and times: enough to tell whether a copy is of what stands there now."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    said = repr([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files])
-    return hashlib.sha256(f"{directory.resolve()} {said}".encode()).hexdigest()[:16]
+def _digest(drafter: Path, target: Path | None) -> str:
+    """Of the files' names, sizes and times: enough to tell whether a copy is of what stands there now, for this target."""
+    folders = [drafter] if target is None else [drafter, target]
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    said = repr([(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]

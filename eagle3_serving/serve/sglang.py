@@ -13,17 +13,19 @@ from pathlib import Path
 
 import torch
 
+from eagle3_serving.dtypes import ENGINES
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import HOST, ServerCommand
 from eagle3_serving.serve.shape import Shape
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 INTERPRETER = "EAGLE3_SGLANG_PYTHON"
 SWITCH = "EAGLE3_SERVING"  # "off" gives SGLang's own EAGLE-3 back
 TREES = "EAGLE3_TREES"  # the trees to choose from, as "0;1,4,3;5,4,8"
 CHECK = "EAGLE3_CHECK"  # "off" serves a drafter that the check at start refuses
 CHOICE = "EAGLE3_CHOICE"  # trees in turn: "cycle", a step each, for tests; "survey", some steps each, for tuning
 PROFILE = "EAGLE3_PROFILE"  # a file of measured costs for trees that follow the batch
+GRAPH_GB = "EAGLE3_GRAPH_GB"  # most GPU memory for the graphs of all trees but the largest, GiB
+GRAPH_SECONDS = "EAGLE3_GRAPH_SECONDS"  # most time that capturing them takes at start
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def sglang_command(options: SglangOptions) -> ServerCommand:
     python = sglang_python()
     _check(options)
     argv = [str(python), "-m", "sglang.launch_server", "--model-path", str(options.target)]
-    argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype], "--enable-metrics"]
+    argv += ["--host", HOST, "--port", "{port}", "--dtype", ENGINES[options.dtype], "--enable-metrics"]
     argv += ["--max-running-requests", str(options.max_requests)]
     if options.kv_tokens is not None:
         argv += ["--max-total-tokens", str(options.kv_tokens)]
@@ -111,8 +113,8 @@ def on_cpu() -> bool:
 
 
 def _check(options: SglangOptions) -> None:
-    if options.dtype not in DTYPES:
-        raise InputError(f"dtype {options.dtype!r} is unknown: one of {', '.join(DTYPES)}")
+    if options.dtype not in ENGINES:
+        raise InputError(f"dtype {options.dtype!r} is unknown: one of {', '.join(ENGINES)}")
     for role, directory in (("target", options.target), ("drafter", options.drafter)):
         if directory is not None and not (directory / "config.json").is_file():
             raise InputError(f"no config.json in the {role} directory {directory}")

@@ -82,6 +82,18 @@ class SglangClient(ChatClient):
         reason = (about.get("finish_reason") or {}).get("type", "")
         return Answer(text, tuple(token_ids), first_token_s, total_s, reason, counters)
 
+    def draw(self, text: str, draws: int, max_tokens: int, temperature: float) -> list[tuple[int, ...]]:
+        """Token ids of `draws` continuations of a bare text, each of exactly `max_tokens`."""
+        ids = self._tokenizer(text)["input_ids"]
+        sampling = {"max_new_tokens": max_tokens, "temperature": temperature, "ignore_eos": True, "n": draws}
+        try:
+            response = self._http.post(f"{self.url}/generate", json={"input_ids": ids, "sampling_params": sampling})
+            response.raise_for_status()
+            replies = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise CheckError(f"the server at {self.url} did not answer: {error}") from None
+        return [tuple(reply["output_ids"]) for reply in ([replies] if isinstance(replies, dict) else replies)]
+
     def counters(self) -> SpecCounters:
         """Of the requests that have ended, by this client."""
         with self._lock:

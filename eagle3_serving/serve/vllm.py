@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from eagle3_serving.dtypes import ENGINES
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import HOST, ServerCommand
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SERVED_NAME = "target"
 MODE = "EAGLE3_MODE"  # "vllm" leaves drafting to vLLM itself
 PROFILE = "EAGLE3_PROFILE"  # a file of what was measured, by which the plugin decides
@@ -24,7 +24,8 @@ _FEW_CPUS = 4
 class VllmOptions:
     """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step: a chain's, or the nodes of a
     tree of at most `depth` with `top_k` children a node (None: the plugin's own). `plugin` False leaves drafting to vLLM's
-    own EAGLE-3, `only_chain` lets it draft no trees. `simulate`: vLLM's synthetic acceptance, this rate a depth."""
+    own EAGLE-3, `only_chain` lets it draft no trees. `parallel`: the drafter drafts all tokens in one pass (P-EAGLE; with
+    `plugin` False: vLLM's own code does that). `simulate`: vLLM's synthetic acceptance, this rate a depth."""
 
     target: Path
     drafter: Path | None = None
@@ -38,6 +39,7 @@ class VllmOptions:
     plugin: bool = True
     only_chain: bool = False
     profile: Path | None = None
+    parallel: bool = False
     simulate: float | None = None
     depth: int | None = None
     top_k: int | None = None
@@ -50,7 +52,7 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
     _check(options)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", str(options.target), "--served-model-name", SERVED_NAME]
-    argv += ["--host", HOST, "--port", "{port}", "--dtype", DTYPES[options.dtype]]
+    argv += ["--host", HOST, "--port", "{port}", "--dtype", ENGINES[options.dtype]]
     argv += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)]
     if not options.prefix_cache:
         argv.append("--no-enable-prefix-caching")
@@ -60,6 +62,8 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
     if options.drafter is not None:
         speculative: dict[str, object] = {"method": "eagle3", "model": str(options.drafter)}
         speculative["num_speculative_tokens"] = options.k
+        if options.parallel:
+            speculative["parallel_drafting"] = True
         if options.simulate is not None:
             rates = [options.simulate ** (place + 1) for place in range(options.k)]
             speculative |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
@@ -97,8 +101,8 @@ def require_vllm() -> None:
 
 
 def _check(options: VllmOptions) -> None:
-    if options.dtype not in DTYPES:
-        raise InputError(f"dtype {options.dtype!r} is unknown: one of {', '.join(DTYPES)}")
+    if options.dtype not in ENGINES:
+        raise InputError(f"dtype {options.dtype!r} is unknown: one of {', '.join(ENGINES)}")
     if options.k < 1:
         raise InputError(f"k is {options.k}: at least one draft token a step is needed")
     for role, directory in (("target", options.target), ("drafter", options.drafter)):

@@ -1,5 +1,7 @@
-"""The short names of number formats that commands take."""
+"""The short names of number formats that commands take, as torch has them."""
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from eagle3_serving.dtypes import TORCH
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, long) for name, long in TORCH.items()}

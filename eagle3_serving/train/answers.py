@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import Prompt
-from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
@@ -46,6 +45,8 @@ def generate_answers(
     if not todo:
         return out
     context = max(VllmOptions.max_model_len, max_prompt + max_tokens)
+    from eagle3_serving.serve.client import ChatClient  # openai: where answers are given, none is asked for
+
     options = VllmOptions(target, dtype=dtype, max_model_len=context, max_num_seqs=concurrency, kv_cache_gib=2)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (

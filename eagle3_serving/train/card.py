@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from eagle3_serving.files import write_whole
 from eagle3_serving.train.finish import Measured, modes
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 if TYPE_CHECKING:
-    from eagle3_serving.train.job import TrainedRun, TrainJob
+    from eagle3_serving.train.job import TrainedRun
 
 _OURS = "<!-- written by eagle3 train, and anew by its next run: without this line it stays as it is -->"
 
 
-def write_card(directory: Path, job: "TrainJob", run: "TrainedRun", measured: Measured | None, command: str) -> None:
+def write_card(directory: Path, job: TrainJob, run: "TrainedRun", measured: Measured | None, command: str) -> None:
     """Write `directory`/README.md, unless somebody made it theirs."""
     path = directory / "README.md"
     if path.exists() and _OURS not in path.read_text(encoding="utf-8"):
@@ -23,7 +23,7 @@ def write_card(directory: Path, job: "TrainJob", run: "TrainedRun", measured: Me
     write_whole(path, "\n\n".join([_OURS, *parts]) + "\n")
 
 
-def _head(job: "TrainJob", run: "TrainedRun") -> str:
+def _head(job: TrainJob, run: "TrainedRun") -> str:
     config, target = run.drafter.config, job.target.resolve().name
     heads = f"{config.num_attention_heads} heads over {config.num_key_value_heads}"
     sight = "" if config.sliding_window is None else f"a window of {config.sliding_window} tokens, "
@@ -37,13 +37,13 @@ def _head(job: "TrainJob", run: "TrainedRun") -> str:
     )
 
 
-def _data(job: "TrainJob", run: "TrainedRun") -> str:
+def _data(job: TrainJob, run: "TrainedRun") -> str:
     names = ", ".join(path.name for path in (*job.prompts, *job.answers))
     covers = "" if run.coverage is None else f" The draft vocabulary covers {run.coverage:.1%} of their tokens."
     return f"## Data\n\nThe target's own answers ({names}): {run.data}. {len(run.held_out)} were held out.{covers}"
 
 
-def _recipe(job: "TrainJob", run: "TrainedRun", command: str) -> str:
+def _recipe(job: TrainJob, run: "TrainedRun", command: str) -> str:
     default = TrainOptions()
     changed = {f.name: getattr(job.options, f.name) for f in fields(default)}
     changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
@@ -59,7 +59,7 @@ def _recipe(job: "TrainJob", run: "TrainedRun", command: str) -> str:
     return "\n\n".join([*lines, *([f"`{command}`"] if command else [])])
 
 
-def _figures(job: "TrainJob", measured: Measured | None) -> str:
+def _figures(job: TrainJob, measured: Measured | None) -> str:
     if measured is None:
         return "## Measured\n\nNothing yet: `eagle3 eval --engine embedded --mode tree --target TARGET --drafter DIR --prompts FILE`."
     what = "the prompts of held-out answers"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.files import read_text
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,13 @@ def read_answers(
     """
     answers, report = [], report or DataReport()
     for path in files:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from None
-        for number, line in enumerate(lines, 1):
+        # not splitlines: a text may hold other separators than the file's
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if not line.strip():
+                continue
             where = f"{path}:{number}"
             report.lines += 1
-            try:
-                row = json.loads(line)
-                prompt, response = tuple(map(int, row["prompt_ids"])), tuple(map(int, row["response_ids"]))
-                id_ = str(row["id"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{where}: not an answer with id, prompt_ids and response_ids ({error})") from None
+            id_, prompt, response = _read_line(line, where)
             ids = prompt + response
             if ids and (min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size)):
                 wrong = next(i for i in ids if i < 0 or (vocab_size is not None and i >= vocab_size))
@@ -106,6 +101,30 @@ def read_answers(
     if not answers:
         raise InputError(f"no usable answers: {report}; see --max-length and --max-prompt")
     return answers
+
+
+def _read_line(line: str, where: str) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Id, prompt and response. Raises InputError naming what is not there."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict) or "id" not in row:
+        raise InputError(f"{where}: not an answer: a JSON object with id, prompt_ids and response_ids")
+    for key in ("prompt_ids", "response_ids"):
+        if key not in row:
+            texts = next(
+                (name for name in ("turns", "conversations", "messages", "prompt", "text") if name in row), None
+            )
+            way = (
+                f"; {texts!r} is text: give lines of id and turns as --prompts, and the target answers them"
+                if texts
+                else ""
+            )
+            raise InputError(f"{where}: not an answer: it lacks {key}{way}")
+        if not isinstance(row[key], list) or not all(type(token) is int for token in row[key]):
+            raise InputError(f"{where}: {key} is not a list of token ids (whole numbers)")
+    return str(row["id"]), tuple(row["prompt_ids"]), tuple(row["response_ids"])
 
 
 def choose_vocabulary(answers: Iterable[Answer], vocab_size: int, draft_vocab_size: int) -> tuple[Tensor, float]:

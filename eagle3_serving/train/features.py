@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.train import fingerprint
 from eagle3_serving.train.data import Answer
 
 
@@ -50,7 +51,10 @@ class FeatureBatch:
 
 @torch.inference_mode()
 def extract_features(target: Target, answers: Sequence[Answer]) -> FeatureBatch:
-    """One pass of the target over prompts and answers; `target` watches the boundaries that the drafter reads."""
+    """One pass of the target over prompts and answers; `target` watches the boundaries that the drafter reads.
+
+    Raises CheckError where the target gives what is no number.
+    """
     sequences = [answer.prompt_ids + answer.response_ids for answer in answers]
     length = max(map(len, sequences))
     tokens_BL = torch.zeros(len(answers), length, dtype=torch.long)
@@ -64,7 +68,25 @@ def extract_features(target: Target, answers: Sequence[Answer]) -> FeatureBatch:
     rows_B = torch.tensor([len(answer.response_ids) for answer in answers], device=target.device)
     next_BR = (start_B[:, None] + 1 + torch.arange(longest, device=target.device)).clamp(max=length - 1)
     final_BRH = final_BLH.gather(1, next_BR[..., None].expand(-1, -1, final_BLH.shape[-1]))
-    return FeatureBatch(tokens_BL, aux_BLF, final_BRH, start_B, rows_B).float()
+    batch = FeatureBatch(tokens_BL, aux_BLF, final_BRH, start_B, rows_B).float()
+    _require_finite(batch, answers, target)
+    return batch
+
+
+def _require_finite(batch: FeatureBatch, answers: Sequence[Answer], target: Target) -> None:
+    """Raise CheckError naming the first answer, and the lowest place in the target that gives what is no number."""
+    if bool(batch.aux_BLF.isfinite().all()) and bool(batch.final_BRH.isfinite().all()):
+        return
+    for b, answer in enumerate(answers):
+        aux_LAH = batch.aux_BLF[b, : answer.length].unflatten(-1, (-1, target.hidden_size))
+        places = [(f"boundary {k}", aux_LAH[:, i]) for k, i in sorted((k, i) for i, k in enumerate(target.watched))]
+        places.append(("its final norm", batch.final_BRH[b, : len(answer.response_ids)]))
+        for place, rows_NH in places:
+            if not bool(rows_NH.isfinite().all()):
+                raise CheckError(
+                    f"{target.name}: the target gives NaN or infinities at {place}, first seen in answer {answer.id}; its "
+                    "weights are damaged or do not fit the dtype: fetch it again, or try --no-bf16"
+                )
 
 
 Extract = Callable[[Sequence[Answer]], FeatureBatch]
@@ -163,7 +185,8 @@ class FeatureSource:
         self.target, self.bf16, self.hidden = target, bf16, target.hidden_size
         self.width = len(watched) * target.hidden_size
         self.columns = None if watched == tuple(aux_layers) else [watched.index(k) for k in aux_layers]
-        self.cache = FeatureCache(directory, f"{fingerprint(target)} {watched} {'bf16' if bf16 else target.dtype}")
+        self.fingerprint = fingerprint.of_target(target)
+        self.cache = FeatureCache(directory, f"{self.fingerprint} {watched} {'bf16' if bf16 else target.dtype}")
 
     def extract(self, answers: Sequence[Answer]) -> FeatureBatch:
         """A pass of the target over `answers`, every watched boundary."""
@@ -202,12 +225,6 @@ def norm_weight(target: Target) -> Tensor:
     if not weight_H.any():
         raise InputError(f"{target.name}: its final norm is no RMSNorm; drafters are trained for targets that have one")
     return weight_H
-
-
-def fingerprint(target: Target) -> str:
-    """Tells one target from another: its last norm and a piece of its embedding."""
-    parts = (target.body.norm.weight, target.embedding[:64])
-    return hashlib.sha256(b"".join(part.detach().float().cpu().numpy().tobytes() for part in parts)).hexdigest()[:16]
 
 
 _FILE_BYTES = 4096  # header and the file system's rounding

@@ -2,7 +2,6 @@
 
 import random
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,51 +22,10 @@ from eagle3_serving.train.card import write_card
 from eagle3_serving.train.data import Answer, DataReport, choose_vocabulary, read_answers
 from eagle3_serving.train.features import FeatureSource
 from eagle3_serving.train.finish import Measured, calibrate_on, check_drafter, measure, prompts_to_measure
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.options import TrainJob
 from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.run import Trainer
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """`prompts` are answered by the target first; `answers` are files of answers that it gave before.
-
-    `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `aux_layers`:
-    the boundaries that a new drafter reads (default: low, middle, high). `norm_output`: it feeds its post-norm state
-    back; `sliding_window`: tokens that it looks back on (default: all). `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
-    each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the
-    target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
-    which runs may share; `watched` boundaries are kept there (default: those read). `shard_target`: under torchrun each
-    process keeps a share of the target, for one that no GPU holds alone; features are then not cached, nor the drafter
-    measured in the end.
-    """
-
-    target: Path
-    out: Path
-    prompts: tuple[Path, ...] = ()
-    answers: tuple[Path, ...] = ()
-    vocabulary: tuple[Path, ...] = ()
-    init: Path | None = None
-    draft_vocab_size: int = 4096
-    aux_layers: tuple[int, ...] | None = None
-    norm_output: bool = False
-    sliding_window: int | None = None
-    max_length: int = 640
-    max_prompt: int = 400
-    held_out: int = 60
-    limit: int | None = None
-    device: str = "cpu"
-    cache_features: bool = True
-    features: Path | None = None
-    watched: tuple[int, ...] | None = None
-    cache_limit_gib: float = 50.0
-    eval_prompts: tuple[Path, ...] = ()
-    eval_limit: int = 8
-    eval_tokens: int = 64
-    calibrate: bool = False
-    shard_target: bool = False
-    options: TrainOptions = field(default_factory=TrainOptions)
 
 
 class TrainedRun(NamedTuple):
@@ -124,14 +82,8 @@ def train(job: TrainJob, command: str = "") -> TrainedDrafter:
 
 def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     """The training alone, nothing saved but its state. `target`: where it is loaded already."""
-    if not (job.prompts or job.answers):
-        raise InputError("nothing to train on: give --prompts, --answers or both")
-    if not (job.target / "config.json").is_file():
-        raise InputError(f"no config.json in the target directory {job.target}; eagle3 fetch-target makes one")
-    if job.sliding_window is not None and job.sliding_window < job.options.ttt_steps:
-        raise InputError(
-            f"--sliding-window is {job.sliding_window}: a draft of --ttt-steps would not see its own start"
-        )
+    job.require_data()
+    vocab_size = _require_fit(job)
     job.out.mkdir(parents=True, exist_ok=True)
     files = list(job.answers)
     ranks = Ranks.here(torch.device(job.device))
@@ -144,7 +96,6 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
             generate_answers(job.target, prompts, files[-1], max_prompt=job.max_prompt)
         ranks.wait()
     report = DataReport()
-    vocab_size = read_json(job.target / "config.json").get("vocab_size")
     answers = read_answers(files, job.max_length, job.max_prompt, vocab_size, report)
     if ranks.first:
         print(report, flush=True)
@@ -160,6 +111,8 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     # half the size where its products are of that precision anyway
     dtype = torch.bfloat16 if job.shard_target and job.options.bf16 else torch.float32
     target = target or Target.load(job.target, dtype, job.device, job.shard_target)
+    if target.latent and (job.calibrate or (job.eval_limit and not job.shard_target)):
+        target.new_pool(1, 1)  # says why it could not be measured in the end, before hours are spent
     if job.init is not None:
         drafter, coverage = load_for(target, job.init), None
     else:
@@ -183,6 +136,26 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     return TrainedRun(
         trainer.finished(), target, report, held_out, coverage, *counted, complete, dialect, trainer.ranks
     )
+
+
+def _require_fit(job: TrainJob) -> int | None:
+    """The target's vocabulary by its config.json. Raises InputError, before anything is loaded, where the job asks for
+    what the target has not."""
+    if not (job.target / "config.json").is_file():
+        raise InputError(f"no config.json in the target directory {job.target}; eagle3 fetch-target makes one")
+    raw = read_json(job.target / "config.json")
+    text = raw.get("text_config")
+    config = {**raw, **text} if isinstance(text, dict) else raw
+    vocab, layers = config.get("vocab_size"), config.get("num_hidden_layers")
+    if job.init is None and type(vocab) is int and job.draft_vocab_size > vocab:
+        raise InputError(
+            f"--draft-vocab-size is {job.draft_vocab_size}: the target has {vocab} tokens; give 1 to {vocab}"
+        )
+    if job.init is None and job.aux_layers is not None and type(layers) is int and max(job.aux_layers) > layers:
+        raise InputError(
+            f"--aux-layers {max(job.aux_layers)}: the target has {layers} layers; give boundaries of 0 to {layers}"
+        )
+    return vocab if type(vocab) is int else None
 
 
 def _state_cache(source: FeatureSource, answers: list[Answer], job: TrainJob) -> None:

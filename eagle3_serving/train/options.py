@@ -1,10 +1,11 @@
 """How a training run goes: every choice that changes its weights, each with its meaning."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from eagle3_serving.errors import InputError
-from eagle3_serving.train.objectives import Criterion, Objective
+from eagle3_serving.train.criterion import Criterion, Objective
 
 T = TypeVar("T")
 
@@ -54,11 +55,91 @@ class TrainOptions:
         for name in ("tokens", "tokens_per_batch", "ttt_steps", "save_every", "log_every", "closed_form_batches"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if self.ttt_steps > 128:  # each keeps its activations: a slip of the finger would take all memory
+            raise InputError(f"--ttt-steps is {self.ttt_steps}: at most 128, for no draft is deeper")
         for name in ("warmup", "patience"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} is {getattr(self, name)}: it must not be negative")
+        for name in (
+            "step_decay",
+            "learning_rate",
+            "fusion_learning_rate",
+            "weight_decay",
+            "token_weight",
+            "feature_weight",
+        ):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be finite and not negative"
+                )
+        if not 0 <= self.ema < 1:
+            raise InputError(f"--ema is {self.ema}: it must be at least 0 and below 1")
+        if not self.clip > 0:
+            raise InputError(f"--clip is {self.clip}: it must be above 0 (inf clips nothing)")
         self.criterion  # noqa: B018  raises InputError
 
     @property
     def criterion(self) -> Criterion:
         return Criterion(self.objective, self.token_weight, self.feature_weight)
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """`prompts` are answered by the target first; `answers` are files of answers that it gave before.
+
+    `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `aux_layers`:
+    the boundaries that a new drafter reads (default: low, middle, high). `norm_output`: it feeds its post-norm state
+    back; `sliding_window`: tokens that it looks back on (default: all). `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
+    each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the
+    target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
+    which runs may share; `watched` boundaries are kept there (default: those read). `shard_target`: under torchrun each
+    process keeps a share of the target, for one that no GPU holds alone; features are then not cached, nor the drafter
+    measured in the end.
+    """
+
+    target: Path
+    out: Path
+    prompts: tuple[Path, ...] = ()
+    answers: tuple[Path, ...] = ()
+    vocabulary: tuple[Path, ...] = ()
+    init: Path | None = None
+    draft_vocab_size: int = 4096
+    aux_layers: tuple[int, ...] | None = None
+    norm_output: bool = False
+    sliding_window: int | None = None
+    max_length: int = 640
+    max_prompt: int = 400
+    held_out: int = 60
+    limit: int | None = None
+    device: str = "cpu"
+    cache_features: bool = True
+    features: Path | None = None
+    watched: tuple[int, ...] | None = None
+    cache_limit_gib: float = 50.0
+    eval_prompts: tuple[Path, ...] = ()
+    eval_limit: int = 8
+    eval_tokens: int = 64
+    calibrate: bool = False
+    shard_target: bool = False
+    options: TrainOptions = field(default_factory=TrainOptions)
+
+    def __post_init__(self) -> None:
+        """Raises InputError naming the first option out of range."""
+        least = {"draft_vocab_size": 1, "max_length": 4, "max_prompt": 1, "eval_tokens": 1, "limit": 1}
+        least |= {"held_out": 0, "eval_limit": 0, "cache_limit_gib": 0}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= lowest:
+                raise InputError(f"--{name.replace('_', '-')} is {value}: it must be at least {lowest}")
+        aux = self.aux_layers
+        if aux is not None and (not aux or min(aux) < 0 or len(set(aux)) != len(aux)):
+            raise InputError(f"--aux-layers {' '.join(map(str, aux))}: they must differ, and not be negative")
+        if self.sliding_window is not None and self.sliding_window < self.options.ttt_steps:
+            raise InputError(
+                f"--sliding-window is {self.sliding_window}: a draft of --ttt-steps would not see its own start"
+            )
+
+    def require_data(self) -> None:
+        """Raise InputError where there is nothing to train on."""
+        if not (self.prompts or self.answers):
+            raise InputError("nothing to train on: give --prompts, --answers or both")

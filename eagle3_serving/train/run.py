@@ -18,6 +18,7 @@ from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.train import fingerprint
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start
 from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
@@ -28,6 +29,11 @@ from eagle3_serving.train.ttt import StepFunction, TTTLoss, ttt_loss
 
 _MAY_CHANGE = ("tokens", "save_every", "log_every", "patience")  # how long and how often, not what
 _SHAPE = ("draft_vocab_size", "aux_layers", "norm_output", "sliding_window")
+_CONTENT = {  # remembered by content: the words for another
+    "target": "for another target (weights or config.json differ)",
+    "answers": "on other answers (their tokens, or --max-length, --max-prompt, --held-out or --limit, differ)",
+    "vocabulary": "with another draft vocabulary",
+}
 _MOST_SKIPPED = 20  # steps in a row without finite gradients
 _COUNTED = ("skipped", "skipped_in_a_row", "best_accepted", "saves_since_best")
 
@@ -309,8 +315,15 @@ class Trainer:
         path = self.directory / "state.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        self._check_recipe(state["recipe"])
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.device)
+            recipe = dict(state["recipe"])
+        except Exception as error:  # a damaged zip or pickle raises nearly anything
+            why = (" ".join(str(error).split()) or type(error).__name__)[:120]
+            raise InputError(
+                f"{path} is not the state of a run ({why}): remove it to begin anew, or give another --out"
+            ) from None
+        self._check_recipe(recipe)
         self.drafter.load_state_dict(state["drafter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.scale_F = state["average"], state["scale"]
@@ -328,7 +341,12 @@ class Trainer:
         # the number of ranks is part of it: each takes its own batches
         shape: dict[str, Any] = {"ranks": self.ranks.size}
         shape |= {name: getattr(config, name) for name in _SHAPE}
-        return {**options, **shape, "batches": len(self.batches)}
+        content = {
+            "target": self.source.fingerprint,
+            "answers": fingerprint.of_answers([*itertools.chain(*self.batches), *self.held_out_answers]),
+            "vocabulary": fingerprint.of_ids(self.drafter.vocabulary.target_ids.tolist()),
+        }
+        return {**options, **shape, **content, "batches": len(self.batches)}
 
     def _check_recipe(self, before: dict[str, Any]) -> None:
         now = self.recipe()
@@ -339,15 +357,17 @@ class Trainer:
             "norm_output": False,
             "sliding_window": None,
             "ranks": 1,
+            **{name: now[name] for name in _CONTENT},
             **before,
         }
         before = {name: value for name, value in before.items() if name not in _MAY_CHANGE}
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                raise InputError(
-                    f"{self.directory} holds a run with {name} {before.get(name)}, not {now.get(name)}: "
-                    "go on with the same options and answers, or give another --out"
-                )
+        way = "go on with the same options and answers, or give another --out"
+        for name in sorted(before.keys() | now.keys(), key=[*now, *before].index):
+            if before.get(name) == now.get(name):
+                continue
+            if name in _CONTENT:
+                raise InputError(f"{self.directory} holds a run {_CONTENT[name]}: {way}")
+            raise InputError(f"{self.directory} holds a run with {name} {before.get(name)}, not {now.get(name)}: {way}")
 
     @torch.no_grad()
     def finished(self) -> Drafter:

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from eagle3_serving.drafter.layers import Attend
 from eagle3_serving.drafter.model import Drafter, DraftStep
+from eagle3_serving.train.criterion import Criterion
 from eagle3_serving.train.features import FeatureBatch
-from eagle3_serving.train.objectives import Criterion, feature_loss, target_state, token_loss
+from eagle3_serving.train.objectives import feature_loss, target_state, token_loss
 
 # `Drafter.step`, or the same compiled
 StepFunction = Callable[[Tensor, Tensor, Tensor, Attend], DraftStep]

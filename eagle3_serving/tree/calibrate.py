@@ -69,7 +69,8 @@ class Calibration:
 
     def place(self, device: torch.device | str, children: int) -> None:
         """Before a capture: after it, `apply` to nodes of so many children copies nothing to this device."""
-        _table((self.rank,), children, torch.device(device))
+        # "cuda" is the device that tensors made there name, "cuda:0"
+        _table((self.rank,), children, torch.empty(0, device=device).device)
 
     def apply(self, children: Children, depth: int) -> Children:
         """The same children with their calibrated chances; depth counts from 1."""

@@ -22,8 +22,9 @@ DraftRows = Callable[[Tensor, Tensor, int, Tensor], "tuple[Tensor, Tensor]"]
 
 
 class Draft(NamedTuple):
-    """`candidates` of the pool; `logits_BQV` of every node drafted from (root first), `source_BC`: the Q index of the
-    node that each candidate became, -1 where it was not drafted from. `depth` of the deepest candidate."""
+    """`candidates` of the pool; `logits_BQV` of every node drafted from (root first; none where they were not to be kept),
+    `source_BC`: the Q index of the node that each candidate became, -1 where it was not drafted from. `depth` of the
+    deepest candidate."""
 
     candidates: Candidates
     logits_BQV: Tensor
@@ -32,17 +33,25 @@ class Draft(NamedTuple):
 
 
 def grow_draft(
-    logits_BV: Tensor, state_BH: Tensor, top_k: int, depth: int, grow: Grow, keep: Keep, draft_rows: DraftRows
+    logits_BV: Tensor,
+    state_BH: Tensor,
+    top_k: int,
+    depth: int,
+    grow: Grow,
+    keep: Keep,
+    draft_rows: DraftRows,
+    keep_logits: bool = True,
 ) -> Draft:
     """A pool of candidates for each request, in draft ids, from what its last committed row gave.
 
-    A draft row sees what its parent's row sees, and itself. Nothing is drafted from past `depth` - 1.
+    A draft row sees what its parent's row sees, and itself. Nothing is drafted from past `depth` - 1. The logits of all
+    nodes together are large, and wanted only where proposals are drawn or a drafter is measured.
     """
     device = logits_BV.device
     logits_BKV, state_BKH = logits_BV[:, None], state_BH[:, None]
     batch = logits_BV.shape[0]
     depths: list[Candidates] = []
-    laws, sources = [logits_BKV], []
+    laws, sources = [logits_BKV if keep_logits else logits_BKV[:, :0]], []
     frontier = root_frontier(batch, device)
     mask_BKT = torch.empty(batch, 1, 0, dtype=torch.bool, device=device)
     reached = size = 0
@@ -61,7 +70,8 @@ def grow_draft(
         mask_BKT = torch.cat([seen_BKT, own_BKK], dim=2)
         hidden_BKH = state_BKH.gather(1, slots_BK1.expand(-1, -1, state_BKH.shape[2]))
         logits_BKV, state_BKH = draft_rows(frontier.tokens_BK, hidden_BKH, reached, mask_BKT)
-        laws.append(logits_BKV)
+        if keep_logits:
+            laws.append(logits_BKV)
     return Draft(pool(depths), torch.cat(laws, dim=1), torch.cat(sources, dim=1), reached)
 
 

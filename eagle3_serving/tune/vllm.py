@@ -16,7 +16,8 @@ from tqdm import tqdm
 from eagle3_serving.bench.http import PROFILED_K, open_servers
 from eagle3_serving.bench.load import Load
 from eagle3_serving.bench.sweep import count_for, mixed_prompts, requests_for
-from eagle3_serving.serve.vllm import DTYPES, VllmOptions, on_cpu, vllm_command
+from eagle3_serving.dtypes import TORCH
+from eagle3_serving.serve.vllm import VllmOptions, on_cpu, vllm_command
 from eagle3_serving.tune.advice import Advice, spoken
 from eagle3_serving.tune.child import run_child
 from eagle3_serving.tune.closed_loop import Course, between, play, rate
@@ -35,7 +36,7 @@ def tune_vllm(options: TuneOptions, prompts: Path, folder: Path) -> list[Advice]
     vllm_command(server)  # what it would refuse, it refuses now
     argv = [sys.executable, "-m", "eagle3_vllm.profile", "--model", str(options.target)]
     argv += ["--drafter", str(options.drafter), "--out", str(part), "--prompts", str(prompts)]
-    argv += ["--dtype", DTYPES[options.dtype], "--repeats", str(options.repeats), "--batches"]
+    argv += ["--dtype", TORCH[options.dtype], "--repeats", str(options.repeats), "--batches"]
     argv += [*map(str, options.loads), "--tokens", *map(str, range(1, PROFILED_K + 1)), "--answer", str(options.tokens)]
     if on_cpu():  # as the server that `eagle3 serve` starts
         argv.append("--enforce-eager")

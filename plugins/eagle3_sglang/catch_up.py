@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from eagle3_sglang.host import to_device
+
 WIDTH = 8  # rows a request and pass; fewer than the cache slots SGLang keeps free past a request's end
 MOST_BYTES = 256 << 20  # of features; older ones are forgotten, which costs acceptance, never exactness
 
@@ -89,6 +91,6 @@ def take_in(backlog: Backlog, worker: Any, batch: Any) -> None:
         device = batch.seq_lens.device
         features_RF, tokens_R = backlog.features(), backlog.tokens()
         for plan in plans:
-            rows = plan.rows_BW.flatten().to(device, non_blocking=True)
+            rows = to_device(plan.rows_BW.flatten(), device)
             compat.draft_extend(worker, batch, plan.back_B, features_RF[rows], tokens_R[rows], WIDTH)
     backlog.clear()

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_uniform_func
+from sglang.srt.layers import sampler
 from sglang.srt.layers.moe.utils import speculative_moe_a2a_backend_context, speculative_moe_backend_context
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.srt.runtime_context import get_parallel, get_spec
+from sglang.srt.speculative import eagle_utils, eagle_worker_common
 from sglang.srt.speculative.adaptive_runtime_state import SpecRuntimeState
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 from sglang.srt.speculative.eagle_utils import per_step_draft_out_cache_loc
@@ -28,6 +30,11 @@ from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorker
 from torch import Tensor
 
 from eagle3_serving.serve.shape import Shape
+from eagle3_sglang import compat_graphs
+from eagle3_sglang.compat_check import SAMPLED, name_problem
+from eagle3_sglang.host import to_device
+from eagle3_sglang.reserve import Reserve
+from eagle3_sglang.sampled import Sampling
 from eagle3_sglang.settings import Settings
 
 __all__ = ["EAGLEWorkerV2", "EagleDraftWorker"]
@@ -69,8 +76,8 @@ def present_state(worker: Any) -> Any:
     )
 
 
-def build_state(worker: Any, steps: int, tokens: int) -> Any:
-    """The backends and, on a GPU, the graphs of another tree."""
+def build_state(worker: Any, shape: Shape, reserve: Reserve) -> Any:
+    """The backends and, on a GPU, the graphs of another tree; its large buffers lie in the reserve."""
     with ExitStack() as stack:
         for context in (
             _draft_parallel(worker),
@@ -79,14 +86,36 @@ def build_state(worker: Any, steps: int, tokens: int) -> Any:
         ):
             stack.enter_context(context)
         if worker.device != "cpu":
-            return worker.build_adaptive_runtime_state(steps, tokens)
+            runner = worker._target_worker.model_runner
+            stack.enter_context(compat_graphs.sharing(present_state(worker), runner, reserve))
+            return worker.build_adaptive_runtime_state(shape.steps, shape.tokens)
         # SGLang's own builder asks a CPU's backends for CUDA graphs
-        stack.enter_context(worker._override_worker_state(steps, tokens))
+        stack.enter_context(worker._override_worker_state(shape.steps, shape.tokens))
         worker._draft_worker.init_attention_backend()
         runner = worker._target_worker.model_runner
         return replace(
             present_state(worker), target_attn_backend=runner._get_attention_backend(init_new_workspace=True)
         )
+
+
+def free_bytes(worker: Any) -> int | None:
+    """Of the device's memory; None on a CPU."""
+    if worker.device == "cpu":
+        return None
+    module = torch.get_device_module(worker.device)
+    module.empty_cache()
+    return int(module.mem_get_info()[0])
+
+
+def attention_of_server(worker: Any) -> tuple[list[str], int, bool]:
+    """Names of the target's attention backends, tokens a page, and whether some layer sees a window."""
+    runner = worker._target_worker.model_runner
+    names = [runner.prefill_attention_backend_str, runner.decode_attention_backend_str]
+    return (
+        [str(name) for name in names],
+        int(worker.page_size),
+        getattr(runner, "sliding_window_size", None) is not None,
+    )
 
 
 def _draft_parallel(worker: Any) -> Any:
@@ -104,7 +133,7 @@ def draft_extend(worker: Any, batch: Any, back_B: Tensor, features: Tensor, toke
     Its output is dropped: what counts are the keys and values it leaves.
     """
     draft, scratch = worker._draft_worker, copy(batch)
-    scratch.seq_lens = batch.seq_lens - back_B.to(batch.seq_lens)
+    scratch.seq_lens = batch.seq_lens - to_device(back_B.to(batch.seq_lens.dtype), batch.seq_lens.device)
     if batch.seq_lens_cpu is not None:
         scratch.seq_lens_cpu = batch.seq_lens_cpu - back_B.to(batch.seq_lens_cpu)
         scratch.seq_lens_sum = int(scratch.seq_lens_cpu.sum())
@@ -148,6 +177,24 @@ def penalises(batch: Any) -> bool:
     return any(one is not None for one in sums) or (orchestrator is not None and bool(orchestrator.is_required))
 
 
+def after_a_gap(batch: Any) -> bool:
+    """Whether the server had nothing to do before this step."""
+    return bool(getattr(batch, "after_idle_gap", False))
+
+
+def sample_on_cpu() -> str:
+    """Sampled requests are drawn from the target's law where SGLang would take the argmax; why not, "" where they are."""
+    if problem := name_problem(SAMPLED):
+        return problem
+    around = Sampling(
+        eagle_worker_common.eagle_sample,
+        eagle_utils.verify_tree_greedy_func,
+        sampler.top_k_top_p_min_p_sampling_from_probs_torch,
+    )
+    eagle_worker_common.eagle_sample, eagle_utils.verify_tree_greedy_func = around.sampling, around.verifying
+    return ""
+
+
 def skip_catching_up(skip: bool) -> None:
     """Whether SGLang leaves out the draft's pass after a step that drafted nothing; it asks at every such step."""
     os.environ[_SKIP_CATCH_UP] = "1" if skip else "0"
@@ -183,6 +230,20 @@ def agreed(shape: Shape, shapes: Sequence[Shape]) -> Shape:
     place = torch.tensor([shapes.index(shape)])
     torch.distributed.broadcast(place, group.ranks[0], group=group.cpu_group)
     return shapes[int(place)]
+
+
+def all_say(yes: bool) -> bool:
+    """Whether every rank does: all must build the same states."""
+    group = get_parallel().tp_group
+    if group.world_size == 1:
+        return yes
+    votes = torch.tensor([int(yes)])
+    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN, group=group.cpu_group)
+    return bool(votes[0])
+
+
+def ranks() -> int:
+    return int(get_parallel().tp_group.world_size)
 
 
 def counts_here(server_args: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # read in and run on the first and the last; the others read only
 VERSIONS = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
@@ -72,8 +72,25 @@ NAMES = (
     Name("sglang.srt.speculative.eagle_info", "EagleDraftExtendInput", ("hidden_states", "num_accept_tokens")),
     Name("sglang.srt.model_executor.forward_context", "ForwardContext", ("attn_backend",)),
     Name("sglang.srt.model_executor.forward_context", "forward_context"),
+    Name(
+        "sglang.srt.model_executor.runner_backend.full_cuda_graph_backend",
+        "FullCudaGraphBackend.replay",
+        ("shape_key", "static_forward_batch"),
+    ),
+    Name("sglang.srt.model_executor.model_runner", "ModelRunner._get_attention_backend", ("init_new_workspace",)),
     Name("sglang.srt.runtime_context", "get_spec"),
     Name("sglang.srt.runtime_context", "get_parallel"),
+)
+
+# what exact sampling on a CPU stands on; without it sampled requests get SGLang's argmax there
+SAMPLED = (
+    Name("sglang.srt.speculative.eagle_worker_common", "eagle_sample", ("verify_input", "batch", "logits_output")),
+    Name("sglang.srt.speculative.eagle_utils", "verify_tree_greedy_func", ("target_predict",)),
+    Name(
+        "sglang.srt.layers.sampler",
+        "top_k_top_p_min_p_sampling_from_probs_torch",
+        ("probs", "top_ks", "top_ps", "min_ps", "need_min_p_sampling", "sampling_seed", "positions"),
+    ),
 )
 
 
@@ -98,3 +115,31 @@ def name_problem(names: tuple[Name, ...] = NAMES) -> str:
         if missing:
             return f"SGLang's {name.module}.{name.path} takes no {missing[0]}"
     return ""
+
+
+class Attention(NamedTuple):
+    """Names of the attention backends that will serve (prefill's, decoding's, the draft's own), tokens a page, and how many
+    children a draft's node may have."""
+
+    backends: tuple[str, ...]
+    page_size: int
+    top_k: int
+
+
+def attention_of(server_args: Any) -> Attention:
+    """While SGLang resolves its arguments, and after, what it decided stands beside them."""
+    try:
+        view: Any = importlib.import_module("sglang.srt.arg_groups.overrides").resolved_view(server_args)
+    except (ImportError, AttributeError):
+        view = server_args
+    base = getattr(view, "attention_backend", None)
+    named = [
+        getattr(view, "prefill_attention_backend", None) or base,
+        getattr(view, "decode_attention_backend", None) or base,
+        getattr(view, "speculative_draft_attention_backend", None),
+    ]
+    return Attention(
+        tuple(str(name) for name in named if name),
+        int(getattr(view, "page_size", None) or 1),
+        int(getattr(view, "speculative_eagle_topk", None) or 1),
+    )

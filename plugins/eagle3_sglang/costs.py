@@ -1,11 +1,13 @@
 """What a step of each tree takes, measured while it serves and kept for the next start."""
 
+import bisect
 import json
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eagle3_serving.files import write_whole
 from eagle3_serving.serve.shape import Shape
@@ -45,24 +47,48 @@ class StepCosts:
     A tree's number of verified rows stands for it on a shared `Curve`, so that batch sizes not yet met lie on a line
     between those that were: those at which the tree itself was met, where it was anywhere.
 
+    Where CUDA graphs run, `sizes` are the batch sizes they were captured at: a batch costs what the next larger of them
+    does, a staircase. `replayed` are the seconds of the graphs alone, measured at start; what serving adds to them is
+    learnt from the trees that serve, so that a tree is judged before it ever did.
+
     What slows all steps alike (neighbours on the machine, clocks, long texts) would count against the trees met just then:
     with `paced`, each step is taken at the pace of those around it. A tree in use alone is then no news of its own cost;
     steps of another in between are (`ShapePolicy`'s looks and probes).
     """
 
-    def __init__(self, shapes: Iterable[Shape], paced: bool = True) -> None:
+    def __init__(self, shapes: Iterable[Shape], paced: bool = True, sizes: Sequence[int] = ()) -> None:
         self.shapes = tuple(shapes)
         self._paced = paced
+        self.sizes = tuple(sorted(sizes))
+        self._replayed: dict[Shape, dict[int, float]] = {}  # by captured size
         self._seen: dict[tuple[int, Shape], deque[Step]] = {}
         self._recent: deque[Step] = deque(maxlen=WINDOW)
         self._paces: deque[float] = deque([1.0], maxlen=TYPICAL)
         self._curve = Curve({})
         # a tree's own batch sizes: one tree's seconds at a size passed through would be every tree's there
         self._curves: dict[Shape, Curve] = {}
+        self._served: dict[tuple[int, Shape], float] = {}  # their medians, where more than one step was measured
+        # what serving added to the graphs' own seconds: of steps that draft or do not, by batch size and tree
+        self._added: dict[bool, dict[int, dict[Shape, float]]] = {}
+        self._between: dict[tuple[int, Shape], float] = {}  # the graphs' own seconds at any size asked for
         self._cold: set[tuple[int, Shape]] = set()  # of which one step was measured: the first meets cold caches
+
+    def size(self, batch: int) -> int:
+        """The batch size that a graph was captured at for this one; itself where no graph holds it."""
+        place = bisect.bisect_left(self.sizes, batch)
+        return self.sizes[place] if place < len(self.sizes) else batch
+
+    def replay(self, seconds: Mapping[tuple[int, Shape], float]) -> None:
+        """Seconds of the graphs alone, by captured size and tree."""
+        self._replayed, self._between = {}, {}
+        for (size, shape), each in sorted(seconds.items()):
+            self._replayed.setdefault(shape, {})[size] = each
+        for size in {size for size, _ in self._seen}:
+            self._draw(size)
 
     def add(self, batch: int, shape: Shape, seconds: float) -> None:
         """The first of a kind counts until there is a second."""
+        batch = self.size(batch)
         key = batch, shape
         seen = self._seen.setdefault(key, deque(maxlen=KEPT))
         step = Step(batch, shape, seconds, self._paces[-1])
@@ -98,30 +124,67 @@ class StepCosts:
                 seen.popleft()
 
     def _draw(self, batch: int) -> None:
-        seen = {shape: self._seen[batch, shape] for shape in self.shapes if (batch, shape) in self._seen}
-        points = tuple(sorted((float(batch * shape.tokens), _median(steps)) for shape, steps in seen.items()))
+        seen = {shape: _median(self._seen[batch, shape]) for shape in self.shapes if (batch, shape) in self._seen}
+        points = tuple(sorted((float(batch * shape.tokens), seconds) for shape, seconds in seen.items()))
+        # one step alone met cold caches
+        for shape, seconds in seen.items():
+            if len(self._seen[batch, shape]) > 1:
+                self._served[batch, shape] = seconds
+                if shape in self._replayed:
+                    of_kind = self._added.setdefault(shape.drafts, {})
+                    of_kind.setdefault(batch, {})[shape] = seconds - self._alone(batch, shape)
         for curve in (self._curve, *(self._curves.setdefault(shape, Curve({})) for shape in seen)):
             curve.points[batch] = points
 
     def steps(self, batch: int, shape: Shape) -> int:
-        """How many steps were measured at batch sizes like this."""
+        """How many steps were measured at batch sizes like this; enough where the graphs were."""
+        if shape in self._replayed:
+            return PROVEN
         return sum(len(seen) for (b, s), seen in self._seen.items() if s == shape and bucket(b) == bucket(batch))
 
     def seconds(self, batch: int, shape: Shape) -> float | None:
         """At one pace for all; None before anything was measured."""
+        size = self.size(batch)
+        if shape in self._replayed:
+            return self._of_graphs(size, shape)
         if not self._curve.points:
             return None
-        return self._curves.get(shape, self._curve).at(batch, batch * shape.tokens)
+        return self._curves.get(shape, self._curve).at(size, size * shape.tokens)
+
+    def _of_graphs(self, size: int, shape: Shape) -> float:
+        """As measured while serving; else the graphs' own seconds, and what serving adds to such."""
+        served = self._served.get((size, shape))
+        if served is not None:
+            return served
+        # a draft costs launches of its own; and the nearest sizes have texts most like these
+        added = self._added.get(shape.drafts) or self._added.get(not shape.drafts)
+        if not added:
+            return self._alone(size, shape)
+        nearest = min(added, key=lambda other: abs(other - size))
+        return self._alone(size, shape) + max(0.0, statistics.median(added[nearest].values()))
+
+    def _alone(self, size: int, shape: Shape) -> float:
+        if (size, shape) not in self._between:
+            self._between[size, shape] = self._interpolated(size, self._replayed[shape])
+        return self._between[size, shape]
+
+    def _interpolated(self, size: int, known: Mapping[int, float]) -> float:
+        below = max((s for s in known if s <= size), default=min(known))
+        above = min((s for s in known if s >= size), default=max(known))
+        if above == below:
+            return known[below] * max(1.0, size / below)
+        return known[below] + (size - below) / (above - below) * (known[above] - known[below])
 
     def measured(self, batch: int) -> set[Shape]:
         """The trees with a cost of their own at exactly this batch size."""
-        return {shape for size, shape in self._seen if size == batch}
+        return {shape for size, shape in self._seen if size == self.size(batch)}
 
     def keep(self, batches: Collection[int]) -> None:
         """Drop the other batch sizes: passed through as requests ended, they were hardly measured."""
+        batches = {self.size(batch) for batch in batches}
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in batches}
         self._recent.clear()
-        self._curve, self._curves = Curve({}), {}
+        self._curve, self._curves, self._served, self._added = Curve({}), {}, {}, {}
         for batch in {size for size, _ in self._seen}:
             self._draw(batch)
 
@@ -129,27 +192,53 @@ class StepCosts:
         """Beside, then renamed. Seconds at the usual pace."""
         usual = statistics.median(self._paces)
         rows = [[batch, list(shape), usual * _median(seen)] for (batch, shape), seen in sorted(self._seen.items())]
-        write_whole(path, json.dumps({"about": about, "seconds": rows}) + "\n")
+        graphs = [
+            [size, list(shape), each]
+            for shape, of_shape in sorted(self._replayed.items())
+            for size, each in of_shape.items()
+        ]
+        write_whole(path, json.dumps({"about": about, "seconds": rows, "graphs": graphs, "sizes": self.sizes}) + "\n")
 
     def read(self, path: Path, about: dict[str, str]) -> bool:
         """Takes over what another run measured of the same things; false where it measured others. Raises ValueError
         naming the file where it is no profile."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            rows = [(int(batch), Shape(*map(int, shape)), float(seconds)) for batch, shape, seconds in raw["seconds"]]
+            rows, graphs = _rows(raw["seconds"]), _rows(raw.get("graphs", []))
+            sizes = tuple(sorted(map(int, raw.get("sizes", ()))))
             same = raw["about"] == about
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a profile of step costs ({error}): remove it, it is measured again"
             ) from None
         if not same:
             return False
-        for batch, shape, seconds in rows:
+        # whoever serves knows its own
+        self.sizes = self.sizes or sizes
+        self.replay({key: seconds for key, seconds in graphs.items() if min(key[0], seconds) > 0})
+        for (batch, shape), seconds in rows.items():
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again
                 self._seen[batch, shape] = deque((Step(batch, shape, seconds) for _ in range(PROVEN)), maxlen=KEPT)
                 self._draw(batch)
         return True
+
+    @property
+    def graphs_known(self) -> bool:
+        """Whether the graphs of every tree were measured."""
+        return set(self.shapes) <= set(self._replayed)
+
+
+def _rows(rows: Iterable[Sequence[Any]]) -> dict[tuple[int, Shape], float]:
+    return {(int(batch), Shape(*map(int, shape))): float(seconds) for batch, shape, seconds in rows}
+
+
+def measured_with(path: Path) -> dict[str, str]:
+    """What a profile says it was measured with; {} where it says nothing."""
+    try:
+        return {str(name): str(value) for name, value in json.loads(path.read_text(encoding="utf-8"))["about"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _median(steps: Iterable[Step]) -> float:

@@ -33,6 +33,8 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
     ) -> "DraftWorker":
         worker.__class__ = cls
         worker.calibration, worker.shapes = calibration, tuple(shapes)
+        if calibration is not None:
+            calibration.place(worker.device, worker.topk)
         worker.told_SB = torch.zeros(len(shapes), max_batch, device=worker.device)
         assert isinstance(worker, cls)
         return worker
@@ -80,7 +82,9 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
         return draft_ids if self.hot_token_id is None else self.hot_token_id[draft_ids]
 
     def _ranked(self, children: Children, depth: int) -> Children:
-        mended = children.log_chance_BKC.nan_to_num(nan=LEAST, neginf=LEAST).clamp(LEAST, 0.0)
+        # the first depth's are SGLang's own probabilities; `top_children` left no other number that is none
+        log_chance_BKC = children.log_chance_BKC
+        mended = (log_chance_BKC.nan_to_num(nan=LEAST) if depth == 1 else log_chance_BKC).clamp(LEAST, 0.0)
         children = children._replace(log_chance_BKC=mended)
         return children if self.calibration is None else self.calibration.apply(children, depth)
 

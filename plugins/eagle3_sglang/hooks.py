@@ -8,8 +8,16 @@ from typing import Any, NoReturn
 
 from eagle3_serving.errors import Eagle3Error
 from eagle3_serving.serve.sglang import SWITCH, TREES
-from eagle3_sglang.compat_check import name_problem, version_problem
-from eagle3_sglang.settings import DEFAULT_TREES, largest, parse_trees, read_settings
+from eagle3_sglang.backends import chains_alone, tree_problem
+from eagle3_sglang.compat_check import attention_of, name_problem, version_problem
+from eagle3_sglang.settings import (
+    DEFAULT_CHAINS,
+    DEFAULT_TREES,
+    DEFAULT_TREES_ON_GPU,
+    largest,
+    parse_trees,
+    read_settings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +82,18 @@ def choose_trees(
     theirs = original(server_args, model_arch)
     if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or name_problem():
         return theirs
-    trees = read_settings().trees
-    if not trees and theirs[1] == 1:
-        log.info("eagle3: SGLang drafts a chain for %s, and so do we; %s asks for trees", model_arch, TREES)
-        return theirs
-    trees = trees or parse_trees(DEFAULT_TREES)
-    # the scheduler's process learns of it from the environment it inherits
-    os.environ[TREES] = os.environ.get(TREES) or DEFAULT_TREES
+    trees, (backends, page_size, _) = read_settings().trees, attention_of(server_args)
+    if not trees:
+        # some models' attention draws chains alone: where SGLang would not draw a tree, we do not either
+        by_device = DEFAULT_TREES if server_args.device == "cpu" else DEFAULT_TREES_ON_GPU
+        text = DEFAULT_CHAINS if theirs[1] == 1 or chains_alone(backends) else by_device
+        # the scheduler's process learns of it from the environment it inherits
+        trees, os.environ[TREES] = parse_trees(text), text
     shape = largest(trees)
+    if chains_alone(backends) and (problem := tree_problem(shape.top_k, backends, page_size)):
+        stop(problem)
     log.info(
-        "eagle3: no tree was asked for: the batch chooses among %s (steps,top-k,tokens)", "; ".join(map(str, trees))
+        "eagle3: no tree was asked for: the load chooses among %s (steps,top-k,tokens)", "; ".join(map(str, trees))
     )
     return shape.steps, shape.top_k, shape.tokens
 
@@ -103,6 +113,12 @@ def create_worker(original: Callable[..., Any], algorithm: Any, server_args: Any
     if algorithm.name != "EAGLE3":
         return theirs
     if problem := _unfit(theirs, server_args) or name_problem():
+        give_way(problem)
+        return theirs
+    backends, page_size, top_k = attention_of(server_args)
+    if problem := tree_problem(top_k, backends, page_size):
+        if chains_alone(backends):
+            stop(problem)
         give_way(problem)
         return theirs
     from eagle3_sglang.worker import TreeWorker

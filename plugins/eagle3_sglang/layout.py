@@ -14,15 +14,23 @@ from eagle3_serving.tree import Candidates, Frontier
 
 def told_gains(depths: Sequence[Candidates], shapes: Sequence[Shape]) -> Tensor:
     """[S, B] fp32: accepted drafts that each tree is expected to give, zero for one deeper than `depths`."""
-    batch = depths[0].scores_BC.shape[0]
-    gains = []
-    for shape in shapes:
-        if not 0 < shape.steps <= len(depths):
-            gains.append(depths[0].scores_BC.new_zeros(batch))
-            continue
-        chance_BC = torch.cat([depth.scores_BC for depth in depths[: shape.steps]], dim=1).exp()
-        gains.append(chance_BC.topk(min(shape.tokens - 1, chance_BC.shape[1]), dim=1).values.sum(1))
-    return torch.stack(gains)
+    sizes = [depth.scores_BC.shape[1] for depth in depths]
+    chance_BC = torch.cat([depth.scores_BC for depth in depths], dim=1).exp()
+    nothing_B = chance_BC.new_zeros(chance_BC.shape[0])
+    # trees of equal depth are the first nodes of one order: few kernels, since this runs inside every draft's graph
+    sums: dict[int, Tensor] = {}
+    for steps in {shape.steps for shape in shapes if 0 < shape.steps <= len(depths)}:
+        of_depth_BC = chance_BC[:, : sum(sizes[:steps])]
+        most = min(max(shape.tokens for shape in shapes if shape.steps == steps) - 1, of_depth_BC.shape[1])
+        sums[steps] = of_depth_BC.topk(most, dim=1).values.cumsum(1)
+    return torch.stack(
+        [
+            sums[shape.steps][:, min(shape.tokens - 1, sums[shape.steps].shape[1]) - 1]
+            if shape.steps in sums
+            else nothing_B
+            for shape in shapes
+        ]
+    )
 
 
 def parent_list(frontiers: Sequence[Frontier]) -> Tensor:

@@ -31,6 +31,8 @@ def servable(drafter: str, target: str) -> str:
         raise CheckError(f"{error}; {CHECK}=off serves it as it is") from None
     for finding in found.warnings:
         log.warning("eagle3: %s: %s", directory.name, finding.line())
+    for finding in found.unjudged:
+        log.warning("eagle3: %s is not judged here and is served as it is: %s", directory.name, finding.line())
     if found.mended is None:
         return drafter
     why = found.mended.line()

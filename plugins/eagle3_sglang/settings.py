@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eagle3_serving.serve.sglang import CHECK, CHOICE, PROFILE, SWITCH, TREES
+from eagle3_serving.serve.sglang import CHECK, CHOICE, GRAPH_GB, GRAPH_SECONDS, PROFILE, SWITCH, TREES
 from eagle3_serving.serve.shape import Shape
 
 DEFAULT_TREES = "0;1,4,3;3,4,6;5,4,12"
+# a step's rows cost little there until they are many: 1,4,2 and 3,4,4 verify no more than a chain of one and of three does
+DEFAULT_TREES_ON_GPU = "0;1,4,2;1,4,3;3,4,4;3,4,6;5,4,12"
+DEFAULT_CHAINS = "0;1,1,2;2,1,3;3,1,4"  # where attention verifies chains alone
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Settings:
     profile: Path | None = None
     check: bool = True
     choice: str = ""  # "cycle", for tests: every step takes the next tree; "survey", for tuning: some steps of each
+    graph_gb: float = 8.0  # bounds of what capturing the trees' graphs takes at start
+    graph_seconds: float = 180.0
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -31,6 +36,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         profile=Path(profile) if profile else None,
         check=_switch(environment, CHECK),
         choice=_choice(environment),
+        graph_gb=_number(environment, GRAPH_GB, Settings.graph_gb),
+        graph_seconds=_number(environment, GRAPH_SECONDS, Settings.graph_seconds),
     )
 
 
@@ -62,6 +69,17 @@ def parse_trees(text: str) -> tuple[Shape, ...]:
 
 def largest(shapes: Sequence[Shape]) -> Shape:
     return max(shapes, key=lambda shape: (shape.tokens, shape.steps))
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "")
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is {text!r}: a number, at least 0")
+    return value
 
 
 def _choice(environment: Mapping[str, str]) -> str:

@@ -6,16 +6,24 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.tree.calibrate import Calibration
-from eagle3_sglang import compat
+from eagle3_sglang import compat, compat_graphs
+from eagle3_sglang.backends import window_problem
 from eagle3_sglang.catch_up import Backlog, take_in
-from eagle3_sglang.costs import StepCosts
+from eagle3_sglang.costs import StepCosts, measured_with
 from eagle3_sglang.draft import DraftWorker
+from eagle3_sglang.hooks import stop
+from eagle3_sglang.host import StepClock, timed
 from eagle3_sglang.metrics import Metrics
 from eagle3_sglang.policy import Cycle, ShapePolicy, Survey
+from eagle3_sglang.replays import replay_all, sizes_to_time
+from eagle3_sglang.reserve import Reserve
 from eagle3_sglang.settings import read_settings
+from eagle3_sglang.states import Limits, build_states
 from eagle3_sglang.telling import Telling
 
 log = logging.getLogger(__name__)
@@ -35,22 +43,22 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def __init__(self, server_args: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(server_args, *args, **kwargs)
+        if self.device == "cpu" and (problem := compat.sample_on_cpu()):
+            log.warning("eagle3: sampled requests get the likeliest tokens on a CPU, as SGLang has it: %s", problem)
         self.settings = read_settings()
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
-        self.shapes = compat.shapes_of(self, self.settings)
+        try:
+            self.shapes = compat.shapes_of(self, self.settings)
+        except ValueError as error:
+            stop(str(error))
         self.nothing = Shape.nothing(self.topk)
-        # a survey takes each tree by itself for some steps, again and again: medians over those are its answer
-        self.costs = StepCosts(self.shapes, paced=self.settings.choice != "survey")
-        self.policy = ShapePolicy(self.shapes, self.costs)
-        choosers: dict[str, ShapePolicy | Cycle | Survey] = {"cycle": Cycle(self.shapes), "survey": Survey(self.shapes)}
-        self.chooser = choosers.get(self.settings.choice, self.policy)
         # whoever surveys waits for the file
         self._save_every_s = 1.0 if self.settings.choice == "survey" else SAVE_EVERY_S
         self.metrics = Metrics.when(compat.counts_here(server_args))
         self.states: dict[Shape, Any] = {}
         self._caught_up = self._penalised = False
         self._cold = False  # the draft has not seen the last tokens
-        self._begun: tuple[float, int, Shape] | None = None  # the step that the next one ends
+        self._clock = StepClock(torch.device(self.device))
         self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
         self._saved = time.monotonic()
         self._server_args = server_args
@@ -60,35 +68,71 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
     def init_cuda_graphs(self) -> None:
         """The last of SGLang's steps at start: pools and backends are there, so each tree's state can be built."""
         arguments = self._server_args
+        if problem := window_problem(self.topk, *compat.attention_of_server(self)):
+            stop(problem)
         calibration = _calibration(Path(arguments.speculative_draft_model_path))
         draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.sessions(self))
-        self.telling = Telling(draft.told_SB)
         super().init_cuda_graphs()
-        self.states[self.shape] = compat.present_state(self)
-        for shape in {*self.shapes, self.nothing} - {self.shape}:
-            self.states[shape] = compat.build_state(self, shape.steps, shape.tokens)
-        self._about = compat.about(self, arguments)
+        given = compat.present_state(self)
+        reserve = Reserve(compat_graphs.graph_buffers(given))
+        built = build_states(
+            {*self.shapes, self.nothing} - {self.shape},
+            lambda shape: compat.build_state(self, shape, reserve),
+            lambda: compat.free_bytes(self),
+            Limits(self.settings.graph_gb, self.settings.graph_seconds),
+            compat.all_say,
+        )
+        self.states = {**built.states, self.shape: given}
+        self.shapes = tuple(shape for shape in self.shapes if shape in self.states)
+        say = log.warning if built.left_out else log.info
+        say("eagle3: beside %s, which SGLang built: %s", self.shape, built.line())
+        # what is captured tells of all trees that were wanted
+        self.telling = Telling(draft.told_SB, [draft.shapes.index(shape) for shape in self.shapes])
+        self._know_costs()
+        log.info("eagle3: trees %s (steps,top-k,tokens); costs in %s", "; ".join(map(str, self.shapes)), self._kept)
+
+    def _know_costs(self) -> None:
+        """From the profile; else, where graphs were captured, by replaying them."""
+        sizes, choice = compat_graphs.captured_sizes(self.states[self.shape]), self.settings.choice
+        # a survey takes each tree by itself for some steps, again and again: medians over those are its answer
+        self.costs = StepCosts(self.shapes, paced=choice != "survey", sizes=sizes)
+        self.policy = ShapePolicy(self.shapes, self.costs)
+        choosers: dict[str, ShapePolicy | Cycle | Survey] = {"cycle": Cycle(self.shapes), "survey": Survey(self.shapes)}
+        self.chooser = choosers.get(choice, self.policy)
+        self._about = compat.about(self, self._server_args)
         name = f"sglang-{compat.digest(self._about)}.json"
         self._kept = self.settings.profile or cache_directory() / "profiles" / name
         self._read_costs()
-        log.info("eagle3: trees %s (steps,top-k,tokens); costs in %s", "; ".join(map(str, self.shapes)), self._kept)
+        if not sizes or compat.all_say(self.costs.graphs_known):
+            return
+        begun = time.monotonic()
+        graphs = {shape: compat_graphs.replays(self.states[shape]) for shape in self.shapes}
+        device = torch.device(self.device)
+        # ranks must replay as often: what a graph reduces over all of them waits for each
+        most = 30.0 if compat.ranks() == 1 else float("inf")
+        found = replay_all(graphs, sizes_to_time(sizes), lambda work: timed(work, device), most)
+        self.costs.replay(found)
+        log.info("eagle3: graphs of %d trees timed in %.1f s", len({s for _, s in found}), time.monotonic() - begun)
+        if found:
+            self._save_costs()
 
     # ---- one step
 
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
-            self._begun = None
+            self._clock.cut()
             return super().forward_batch_generation(batch, *args, **kwargs)
-        size, begun = batch.seq_lens.shape[0], time.perf_counter()
+        size = batch.seq_lens.shape[0]
         self._batch, self._penalised = batch, compat.penalises(batch)
-        self._measure(size, begun)
+        self._measure(size, compat.after_a_gap(batch))
         result = super().forward_batch_generation(batch, *args, **kwargs)
         if size:
             self._in_flight.append(self.shape)
             if self.shape.drafts and self.topk > 1:
                 self.telling.note(size, self.shape)
             # a step that let the draft catch up costs more than one that drafts nothing
-            self._begun = None if self._caught_up else (begun, size, self.shape)
+            if not self._caught_up:
+                self._clock.was(size, self.shape)
         self._batch = None
         return result
 
@@ -125,28 +169,44 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         for told, drafted, requests in self.telling.arrived():
             self.policy.gains.tell(told, drafted, requests)
         if num_correct_drafts_per_req:
-            self.policy.gains.came(sum(num_correct_drafts_per_req) / len(num_correct_drafts_per_req), shape)
+            if self.topk == 1:
+                self.policy.gains.came_of_chain(num_correct_drafts_per_req, shape)
+            else:
+                self.policy.gains.came(sum(num_correct_drafts_per_req) / len(num_correct_drafts_per_req), shape)
             if self.metrics is not None:
                 self.metrics.verified(shape, num_correct_drafts_per_req)
 
     # ---- costs
 
-    def _measure(self, size: int, now: float) -> None:
+    def _measure(self, size: int, after_a_gap: bool) -> None:
         """The last step lasted until this one begins, where nothing came between them."""
-        if self._begun is not None and self._begun[1] == size and self.states:
-            begun, batch, shape = self._begun
-            self.costs.add(batch, shape, now - begun)
-            if time.monotonic() - self._saved > self._save_every_s:
-                self._save_costs()
+        if after_a_gap:
+            self._clock.cut()
+        self._clock.mark(size)
+        if not self.states:
+            return
+        for batch, shape, seconds in self._clock.lengths():
+            self.costs.add(batch, shape, seconds)
+        if time.monotonic() - self._saved > self._save_every_s:
+            self._save_costs()
 
     def _read_costs(self) -> None:
         if not self._kept.is_file():
             return
         try:
             if not self.costs.read(self._kept, self._about):
-                log.warning("eagle3: %s was measured with something else; costs are measured anew", self._kept)
+                log.warning("eagle3: %s was measured with %s: measured anew", self._kept, self._other(self._kept))
         except ValueError as error:
             log.warning("eagle3: %s", error)
+
+    def _other(self, profile: Path) -> str:
+        theirs = measured_with(profile)
+        other = [
+            f"{name} {theirs.get(name, 'unknown')}, not {own}"
+            for name, own in self._about.items()
+            if theirs.get(name) != own
+        ]
+        return "; ".join(other) or "more than is told here"
 
     def _save_costs(self) -> None:
         self._saved = time.monotonic()

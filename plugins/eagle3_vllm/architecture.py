@@ -101,13 +101,14 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """[T, H] -> [T, W], -inf outside the draft vocabulary."""
         logits_TV = self.draft_logits(hidden_states)
-        if self._whole_vocabulary:
+        if self.whole_vocabulary:
             return logits_TV
         logits_TW = logits_TV.new_full((logits_TV.shape[0], self.model.config.vocab_size), -torch.inf)
         return logits_TW.index_copy_(1, self.model.vocabulary.target_ids, logits_TV)
 
     @cached_property
-    def _whole_vocabulary(self) -> bool:
+    def whole_vocabulary(self) -> bool:
+        """Whether draft ids are the target's."""
         ids = self.model.vocabulary.target_ids
         return torch.equal(ids, torch.arange(self.model.config.vocab_size, device=ids.device))
 

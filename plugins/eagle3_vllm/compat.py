@@ -13,6 +13,7 @@ from typing import Any
 import vllm
 from vllm import ModelRegistry
 from vllm.config import CUDAGraphMode, SpeculativeConfig, VllmConfig
+from vllm.distributed.parallel_state import is_global_first_rank
 from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
@@ -25,11 +26,17 @@ from vllm.v1.attention.backends import cpu_attn
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.outputs import SamplerOutput as SamplerOutputV1
+from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import RejectionSampler as RejectionSamplerV1
+from vllm.v1.sample.sampler import Sampler as SamplerV1
 from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.gpu import model_states
-from vllm.v1.worker.gpu.input_batch import InputBatch, get_num_sampled_and_rejected
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager, ModelCudaGraphManager
+from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -37,19 +44,19 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
-from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
-    TargetDependentARSpeculator,
-    prepare_prefill_inputs,
-)
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
+from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import TargetDependentARSpeculator
 from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
 
 __all__ = [
     "Attention",
     "AttentionBackendEnum",
     "AttentionCGSupport",
+    "BatchExecutionDescriptor",
     "CPUAttentionBackend",
     "CPUAttentionBackendImpl",
     "CUDAGraphMode",
+    "CudaGraphManager",
     "DefaultModelState",
     "DraftTokenIds",
     "DraftTokensHandler",
@@ -57,24 +64,32 @@ __all__ = [
     "EagleSpeculator",
     "InputBatch",
     "LogitsProcessor",
+    "ModelCudaGraphManager",
     "ModelRegistry",
     "NewRequestData",
     "RejectionSampler",
     "RejectionSamplerV1",
     "Sampler",
     "SamplerOutput",
+    "SamplerOutputV1",
+    "SamplerV1",
+    "SamplingMetadata",
     "SamplingParams",
+    "Scheduler",
     "SpecDecodeBaseProposer",
+    "SpecDecodeMetadata",
     "SpeculativeConfig",
+    "SpeculatorCudaGraphManager",
     "VllmConfig",
     "cpu_attn",
     "current_platform",
     "flash",
     "get_num_nans",
-    "get_num_sampled_and_rejected",
+    "gpu_attention_problems",
+    "gpu_backend",
     "init_logger",
+    "is_global_first_rank",
     "model_runner",
-    "prepare_prefill_inputs",
     "register_backend",
     "resolve_model_state_cls",
     "set_forward_context",
@@ -100,6 +115,21 @@ def flash() -> tuple[Any, Any, Any]:
     return FlashAttentionBackend, FlashAttentionImpl, flash_attn_varlen_func
 
 
+def gpu_backend(name: str) -> tuple[Any, Any]:
+    """A backend for GPUs and its implementation; ImportError where what it needs is not installed."""
+    if name == "FLASHINFER":
+        from vllm.v1.attention.backends.flashinfer import FlashInferBackend, FlashInferImpl
+
+        return FlashInferBackend, FlashInferImpl
+    if name == "TRITON_ATTN":
+        from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend, TritonAttentionImpl
+
+        return TritonAttentionBackend, TritonAttentionImpl
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionImpl
+
+    return FlashAttentionBackend, FlashAttentionImpl
+
+
 @dataclass(frozen=True)
 class Signature:
     """A callable and the parameters that we give it or are given by it, in order; others may come after."""
@@ -117,6 +147,9 @@ class Signature:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
+
+
+FORWARD = _words("self layer query key value kv_cache attn_metadata output output_scale output_block_scale")
 
 
 BOTH_RUNNERS = (
@@ -145,6 +178,39 @@ BOTH_RUNNERS = (
     ),
 )
 
+# what sampling of chains on runner V1 stands on; where it differs, vLLM's own sampler stays
+SAMPLING = (
+    Signature(
+        "V1's RejectionSampler.apply_logits_processors",
+        RejectionSamplerV1.apply_logits_processors,
+        ("self", "logits", "sampling_metadata", "metadata"),
+    ),
+    Signature(
+        "V1's _get_logprobs_tensors",
+        RejectionSamplerV1._get_logprobs_tensors,
+        _words("self max_num_logprobs metadata logits target_logits bonus_logits sampled_token_ids"),
+    ),
+    Signature(
+        "V1's Sampler.apply_logits_processors",
+        SamplerV1.apply_logits_processors,
+        ("self", "logits", "sampling_metadata", "predict_bonus_token"),
+    ),
+    Signature("V1's Sampler.sample", SamplerV1.sample, ("self", "logits", "sampling_metadata")),
+    Signature(
+        "SamplingMetadata",
+        SamplingMetadata,
+        _words("temperature all_greedy all_random top_p top_k generators max_num_logprobs"),
+    ),
+    Signature(
+        "SpecDecodeMetadata",
+        SpecDecodeMetadata,
+        _words(
+            "draft_token_ids num_draft_tokens cu_num_draft_tokens cu_num_sampled_tokens target_logits_indices "
+            "bonus_logits_indices"
+        ),
+    ),
+)
+
 TREES = (
     Signature("init_model_state", model_states.init_model_state, ("vllm_config", "model", "encoder_cache", "device")),
     Signature(
@@ -162,25 +228,11 @@ TREES = (
         _words("self num_tokens attn_metadata slot_mappings num_tokens_across_dp cudagraph_runtime_mode mm_inputs"),
     ),
     Signature(
-        "prepare_prefill_inputs",
-        prepare_prefill_inputs,
-        _words(
-            "last_token_indices current_draft_step input_buffers input_batch num_sampled num_rejected last_sampled "
-            "next_prefill_tokens max_num_reqs"
-        ),
-    ),
-    Signature(
         "DefaultModelState.prepare_attn",
         DefaultModelState.prepare_attn,
         _words("self input_batch cudagraph_mode block_tables slot_mappings attn_groups kv_cache_config for_capture"),
     ),
-    Signature("prepare_inputs", DefaultModelState.prepare_inputs, ("self", "input_batch", "req_states")),
     Signature("add_request", DefaultModelState.add_request, ("self", "req_index", "new_req_data")),
-    Signature(
-        "postprocess_state",
-        DefaultModelState.postprocess_state,
-        ("self", "idx_mapping", "num_sampled", "num_computed_tokens"),
-    ),
     Signature(
         "RejectionSampler.__call__",
         RejectionSampler.__call__,
@@ -199,19 +251,41 @@ TREES = (
             "seq_lens_upper_bound_np return_logprobs"
         ),
     ),
+    Signature("Scheduler.__init__", Scheduler.__init__, ("self", "vllm_config")),
+    Signature(
+        "make_spec_decoding_stats",
+        Scheduler.make_spec_decoding_stats,
+        ("self", "spec_decoding_stats", "num_draft_tokens", "num_accepted_tokens"),
+    ),
     Signature("DraftTokensHandler", DraftTokensHandler.__init__, ("self", "device")),
     Signature("set_draft_tokens", DraftTokensHandler.set_draft_tokens, ("self", "input_batch", "draft_tokens")),
     Signature("get_draft_tokens", DraftTokensHandler.get_draft_tokens, ("self",)),
     Signature(
-        "get_num_sampled_and_rejected",
-        get_num_sampled_and_rejected,
-        ("num_sampled", "seq_lens", "cu_num_logits", "idx_mapping", "prefill_len"),
+        "CudaGraphManager.__init__",
+        CudaGraphManager.__init__,
+        _words(
+            "self vllm_config device cudagraph_mode decode_query_len lora_capture_cases varlen_decode ubatch_runner"
+        ),
     ),
     Signature(
-        "CPUAttentionBackendImpl.forward",
-        CPUAttentionBackendImpl.forward,
-        _words("self layer query key value kv_cache attn_metadata output output_scale output_block_scale"),
+        "CudaGraphManager.dispatch",
+        CudaGraphManager.dispatch,
+        _words("self num_reqs num_tokens uniform_token_count num_active_loras max_query_len"),
     ),
+    Signature("CudaGraphManager.capture", CudaGraphManager.capture, _words("self create_forward_fn progress_bar_desc")),
+    Signature("CudaGraphManager._init_candidates", CudaGraphManager._init_candidates, ("self",)),
+    Signature("run_fullgraph", CudaGraphManager.run_fullgraph, ("self", "desc")),
+    Signature(
+        "SpeculatorCudaGraphManager.capture",
+        SpeculatorCudaGraphManager.capture,
+        _words("self forward_fn model_state input_buffers block_tables attn_groups kv_cache_config progress_bar_desc"),
+    ),
+    Signature(
+        "BatchExecutionDescriptor",
+        BatchExecutionDescriptor,
+        _words("cg_mode num_tokens num_reqs uniform_token_count max_query_len"),
+    ),
+    Signature("CPUAttentionBackendImpl.forward", CPUAttentionBackendImpl.forward, FORWARD),
 )
 
 
@@ -228,7 +302,16 @@ def problems(signatures: tuple[Signature, ...]) -> list[str]:
     return [problem for signature in signatures if (problem := signature.problem())]
 
 
+def gpu_attention_problems(name: str) -> list[str]:
+    """The same of the backend for GPUs with this name."""
+    try:
+        _, implementation = gpu_backend(name)
+    except ImportError as error:
+        return [f"attention backend {name}: {error}"]
+    return problems((Signature(f"{name}'s forward", implementation.forward, FORWARD),))
+
+
 if __name__ == "__main__":
-    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + TREES)) if line]
+    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + SAMPLING + TREES)) if line]
     print("\n".join(lines) or f"vLLM {vllm.__version__}: every private name is as known")
     raise SystemExit(1 if lines else 0)

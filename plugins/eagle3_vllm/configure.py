@@ -3,12 +3,14 @@
 from typing import Any
 
 from eagle3_serving.errors import InputError
+from eagle3_vllm.choice import first_schedule
 from eagle3_vllm.fallback import config_reasons
 from eagle3_vllm.schedule import Profile
 from eagle3_vllm.settings import Settings
 
 with_trees: set[int] = set()  # ids of the speculative configs of servers that verify trees
 LONGEST_CHAIN = 8  # tokens; whoever asks for more means a tree
+FREE_ROWS = 256  # an H100 verifies so many rows of an 8B target in about the time of one
 
 
 def settle(config: Any, settings: Settings, logger: Any) -> None:
@@ -30,7 +32,15 @@ def settle(config: Any, settings: Settings, logger: Any) -> None:
             "; ".join(reasons),
         )
         speculative.num_speculative_tokens = settings.fallback_tokens
-    if settings.profile is None or speculative.num_speculative_tokens_per_batch_size is not None:
+    if speculative.num_speculative_tokens_per_batch_size is not None:
+        return
+    if not reasons and len(settings.trees) > 1:
+        # what is captured and drafted before a step's costs and gains are known
+        speculative.num_speculative_tokens_per_batch_size = first_schedule(
+            settings.trees, config.scheduler_config.max_num_seqs, FREE_ROWS
+        )
+        return
+    if settings.profile is None:
         return
     try:
         schedule = Profile.read(settings.profile).schedule(speculative.num_speculative_tokens)

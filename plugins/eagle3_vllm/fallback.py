@@ -23,6 +23,8 @@ def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         return [UNPROVEN]
     speculative, model, parallel = config.speculative_config, config.model_config, config.parallel_config
     assert speculative is not None
+    if wrong := shape_reasons(settings, speculative.num_speculative_tokens):
+        return wrong
     if (version := version_problem()) is not None:
         return [version]
     if not config.use_v2_model_runner:
@@ -53,6 +55,20 @@ def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     }
     found += [what for what, there in checks.items() if there]
     return found
+
+
+def shape_reasons(settings: Settings, nodes: int) -> list[str]:
+    """What was asked of trees that these nodes cannot hold."""
+    if settings.trees:
+        large = [str(shape) for shape in settings.trees if shape.tokens > nodes + 1]
+        return (
+            [f"EAGLE3_TREES: {large[0]} has more tokens than num_speculative_tokens {nodes} and the root"]
+            if large
+            else []
+        )
+    if settings.depth is not None and settings.depth > nodes:
+        return [f"EAGLE3_TREE_DEPTH {settings.depth} is above the {nodes} nodes of a tree"]
+    return []
 
 
 def has_windows(model: Any) -> bool:

@@ -1,7 +1,6 @@
 """Steps that draft nothing cost next to nothing, on runner V1: the drafter's cache is filled later, many rows at once.
 
-vLLM runs the whole drafter in a step scheduled without draft tokens, so that its cache stays whole, and samples through
-the rejection sampler. What a drafter of one layer caches of a row depends on that row alone, so rows can wait until
+vLLM runs the whole drafter in a step scheduled without draft tokens, so that its cache stays whole. What a drafter of one layer caches of a row depends on that row alone, so rows can wait until
 drafting goes on, and two projections are enough for them.
 
 Shape letters: B requests, T rows of a pass, R rows kept, F features of the target.
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from eagle3_vllm.compat import RejectionSamplerV1, SpecDecodeBaseProposer
+from eagle3_vllm.compat import SpecDecodeBaseProposer
 
 if TYPE_CHECKING:
     from eagle3_vllm.architecture import Eagle3ServingForCausalLM
@@ -76,7 +75,6 @@ def caches_alone(model: "Eagle3ServingForCausalLM") -> bool:
 def register_idle() -> None:
     if not getattr(SpecDecodeBaseProposer.propose, "eagle3", False):
         SpecDecodeBaseProposer.propose = _proposing(SpecDecodeBaseProposer.propose)
-        RejectionSamplerV1.forward = _sampling(RejectionSamplerV1.forward)
 
 
 def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,13 +133,3 @@ def _backlog_of(model: Any) -> Backlog | None:
         model.backlog = Backlog(model)
     backlog: Backlog | None = model.backlog
     return backlog
-
-
-def _sampling(made: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(made)
-    def forward(self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
-        if metadata.max_spec_len:
-            return made(self, metadata, draft_probs, logits, sampling_metadata)
-        return self.sampler(logits=logits, sampling_metadata=sampling_metadata)  # as in plain decoding
-
-    return forward

@@ -46,6 +46,8 @@ class Tally:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(SUMS), dtype=torch.long, device=device)
+        self.host = torch.zeros(len(SUMS), dtype=torch.long, pin_memory=self.sums.is_cuda)
+        self.on_its_way: Any = None  # the event of a copy to the host
         self.fallbacks: Counter[str] = Counter()  # "scope reason"
         folder = os.environ.get(FOLDER)
         self.file = Path(folder) / f"{os.getpid()}.json" if folder else None
@@ -55,28 +57,36 @@ class Tally:
     def fell_back(self, scope: str, reason: str) -> None:
         self.fallbacks[f"{scope} {reason}"] += 1
 
-    def verified(self, parents_BR: Tensor, count_B: Tensor) -> None:
-        """A verify pass: row parents of every request's tree (row 0 the root), accepted nodes of each."""
-        nodes_B = (parents_BR[:, 1:] != PADDING).sum(1)
-        self.sums[:3] += torch.stack([(nodes_B > 0).sum(), nodes_B.sum(), count_B.sum()])
-        self.write(WRITE_EVERY_S)
-
-    def drafted(self, parents_BN: Tensor) -> None:
-        """A draft of every request, as node parents."""
-        self.sums[3] += parents_BN.shape[0]
-        self.sums[4] += (parents_BN != PADDING).sum()
+    def drafted(self, parents_BN: Tensor, drafting_B: Tensor) -> None:
+        """A draft, as node parents, of the requests `drafting_B` [B] bool."""
+        nodes_B = (parents_BN != PADDING).sum(1)
+        self.sums[3:] += torch.stack([drafting_B.sum(), nodes_B.sum()])
 
     def write(self, after_s: float = 0.0) -> None:
         """Unless it was written less than `after_s` seconds ago."""
         now = time.monotonic()
         if self.file is None or now - self.written < after_s:
             return
-        self.written = now
-        counts = {"sums": dict(zip(SUMS, self.sums.tolist(), strict=True)), "fallbacks": self.fallbacks}
+        if self.on_its_way is None or not after_s:
+            self.host.copy_(self.sums, non_blocking=after_s > 0)
+            self.on_its_way = _event(self.sums.device)
+        if after_s and not (self.on_its_way is True or self.on_its_way.query()):
+            return  # the host waits for no copy: the next step looks again
+        self.on_its_way, self.written = None, now
+        counts = {"sums": dict(zip(SUMS, self.host.tolist(), strict=True)), "fallbacks": self.fallbacks}
         beside = self.file.with_suffix(".partial")
         with suppress(OSError):  # the folder is gone when the server has ended
             beside.write_text(json.dumps(counts))
             beside.replace(self.file)
+
+
+def _event(device: torch.device) -> Any:
+    """Of what was just asked of the device; True where it is done by then."""
+    if device.type != "cuda":
+        return True
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 class TreeCollector:

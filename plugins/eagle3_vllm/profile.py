@@ -22,6 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from eagle3_serving.cli.arguments import add_dtype
+from eagle3_serving.dtypes import ENGINES
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.eval.prompts import read_prompts
 from eagle3_serving.serve.vllm import VllmOptions, vllm_environment
@@ -155,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--prompts", type=Path, nargs="+", help="JSONL files of your own traffic (default: four of ours)"
     )
     parser.add_argument("--answer", type=int, default=ANSWER, help=f"tokens an answer (default {ANSWER})")
-    parser.add_argument("--dtype", default="auto")
+    add_dtype(parser, "auto")
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--out", type=Path, help="the profile")
@@ -166,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("model", "drafter", "out"):
         if getattr(args, name) is None:
             parser.error(f"--{name} is needed")
-    engine = {"dtype": args.dtype, "max_model_len": args.max_model_len, "enforce_eager": args.enforce_eager}
+    engine = {"dtype": ENGINES[args.dtype], "max_model_len": args.max_model_len, "enforce_eager": args.enforce_eager}
     try:
         prompts = [prompt.turns[0] for prompt in read_prompts(args.prompts)] if args.prompts else PROMPTS
         sizes = sorted(args.batches), sorted(args.tokens)

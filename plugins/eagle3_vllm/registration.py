@@ -1,11 +1,16 @@
-"""What the plugin changes in a vLLM process: the draft architecture, and for trees four seams of Model Runner V2."""
+"""What the plugin changes in a vLLM process: the draft architecture, on a CPU the sampling of chains, and for trees four
+seams of Model Runner V2."""
 
 from typing import Any
 
 import torch
 
+from eagle3_serving.errors import InputError
 from eagle3_vllm.metrics import Tally, open_folder
+from eagle3_vllm.scheduling import register_choice
 from eagle3_vllm.settings import Settings
+
+INEXACT = "answers drafted at a temperature above 0 do not follow the target's law on a CPU (vllm#42638)"
 
 
 def register_all() -> None:
@@ -14,16 +19,27 @@ def register_all() -> None:
     logger = init_logger("vllm.eagle3")
     try:
         settings = Settings.read()
-        if settings.mode == "vllm":
-            return
+    except InputError as error:
+        logger.warning("eagle3: vLLM's own chain serves: %s", error)
+        settings = Settings(mode="chain")
+    if settings.mode == "vllm" and torch.cuda.is_available():
+        return
+    try:
         from eagle3_vllm import compat
     except Exception as error:  # an import that failed is a vLLM we do not know
-        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", error)
+        _left_to_vllm(str(error), logger)
         return
     problems = [compat.version_problem() or "", *compat.problems(compat.BOTH_RUNNERS)]
     if any(problems):
-        logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s", "; ".join(filter(None, problems)))
+        _left_to_vllm("; ".join(filter(None, problems)), logger)
         return
+    from eagle3_vllm.rejection_v1 import exact_here, register_sampling
+
+    register_sampling()
+    if not exact_here():
+        logger.warning("eagle3: %s: %s", INEXACT, "; ".join(compat.problems(compat.SAMPLING)))
+    if settings.mode == "vllm":
+        return  # on a CPU the plugin does what vLLM's own kernels do not do there, and nothing else
     for name in compat.ARCHITECTURES:
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
     _register_settling(settings, logger)
@@ -32,6 +48,11 @@ def register_all() -> None:
     register_idle()
     open_folder()
     _register_trees(settings, logger)
+
+
+def _left_to_vllm(why: str, logger: Any) -> None:
+    inexact = "" if torch.cuda.is_available() else f"; {INEXACT}"
+    logger.warning("eagle3: vLLM's own EAGLE-3 serves: %s%s", why, inexact)
 
 
 def _register_settling(settings: Settings, logger: Any) -> None:
@@ -62,10 +83,16 @@ def _register_trees(settings: Settings, logger: Any) -> None:
     from eagle3_vllm import compat
     from eagle3_vllm.fallback import server_reasons
 
-    backend, path = compat.AttentionBackendEnum.CPU_ATTN, "cpu.TreeCPUAttentionBackend"
+    backends = {"CPU_ATTN": "cpu.TreeCPUAttentionBackend"}
     if torch.cuda.is_available():
-        backend, path = compat.AttentionBackendEnum.FLASH_ATTN, "cuda.TreeFlashAttentionBackend"
-    compat.register_backend(backend, f"eagle3_vllm.attention.{path}")
+        backends = {
+            "FLASH_ATTN": "cuda.TreeFlashAttentionBackend",
+            "FLASHINFER": "flashinfer_backend.TreeFlashInferBackend",
+            "TRITON_ATTN": "triton_backend.TreeTritonAttentionBackend",
+        }
+    for name, path in backends.items():
+        compat.register_backend(compat.AttentionBackendEnum[name], f"eagle3_vllm.attention.{path}")
+    register_choice(settings, logger)
     runner = compat.model_runner()
     if getattr(runner, "eagle3_trees", None) is not None:
         return
@@ -93,7 +120,10 @@ def _register_trees(settings: Settings, logger: Any) -> None:
 
         trees = Trees(vllm_config, settings, device)
         runner.eagle3_trees[id(vllm_config)] = trees
-        logger.info("eagle3: trees of %d nodes, depth %d, %d children a node", trees.nodes, trees.depth, settings.top_k)
+        for shape in trees.shapes.values():
+            if shape.drafts:
+                nodes = shape.tokens - 1
+                logger.info("eagle3: trees of %d nodes, depth %d, %d children a node", nodes, shape.steps, shape.top_k)
         return TreeSpeculator(vllm_config, device, trees)
 
     def init_model_state(vllm_config: Any, model: Any, encoder_cache: Any, device: torch.device) -> Any:
@@ -110,10 +140,21 @@ def _register_trees(settings: Settings, logger: Any) -> None:
     def make_draft_tokens(device: torch.device) -> Any:
         # made right after the speculator, of the same model runner
         for trees in runner.eagle3_trees.values():
-            from eagle3_vllm.handing_over import TreeDraftTokens
+            from eagle3_vllm.draft_tokens import TreeDraftTokens
 
             return TreeDraftTokens(device, trees)
         return plain_draft_tokens(device)
 
+    plain_graphs = runner.ModelCudaGraphManager
+
+    def make_graphs(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        trees = runner.eagle3_trees.get(id(vllm_config))
+        if trees is None:
+            return plain_graphs(vllm_config, *args, **kwargs)
+        from eagle3_vllm.graphs import TargetGraphs
+
+        return TargetGraphs(trees, vllm_config, *args, **kwargs)
+
+    runner.ModelCudaGraphManager = make_graphs
     runner.init_speculator, runner.init_model_state = init_speculator, init_model_state
     runner.DraftTokensHandler = make_draft_tokens

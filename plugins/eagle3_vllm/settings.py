@@ -5,10 +5,13 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 | variable | default | meaning |
 |---|---|---|
 | `EAGLE3_MODE` | `auto` | `auto`: what is known to pay: on a GPU our drafter in vLLM's own chain, elsewhere trees where they can be verified. `tree`: trees. `chain`: our drafter, vLLM's own chain. `vllm`: the plugin does nothing |
-| `EAGLE3_TREE_DEPTH` | `8` | the deepest node of a tree |
-| `EAGLE3_TREE_TOP_K` | `10` | children of a node, and nodes drafted from at each depth |
+| `EAGLE3_TREES` | none | the trees to choose from by load, as steps,top-k,tokens (the root included): `0;3,1,4;5,8,17`. `0` drafts nothing, a top-k of 1 is a chain. None has more tokens than `num_speculative_tokens` + 1 |
+| `EAGLE3_TREE_DEPTH` | `8` | without `EAGLE3_TREES`: the deepest node of the one tree |
+| `EAGLE3_TREE_TOP_K` | `10` | without `EAGLE3_TREES`: children of a node, and nodes drafted from at each depth |
 | `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
 | `EAGLE3_CALIBRATED` | `1` | rank nodes by the drafter's `calibration.json`, where it has one |
+| `EAGLE3_ATTENTION` | `flash` | tree attention under FLASH_ATTN: `flash`, FlashAttention over the prefix and the tree's block merged in, or `split`, our one kernel over both, which other backends always take |
+| `EAGLE3_KERNELS` | by device | trees are drawn by Triton kernels (`1`, on a GPU) or by PyTorch's operations (`0`) |
 | `EAGLE3_PROFILE` | none | a file that `eagle3 tune` writes: how many draft tokens pay at each batch size, none included |
 | `EAGLE3_FALLBACK_TOKENS` | `3` | draft tokens of a chain that serves in the place of a tree of more than 8 nodes |
 
@@ -22,19 +25,24 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.serve.shape import Shape
 
 Mode = Literal["auto", "tree", "chain", "vllm"]
+TREES = "EAGLE3_TREES"
 
 
 @dataclass(frozen=True)
 class Settings:
     mode: Mode = "auto"
-    depth: int = 8
+    trees: tuple[Shape, ...] = ()  # fewest tokens first; empty: one tree, of `num_speculative_tokens` nodes
+    depth: int | None = None
     top_k: int = 10
     batch_nodes: int | None = None
     calibrated: bool = True
     profile: Path | None = None
     fallback_tokens: int = 3
+    attention: Literal["flash", "split"] = "flash"
+    kernels: Literal["", "0", "1"] = ""
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -43,18 +51,49 @@ class Settings:
         mode = said.get("EAGLE3_MODE", "auto")
         if mode not in get_args(Mode):
             raise InputError(f"EAGLE3_MODE is {mode!r}: one of {', '.join(get_args(Mode))}")
+        attention = said.get("EAGLE3_ATTENTION", cls.attention)
+        if attention not in ("flash", "split"):
+            raise InputError(f"EAGLE3_ATTENTION is {attention!r}: flash or split")
+        kernels = said.get("EAGLE3_KERNELS", cls.kernels)
+        if kernels not in ("", "0", "1"):
+            raise InputError(f"EAGLE3_KERNELS is {kernels!r}: 0 or 1")
         profile = said.get("EAGLE3_PROFILE")
         if profile and not Path(profile).is_file():
             raise InputError(f"EAGLE3_PROFILE: no file {profile}; write it with python -m eagle3_vllm.profile")
         return cls(
             mode=mode,  # type: ignore[arg-type]
-            depth=_positive(said, "EAGLE3_TREE_DEPTH", cls.depth),
+            trees=parse_trees(said.get(TREES, "")),
+            depth=_positive(said, "EAGLE3_TREE_DEPTH", 1) if "EAGLE3_TREE_DEPTH" in said else None,
             top_k=_positive(said, "EAGLE3_TREE_TOP_K", cls.top_k),
             batch_nodes=_positive(said, "EAGLE3_BATCH_NODES", 1) if "EAGLE3_BATCH_NODES" in said else None,
             calibrated=said.get("EAGLE3_CALIBRATED", "1") != "0",
             profile=Path(profile) if profile else None,
             fallback_tokens=_positive(said, "EAGLE3_FALLBACK_TOKENS", cls.fallback_tokens),
+            attention=attention,  # type: ignore[arg-type]
+            kernels=kernels,  # type: ignore[arg-type]
         )
+
+
+def parse_trees(text: str) -> tuple[Shape, ...]:
+    """`0;3,1,4;5,8,17`, in any order. Raises InputError naming a wrong one, or two of the same number of tokens: it is by
+    that number that a pass knows its tree."""
+    shapes: list[Shape] = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        if part == "0":
+            shapes.append(Shape.nothing(1))
+            continue
+        try:
+            shape = Shape(*map(int, part.split(",")))
+        except (TypeError, ValueError):
+            raise InputError(f"{TREES}: {part!r} is not steps,top-k,tokens") from None
+        if wrong := shape.wrong():
+            raise InputError(f"{TREES}: {wrong}")
+        shapes.append(shape)
+    if shapes and not any(shape.drafts for shape in shapes):
+        raise InputError(f"{TREES} holds no tree that drafts: {text!r}")
+    if len({shape.tokens for shape in shapes}) < len(shapes):
+        raise InputError(f"{TREES}: two trees have the same number of tokens: {text!r}")
+    return tuple(sorted(shapes, key=lambda shape: shape.tokens))
 
 
 def _positive(said: Mapping[str, str], name: str, default: int) -> int:

@@ -1,6 +1,6 @@
 """The speculator for Model Runner V2: takes in what was accepted, grows trees, chooses what is verified next.
 
-Shape letters: B requests, T rows of a pass, K frontier nodes, C candidates, N nodes, R rows, S keys, H hidden size.
+Shape letters: B requests, T rows of a pass, N nodes, F concatenated features, H hidden size, G KV groups.
 """
 
 from dataclasses import replace
@@ -10,16 +10,36 @@ import torch
 from torch import Tensor
 
 from eagle3_serving.errors import InputError
-from eagle3_serving.tree import Children, DraftTree, grow_draft, likeliest_path, select, select_over_batch, top_children
+from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree.calibrate import Calibration
 from eagle3_vllm.architecture import Eagle3ServingForCausalLM, checkpoint_directory
-from eagle3_vllm.compat import CUDAGraphMode, EagleSpeculator, InputBatch, VllmConfig, prepare_prefill_inputs
-from eagle3_vllm.drafting import DraftRowsOverPages
-from eagle3_vllm.trees import Trees, without_rows
+from eagle3_vllm.attention.paged import Moves
+from eagle3_vllm.choice import save_costs
+from eagle3_vllm.compat import (
+    CUDAGraphMode,
+    EagleSpeculator,
+    InputBatch,
+    VllmConfig,
+    init_logger,
+    is_global_first_rank,
+)
+from eagle3_vllm.drafting import Start, TreeDrafter
+from eagle3_vllm.graphs import DraftDescriptor, DraftGraphs, WholeGraphs, region
+from eagle3_vllm.kernels.absorb import AbsorbBuffers, absorb
+from eagle3_vllm.kernels.requests import Requests
+from eagle3_vllm.measure import replayed_costs
+from eagle3_vllm.scheduling import costs_file
+from eagle3_vllm.trees import Trees, planned_inside, without_rows
+
+logger = init_logger("vllm.eagle3")
 
 
 class TreeSpeculator(EagleSpeculator):
-    """Dynamic trees (EAGLE-2 section 4, EAGLE-3 section 3.1) in the place of vLLM's chain."""
+    """Dynamic trees (EAGLE-2 section 4, EAGLE-3 section 3.1) in the place of vLLM's chain.
+
+    Behind a pass of decoding steps alone, the moves of accepted keys and values, the drafter's pass over the verified rows
+    and the whole draft are one CUDA graph. Where prompts were read too, the drafter's pass stands outside.
+    """
 
     model: Eagle3ServingForCausalLM
 
@@ -33,14 +53,83 @@ class TreeSpeculator(EagleSpeculator):
                 self.calibration = Calibration.beside(checkpoint_directory(str(draft.model), draft.revision))
             except ValueError as error:
                 raise InputError(str(error)) from None
-        if self.calibration is not None:
-            self.calibration.place(device, self.settings.top_k)
+        # the drafter's pass reads ids and positions where vLLM's own code has them
+        self.absorbed = replace(
+            AbsorbBuffers.make(self.max_num_reqs, self.max_num_tokens, device),
+            ids_T=self.input_buffers.input_ids,
+            positions_T=self.input_buffers.positions,
+            last_B=self.last_token_indices,
+            slots_B=self.idx_mapping,
+        )
+        # what the drafter's pass gave at every request's last row, where the draft is a graph of its own
+        self.hidden_BH = torch.zeros(self.max_num_reqs, self.hidden_size, dtype=self.dtype, device=device)
+        self.feedback_BH = torch.zeros_like(self.hidden_BH)
+        self.whole_graphs: WholeGraphs | None = None
+        self.draft_graphs: DraftGraphs | None = None
+        self.moves: Moves | None = None
+        self.instead: Shape | None = None  # what is drafted where graphs could not be captured
+
+    def load_model(self, target_model: Any) -> None:
+        super().load_model(target_model)
+        self.drafter = TreeDrafter(self.model, self.trees, self.calibration)
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
-        """None: the draft runs eagerly. The target's graphs are vLLM's own."""
+        self.moves = None  # KV caches are made anew with the graphs
+        self.whole_graphs = WholeGraphs(self.trees, self.vllm_config, self.device, cudagraph_mode)
+        self.draft_graphs = DraftGraphs(self.trees, self.vllm_config, self.device, cudagraph_mode)
 
+    @torch.inference_mode()
     def capture(self) -> None:
-        """Nothing is captured."""
+        """The drafts' graphs, after the target's. Where they cannot be had a short chain is drafted without any."""
+        assert self.whole_graphs is not None and self.draft_graphs is not None
+        self.idx_mapping.fill_(-1)
+        for buffer in (self.last_token_indices, self.absorbed.prefix_B, self.absorbed.drafting_B):
+            buffer.zero_()
+        try:
+            self.whole_graphs.capture(
+                self._capture_whole,
+                self.model_state,
+                self.target_input_buffers,
+                self.block_tables,
+                self.target_attn_groups,
+                self.kv_cache_config,
+                progress_bar_desc="Capturing CUDA graphs of verified rows and drafts",
+            )
+            self.draft_graphs.capture_each(self._draft)
+            self._measure()
+        except RuntimeError as error:  # no memory, or an operation that no graph may hold
+            self.whole_graphs.release_graphs()
+            self.draft_graphs.release_graphs()
+            nodes = self.trees.rows_a_request - 1
+            self.instead = Shape.chain(min(self.settings.fallback_tokens, nodes))
+            logger.warning(
+                "eagle3: a chain of %d is drafted, without CUDA graphs, since trees' could not be captured (%s); "
+                "fewer nodes or sequences may fit, EAGLE3_MODE=chain serves vLLM's own chain",
+                self.instead.steps,
+                str(error).splitlines()[0],
+            )
+
+    def _measure(self) -> None:
+        """Costs for the scheduler to choose by, unless vLLM is only measuring memory, or they are known."""
+        graphs, path = self.trees.target_graphs, costs_file()
+        if path is None or len(self.settings.trees) < 2 or self.settings.profile is not None:
+            return
+        if graphs.graphs and graphs._max_full_descs_to_capture is None and is_global_first_rank():
+            save_costs(path, replayed_costs(self))
+
+    def _capture_whole(
+        self,
+        batch: int,
+        tokens: int,
+        attn_metadata: dict[str, Any] | None,
+        slot_mappings: dict[str, Tensor] | None,
+        num_tokens_across_dp: Tensor | None,
+        mode: Any,
+    ) -> None:
+        target: Any = self.trees.target_graphs
+        features = [feature_TH[:tokens] for feature_TH in target.aux_hidden_states]
+        shape = self.trees.shape(self.trees.rows_a_request - 1 if self.trees.ragged else tokens // batch - 1)
+        self._whole(shape, batch, tokens, features, planned_inside(attn_metadata), slot_mappings)
 
     @torch.inference_mode()
     def propose(
@@ -65,91 +154,142 @@ class TreeSpeculator(EagleSpeculator):
     ) -> Tensor:
         """Draft tokens [B, nodes] int64, in target ids; their parents go to `trees`."""
         assert aux_hidden_states
-        count = input_batch.num_reqs
-        nodes = self.trees.nodes if num_speculative_tokens is None else num_speculative_tokens
-        hidden_TH, feedback_TH = self._absorb(
-            input_batch, attn_metadata, slot_mappings, aux_hidden_states, num_sampled, num_rejected, last_sampled,
-            next_prefill_tokens, dummy_run,
-        )  # fmt: skip
-        self.draft_tokens[:count] = 0
-        drafting = [] if dummy_run or nodes == 0 else self._drafting(input_batch)
-        if drafting:
-            index_B = torch.tensor(drafting, device=self.device)
-            last_B = self.last_token_indices[:count][index_B]
-            prefix_B = (input_batch.seq_lens[:count] - num_rejected)[index_B].long()
-            slots_B = input_batch.idx_mapping[index_B]
-            longest = int(input_batch.seq_lens_cpu_upper_bound[:count].max())
-            tree = self._grow(hidden_TH[last_B], feedback_TH[last_B], prefix_B, slots_B, longest, nodes)
-            self.draft_tokens[index_B, : tree.tokens_BN.shape[1]] = tree.tokens_BN
-            self.trees.keep(slots_B, tree)
+        count, tokens = input_batch.num_reqs, input_batch.num_tokens_after_padding
+        if dummy_run:
+            self._take_in(tokens, aux_hidden_states, attn_metadata, slot_mappings)
+            return self.draft_tokens[:count]
+        trees, requests = self.trees, self.trees.requests
+        assert requests is not None and self.draft_graphs is not None
+        nodes = trees.rows_a_request - 1 if num_speculative_tokens is None else num_speculative_tokens
+        shape = self.instead if nodes and self.instead else trees.shape(nodes)
+        whole = self._whole_graph(shape, requests, tokens, aux_hidden_states)
+        alone = None if whole or not shape.drafts else self.draft_graphs.find(count, shape)
+        if alone is not None and requests.varlen:
+            requests = replace(requests, size=alone.num_reqs)  # padding is told from requests
+        absorb(
+            requests,
+            int(input_batch.num_scheduled_tokens.max()),
+            trees.path_BD,
+            num_sampled,
+            num_rejected,
+            input_batch.input_ids,
+            input_batch.seq_lens,
+            last_sampled,
+            next_prefill_tokens,
+            self.max_model_len,
+            self.absorbed,
+        )
+        if whole is not None:
+            assert self.whole_graphs is not None
+            self.whole_graphs.run_fullgraph(whole)
+        elif alone is None and trees.whole:
+            with region("verified rows and draft"):
+                self._whole(shape, requests.size, tokens, aux_hidden_states, attn_metadata, slot_mappings)
+        else:
+            self._move(requests.size)
+            hidden_TH, feedback_TH = self._take_in(
+                tokens, aux_hidden_states, attn_metadata, slot_mappings, input_batch.num_tokens
+            )
+            if shape.drafts:
+                self._draft_after(hidden_TH, feedback_TH, shape, count, alone)
+        if not shape.drafts:
+            self.draft_tokens[:count] = 0
         return self.draft_tokens[:count]
 
-    def _drafting(self, batch: InputBatch) -> list[int]:
-        """The requests whose prompt is whole after this pass: others have no token to draft after."""
-        after = batch.num_computed_tokens_np + batch.num_scheduled_tokens
-        whole: list[int] = (after >= batch.prefill_len_np).nonzero()[0].tolist()
-        return whole
+    def _whole_graph(self, shape: Shape, requests: Requests, tokens: int, features: list[Tensor]) -> Any:
+        """The graph for what follows this pass; None where it was captured for nothing like it."""
+        trees, target = self.trees, self.trees.target_graphs
+        if not trees.whole or target is None or not target.aux_hidden_states or self.whole_graphs is None:
+            return None
+        if features[0].data_ptr() != target.aux_hidden_states[0].data_ptr():
+            return None  # the target's pass was no graph: the features lie elsewhere
+        rows = trees.rows_a_request if trees.ragged else tokens // requests.size
+        if shape != trees.shape(rows - 1):
+            return None  # the load has just changed the tree
+        uniform = None if trees.ragged else rows
+        found = self.whole_graphs.dispatch(requests.size, tokens, uniform, 0, max_query_len=rows)
+        fits = found.cg_mode == CUDAGraphMode.FULL and (found.num_reqs, found.num_tokens) == (requests.size, tokens)
+        return found if fits and found in self.whole_graphs.graphs else None
 
-    def _absorb(
+    def _whole(
         self,
-        batch: InputBatch,
+        shape: Shape,
+        batch: int,
+        tokens: int,
+        features: list[Tensor],
         attn_metadata: dict[str, Any] | None,
-        slot_mappings: dict[str, Tensor],
-        aux_hidden_states: list[Tensor],
-        num_sampled: Tensor,
-        num_rejected: Tensor,
-        last_sampled: Tensor,
-        next_prefill_tokens: Tensor,
-        dummy_run: bool,
+        slot_mappings: dict[str, Tensor] | None,
+    ) -> None:
+        """All that follows a pass of decoding steps: one CUDA graph."""
+        self._move(batch)
+        hidden_TH, feedback_TH = self._take_in(tokens, features, attn_metadata, slot_mappings, tokens)
+        if shape.drafts:
+            last_B = self.last_token_indices[:batch]
+            self._draft(shape, batch, hidden_TH.index_select(0, last_B), feedback_TH.index_select(0, last_B))
+
+    def _move(self, batch: int) -> None:
+        """The accepted path's keys and values to where a text has them; the drafter writes its own anew."""
+        rows = self.trees.rows
+        if rows is None:
+            return
+        if self.moves is None:
+            self.moves = Moves(self.vllm_config, self.kv_cache_config)
+        self.moves(self.block_tables.slot_mappings, self.trees.path_BD[:batch], rows.trees.index_BR[:batch, 0])
+
+    def _take_in(
+        self,
+        tokens: int,
+        features: list[Tensor],
+        attn_metadata: dict[str, Any] | None,
+        slot_mappings: dict[str, Tensor] | None,
+        ordered: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """States of every row: the accepted path's rows stand where a text has them, rejected rows behind are waste.
+        """States [T, H] of every row of the pass: the accepted path's rows stand where a text has them, rejected rows
+        behind are waste. The first `ordered` rows are taken in the order that `absorb` said.
 
         The pass keeps the target's shape, so that the host needs to know no counts.
         """
-        rows = batch.num_tokens_after_padding
-        features_TF = torch.cat(aux_hidden_states, dim=-1)
-        if self.trees.accepted is not None and not dummy_run:
-            source_BD, destination_BD = self.trees.path_index()
-            order_T = torch.arange(rows, device=self.device)
-            order_T[destination_BD.flatten()] = source_BD.flatten()
-            features_TF = features_TF[order_T[: features_TF.shape[0]]]
-            batch = replace(batch, input_ids=batch.input_ids[order_T], positions=batch.positions[order_T])
-        self._copy_request_inputs(batch.num_reqs, batch.idx_mapping, self.temperature, self.seeds, dummy_run=dummy_run)
-        prepare_prefill_inputs(
-            self.last_token_indices,
-            self.current_draft_step,
-            self.input_buffers,
-            batch,
-            num_sampled,
-            num_rejected,
-            last_sampled,
-            next_prefill_tokens,
-            self.max_num_reqs,
-        )
-        self.hidden_states[:rows].copy_(self.model.combine_hidden_states(features_TF))
+        features_TF = torch.cat(features, dim=-1)
+        if ordered:
+            features_TF = features_TF.index_select(0, self.absorbed.order_T[:ordered])
+        self.hidden_states[: len(features_TF)].copy_(self.model.combine_hidden_states(features_TF))
         states: tuple[Tensor, Tensor] = self._run_model(
-            rows, without_rows(attn_metadata), slot_mappings, None, CUDAGraphMode.NONE
+            tokens, without_rows(attn_metadata), slot_mappings, None, CUDAGraphMode.NONE
         )
         return states
 
-    def _grow(
-        self, hidden_BH: Tensor, feedback_BH: Tensor, prefix_B: Tensor, slots_B: Tensor, longest: int, nodes: int
-    ) -> DraftTree:
-        draft_rows = DraftRowsOverPages(self.model, self.block_tables, self.kv_cache_config, prefix_B, slots_B, longest)
-        draft = grow_draft(
-            self.model.draft_logits(hidden_BH),
-            feedback_BH,
-            self.settings.top_k,
-            self.trees.depth,
-            self._children,
-            lambda depth, depths, frontier: frontier.nodes_BK.shape[1],
-            draft_rows,
-        )
-        candidates = likeliest_path(draft.candidates, draft.depth, self.trees.only_chain_S[slots_B])
-        most = self.settings.batch_nodes
-        tree = select(candidates, nodes) if most is None else select_over_batch(candidates, most, nodes)
-        return tree._replace(tokens_BN=self.model.model.vocabulary.to_target(tree.tokens_BN))
+    def _draft_after(
+        self, hidden_TH: Tensor, feedback_TH: Tensor, shape: Shape, count: int, graph: DraftDescriptor | None
+    ) -> None:
+        last_B = self.last_token_indices[:count]
+        if graph is None:
+            with region("draft"):
+                self._draft(shape, count, hidden_TH.index_select(0, last_B), feedback_TH.index_select(0, last_B))
+            return
+        torch.index_select(hidden_TH, 0, last_B, out=self.hidden_BH[:count])
+        torch.index_select(feedback_TH, 0, last_B, out=self.feedback_BH[:count])
+        assert self.draft_graphs is not None
+        self.draft_graphs.run_fullgraph(graph)
 
-    def _children(self, logits_BKV: Tensor, depth: int) -> Children:
-        children = top_children(logits_BKV, self.settings.top_k)
-        return children if self.calibration is None else self.calibration.apply(children, depth)
+    def _draft(
+        self, shape: Shape, batch: int, hidden_BH: Tensor | None = None, feedback_BH: Tensor | None = None
+    ) -> None:
+        """A CUDA graph, or the end of one. Without states those in the buffers are taken."""
+        absorbed = self.absorbed
+        start = Start(
+            self.hidden_BH[:batch] if hidden_BH is None else hidden_BH,
+            self.feedback_BH[:batch] if feedback_BH is None else feedback_BH,
+            self._tables(batch),
+            absorbed.prefix_B[:batch],
+            absorbed.slots_B[:batch],
+            absorbed.drafting_B[:batch],
+            self.trees.longest,
+        )
+        self.drafter.draw(shape, start, self.draft_tokens[:batch])
+
+    def _tables(self, batch: int) -> list[Tensor]:
+        """The block table of each of the drafter's layers, in the order of the batch."""
+        groups = self.kv_cache_config.kv_cache_groups
+        group_of = {name: place for place, group in enumerate(groups) for name in group.layer_names}
+        layers: Any = self.model.attention
+        return [self.block_tables.input_block_tables[group_of[layer.layer_name]][:batch] for layer in layers]

@@ -1,78 +1,167 @@
 """The trees of the requests in flight: drafted after one target pass, verified by the next.
 
-Shape letters: S request slots, B requests of a pass, R tree rows, K nodes, D depths.
+Shape letters: S request slots, B requests of a pass, R tree rows (root first), K nodes, D depths, G KV groups, T rows of a
+pass.
 """
 
 import copy
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from eagle3_serving.tree import PADDING, Acceptance, DraftTree
-from eagle3_vllm.attention.rows import TreeRows, tree_rows
+from eagle3_serving.serve.shape import Shape
+from eagle3_serving.tree import PADDING
 from eagle3_vllm.compat import InputBatch, VllmConfig
+from eagle3_vllm.kernels.accept import AcceptBuffers
+from eagle3_vllm.kernels.begin import TreeBuffers, begin
+from eagle3_vllm.kernels.requests import Requests
 from eagle3_vllm.metrics import Tally
 from eagle3_vllm.settings import Settings
 
+DEPTH = 8  # of a tree for which nobody said another
 
-@dataclass
+
+@dataclass(frozen=True)
+class PassRows:
+    """The trees that attention looks at in one pass, padding of a CUDA graph included.
+
+    `whole`: the pass has no other rows, request b's are `starts_B1[b]` to `starts_B1[b + 1]`. `longest`: no prefix is longer.
+    """
+
+    trees: TreeBuffers
+    starts_B1: Tensor
+    whole: bool
+    longest: int
+
+    def repeated(self) -> tuple[Tensor, Tensor]:
+        """Rows of the pass [B, R] and what each sees [B, R, R], where every request shall have R: past its own its last one
+        again, mask and all, so that whatever is written twice is written alike."""
+        index_BR = self.trees.index_BR
+        local_BR1 = (index_BR - index_BR[:, :1])[..., None]
+        return index_BR, self.trees.mask_BRR.gather(1, local_BR1.expand_as(self.trees.mask_BRR))
+
+
 class Trees:
     """What speculator, model state and sampler of one model runner share. Buffers keep their places, so that a CUDA graph
     may hold on to them."""
 
-    config: VllmConfig
-    settings: Settings
-    device: torch.device
-    rows: TreeRows | None = None  # of the pass in flight; None where nothing was drafted
-    accepted: Acceptance | None = None
-    slots: Tensor | None = None  # [KV groups, T] of the pass in flight
+    def __init__(self, config: VllmConfig, settings: Settings, device: torch.device) -> None:
+        self.config, self.settings, self.device = config, settings, device
+        slots, nodes = config.scheduler_config.max_num_seqs, config.num_speculative_tokens
+        self.max_model_len = config.model_config.max_model_len
+        schedule = config.speculative_config.num_speculative_tokens_per_batch_size or ()
+        self.shapes = {shape.tokens: shape for shape in shapes_of(settings, nodes, [k for _, _, k in schedule])}
+        self.rows_a_request = nodes + 1
+        self.depth = max(shape.steps for shape in self.shapes.values())
+        self.ragged = settings.batch_nodes is not None  # requests of a batch have trees of different size
+        # by Triton kernels; one budget for a batch is shared by the core's own operations
+        self.by_kernels = (
+            (device.type == "cuda" or settings.kernels == "1") and settings.kernels != "0" and not self.ragged
+        )
+        self.tally = Tally(device)
+        # one slot more than there are: padding of a CUDA graph writes there
+        self.parents_SK = torch.full((slots + 1, nodes), PADDING, dtype=torch.long, device=device)
+        self.only_chain_S = torch.zeros(slots + 1, dtype=torch.bool, device=device)
+        self._buffers = TreeBuffers.make(slots, self.rows_a_request, device)
+        self.accepted = AcceptBuffers.make(slots, 1, self.depth, device)
+        self._nothing_BD = torch.full_like(self.accepted.rows_BD, -1)
+        # of the pass in flight
+        self.requests: Requests | None = None
+        self.rows: PassRows | None = None  # None where nothing was drafted
+        self.whole = True  # decoding steps alone
+        self.longest = self.max_model_len  # no request of the pass has more rows
+        self.target_graphs: Any = None  # vLLM's manager of the target's graphs, once there is one
 
-    def __post_init__(self) -> None:
-        slots, nodes = self.config.scheduler_config.max_num_seqs, self.config.num_speculative_tokens
-        self.nodes = nodes
-        self.tally = Tally(self.device)
-        self.depth = min(self.settings.depth, nodes)
-        self.parents_SK = torch.full((slots, nodes), PADDING, dtype=torch.long, device=self.device)
-        self.only_chain_S = torch.zeros(slots, dtype=torch.bool, device=self.device)
+    def shape(self, nodes: int) -> Shape:
+        """The tree of that many nodes."""
+        return self.shapes.get(nodes + 1) or shape_of(self.settings, nodes)
 
     def forget(self, slot: int, only_chain: bool) -> None:
         """A new request in `slot`: nothing is drafted for it yet."""
         self.parents_SK[slot] = PADDING
         self.only_chain_S[slot] = only_chain
 
-    def keep(self, slots_B: Tensor, tree: DraftTree) -> None:
-        """The trees just drafted, to be verified by the next pass."""
-        width = tree.parents_BN.shape[1]
-        self.parents_SK[slots_B, :width] = tree.parents_BN
-        self.parents_SK[slots_B, width:] = PADDING
-        self.tally.drafted(tree.parents_BN)
+    def begin(self, batch: InputBatch, full: bool, for_capture: bool) -> PassRows | None:
+        """The rows of the pass that is about to run, where its attention needs a mask. `full`: it is a CUDA graph."""
+        padded = batch.num_reqs_after_padding if full else batch.num_reqs
+        drafts_B = batch.num_draft_tokens_per_req
+        most = 0 if drafts_B is None else int(drafts_B.max())
+        if full:
+            self.whole, width = True, self.rows_a_request if self.ragged else batch.num_tokens_after_padding // padded
+        else:
+            rows_B = 1 if drafts_B is None else drafts_B + 1
+            self.whole, width = bool((batch.num_scheduled_tokens == rows_B).all() and not batch.has_prefill), most + 1
+        uniform = self.whole and not self.ragged and (full or batch.num_tokens == padded * width)
+        starts_B1 = batch.query_start_loc[: padded + 1]
+        if self.device.type == "cpu":  # a bound saves time there; a graph knows none but that of all texts
+            self.longest = int(batch.seq_lens_cpu_upper_bound[:padded].max())
+        self.requests = Requests(
+            padded,
+            0 if for_capture else batch.num_reqs,
+            batch.idx_mapping,
+            *(() if uniform else (starts_B1, batch.cu_num_logits)),
+        )
+        self.rows = None
+        if width == 1 or not (full or most):
+            return None
+        trees = self.buffers(padded, width)
+        chain = self.shape(width - 1).top_k == 1
+        begin(self.parents_SK, self.requests, batch.seq_lens, self.depth, trees, batch.positions, chain)
+        self.rows = PassRows(trees, starts_B1, self.whole, self.longest)
+        return None if chain else self.rows
 
-    def begin(self, batch: InputBatch, slot_mappings: Tensor) -> None:
-        """The rows of the pass that is about to run."""
-        self.accepted, self.rows, self.slots = None, None, slot_mappings
-        if batch.num_draft_tokens_per_req is None or not batch.num_draft_tokens:
-            return
-        rows_B = (batch.cu_num_logits[1:] - batch.cu_num_logits[:-1]).long()
-        count = batch.num_reqs
-        self.rows = tree_rows(
-            self.parents_SK[batch.idx_mapping],
-            rows_B,
-            batch.query_start_loc[1 : count + 1].long(),
-            batch.seq_lens[:count].long(),
-            self.depth,
-            int(batch.seq_lens_cpu_upper_bound[:count].max()),
+    def attention_way(self, implementation: type) -> Literal["flash", "split"]:
+        """How attention over whole passes of trees is computed: FlashAttention's where it is there, since that has run on a
+        GPU; where requests differ in width, by our own kernel alone."""
+        if self.ragged or "Flash" not in implementation.__name__ or "Infer" in implementation.__name__:
+            return "split"
+        return self.settings.attention
+
+    def buffers(self, batch: int, rows: int) -> TreeBuffers:
+        """Trees of `rows` rows each, side by side."""
+        all_of_them = self._buffers
+
+        def part(x: Tensor, *shape: int) -> Tensor:
+            return x.flatten()[: math.prod(shape)].view(shape)
+
+        return TreeBuffers(
+            part(all_of_them.parents_BR, batch, rows),
+            part(all_of_them.depth_BR, batch, rows),
+            part(all_of_them.mask_BRR, batch, rows, rows),
+            part(all_of_them.index_BR, batch, rows),
+            all_of_them.prefix_B[:batch],
         )
 
-    def path_index(self) -> tuple[Tensor, Tensor]:
-        """The pass's rows of accepted nodes, in order of depth, and where they belong: [B, D] each. Where nothing was
-        accepted both are the root's row."""
-        assert self.rows is not None and self.accepted is not None
-        rows_BD, root_B1 = self.accepted.rows_BD, self.rows.index_BR[:, :1]
-        depth_D = torch.arange(1, rows_BD.shape[1] + 1, device=rows_BD.device)
-        there_BD = rows_BD >= 0
-        return root_B1 + rows_BD.clamp(min=0), root_B1 + torch.where(there_BD, depth_D, 0)
+    @property
+    def path_BD(self) -> Tensor:
+        """Accepted rows of the pass, -1 past them."""
+        return self._nothing_BD if self.rows is None else self.accepted.rows_BD
+
+
+def shapes_of(settings: Settings, nodes: int, scheduled: Collection[int] = ()) -> list[Shape]:
+    """The trees of a server that may verify `nodes` nodes a request, and those that its schedule asks for."""
+    shapes = list(settings.trees) or [shape_of(settings, nodes)]
+    known = {shape.tokens for shape in shapes}
+    return shapes + [shape_of(settings, k) for k in sorted(set(scheduled)) if k + 1 not in known]
+
+
+def shape_of(settings: Settings, nodes: int) -> Shape:
+    """The tree of that many nodes, of depth and top-k as they were set."""
+    if not nodes:
+        return Shape.nothing(1)
+    return Shape(min(settings.depth or DEPTH, nodes), settings.top_k, nodes + 1)
+
+
+def planned_inside(attn_metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    """For a pass of the drafter's inside a CUDA graph: FlashAttention plans there, not by what the host once planned."""
+    for value in (attn_metadata or {}).values():
+        if hasattr(value, "scheduler_metadata"):
+            value.scheduler_metadata, value.max_num_splits = None, 0
+    return attn_metadata
 
 
 def without_rows(attn_metadata: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -12,8 +12,10 @@ from eagle3_serving.bench.floors import Floors, measure_floors
 from eagle3_serving.bench.load import Load, Outcome
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.record import read_record
+from eagle3_serving.cli.main import main
 from eagle3_serving.engine import DecodeOptions
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.eval.law import Answers
 from tests.engine.tiny import tiny_engine
 
 
@@ -122,3 +124,29 @@ def test_wrong_options_are_told(tmp_path: Path, changed: dict[str, object], mess
 def test_the_floors_are_of_a_real_machine() -> None:
     floors = measure_floors("fp32", repeats=1)
     assert 1e8 < floors.bandwidth < 1e14 and 1e8 < floors.rate < 1e16
+
+
+def test_a_setting_of_another_law_is_not_measured(
+    tiny: BenchOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eagle3_serving.targets import chat
+
+    real = EmbeddedSide.draw
+
+    def draw(self: EmbeddedSide, text: str, draws: int, tokens: int, temperature: float) -> Answers:
+        return real(self, text, draws, tokens, 0.0 if self.decode.mode == "tree" else temperature)
+
+    monkeypatch.setattr(chat, "load_tokenizer", lambda _: lambda text: {"input_ids": ids(None, text)})
+    monkeypatch.setattr(EmbeddedSide, "draw", draw)
+    command = ["bench", "--engine", "embedded", "--target", str(tiny.target), "--drafter", str(tiny.drafter)]
+    command += ["--prompts", str(tiny.prompts[0]), "--out", str(tiny.out), "--settings", "plain,chain-2,tree-6"]
+    command += ["--concurrency", "2", "--temperature", "1", "--tokens", "5", "--least", "2", "--repeats", "1", "--json"]
+    for _ in range(2):  # nor by the run that goes on
+        assert main(command) == 1
+        out, error = capsys.readouterr()
+        said = json.loads(out.splitlines()[-1])
+        assert {point["mode"] for point in said["rows"]} == {"plain", "chain-2"}
+        assert [law["lawful"] for law in said["laws"]] == [True, False]
+        assert said["rows"][0]["law"] is None and said["rows"][1]["law"]["lawful"]
+        assert "tree-6 at T=1 does not sample by the target's law (p = " in error
+    assert len(read_record(tiny.out)[1]) == 2 + 2

@@ -11,6 +11,7 @@ from drafters import Known, known
 from safetensors.torch import load_file, save_file
 
 from eagle3_serving.checkpoint.dialects import WRITABLE
+from eagle3_serving.drafter import RopeConfig
 
 ALL = frozenset(WRITABLE)
 NOT_EAGLE = ALL - {"eagle"}
@@ -99,6 +100,13 @@ def sharing(drafter: Known, head: str) -> Known:
     return drafter._replace(tensors=tensors)
 
 
+def partial(folder: Path, drafter: Known) -> Path:
+    """In the parameters alone, where vLLM reads it and SGLang does not."""
+    rope = {"rope_theta": drafter.config.rope.theta, "rope_type": "default"}
+    rope["partial_rotary_factor"] = drafter.config.rope.partial
+    return drafters.edit(drafters.as_vllm(folder, drafter), rope_parameters=rope)
+
+
 OTHER_IDS = {"aux_layers": (2, 5, 11)}
 WHOLE = {"draft_vocab_size": drafters.VOCAB}
 TIED = sharing(known(13, own_embedding=True, target_hidden_size=24, **WHOLE), "tied")
@@ -129,5 +137,11 @@ CASES: dict[str, Case] = {
     ),
     "fc bias": Case(drafters.as_modelopt, known(22, fc_bias=True), frozenset({"sglang"}), "modelopt"),
     "sliding window": Case(drafters.as_speculators, known(24, sliding_window=256), ALL, "speculators"),
+    "both norms": Case(drafters.as_vllm, known(25, pre_fc_norm="both"), NOT_EAGLE - {"speculators"}, "vllm"),
+    "EAGLE-3.1": Case(
+        drafters.as_specforge, known(26, pre_fc_norm="per_aux", norm_output=True), NOT_EAGLE, "specforge"
+    ),
+    "a part of each head": Case(partial, known(27, rope=RopeConfig(5000.0, partial=0.5)), NOT_EAGLE, "vllm"),
+    "own copy of the embedding": Case(drafters.as_specforge, known(28, own_embedding=True), ALL, "specforge"),
     "head size of its own": Case(drafters.as_vllm, known(23, head_dim=16), NOT_EAGLE, "vllm"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eagle3_serving.drafter import DrafterConfig, RopeConfig
@@ -136,7 +136,7 @@ def as_specforge(folder: Path, drafter: Known, explicit: bool = False) -> Path:
         ids = [k - 1 for k in drafter.config.aux_layers]
         config["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": ids, "use_aux_hidden_state": True}
     if drafter.config.pre_fc_norm == "per_aux":
-        config |= {"fc_norm": True, "norm_output": True}
+        config |= {"fc_norm": True, "norm_output": drafter.config.norm_output}
     ids_or_all = torch.arange(VOCAB) if drafter.ids is None else drafter.ids  # it writes the map in any case
     return save(folder, config, _names(drafter.tensors, midlayer) | vocabulary(ids_or_all))
 
@@ -148,8 +148,8 @@ def as_vllm(folder: Path, drafter: Known) -> Path:
         "architectures": ["Eagle3Qwen3ForCausalLM" if c.qk_norm else "Eagle3LlamaForCausalLM"],
         "model_type": "qwen3" if c.qk_norm else "llama",
         "norm_before_residual": c.norm_before_residual,
-        "norm_before_fc": c.pre_fc_norm == "concat",
-        "fc_norm": c.pre_fc_norm == "per_aux",
+        "norm_before_fc": c.norms_concatenation,
+        "fc_norm": c.norms_features,
         "norm_output": c.norm_output,
         "attention_bias": c.attention_bias,
         "target_hidden_size": c.target_hidden_size,
@@ -202,4 +202,17 @@ def edit(folder: Path, **changes: Any) -> Path:
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    return folder
+
+
+def config_of(folder: Path) -> Json:
+    config: Json = json.loads((folder / "config.json").read_text())
+    return config
+
+
+def with_tensors(folder: Path, drop: str = "", **changes: Tensor) -> Path:
+    """The same without the tensors that have `drop` in their names, and with `changes`."""
+    path = folder / "model.safetensors"
+    tensors = {n: t for n, t in load_file(path).items() if not drop or drop not in n}
+    save_file({**tensors, **changes}, path)
     return folder

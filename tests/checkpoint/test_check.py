@@ -127,13 +127,12 @@ def test_the_commands_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_parsers_names_are_the_packages() -> None:
-    from eagle3_serving.checkpoint import aux_layers, dialects, engines
-    from eagle3_serving.checkpoint.convert import FLOATS
+    from eagle3_serving.checkpoint import aux_layers, dialects, engines, feedback
     from eagle3_serving.cli import check as check_command
     from eagle3_serving.cli import convert as convert_command
 
     assert convert_command.WRITABLE == dialects.WRITABLE
     assert tuple(dialects.DIALECTS) == convert_command.DIALECTS
     assert convert_command.CONVENTIONS == aux_layers.CONVENTIONS
+    assert convert_command.NORM_OUTPUTS == feedback.NORM_OUTPUTS
     assert tuple(engines.ENGINES) == check_command.ENGINES
-    assert tuple(FLOATS) == convert_command.FLOATS

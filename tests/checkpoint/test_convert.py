@@ -62,7 +62,7 @@ def test_the_proof_sees_a_tensor_that_was_lost(tmp_path: Path) -> None:
         ({"num_layers": 2}, "eagle", "2 layers"),
         ({"norm_output": True}, "eagle", "norm_output"),
         ({"aux_layers": (2, 5, 11)}, "eagle", "auxiliary boundaries"),
-        ({"head_dim": 16}, "eagle", "head size 16"),
+        ({"head_dim": 16}, "eagle", "head_dim 16"),
         ({"pre_fc_norm": "concat"}, "eagle", "norm before fc"),
         ({"aux_layers": (2, 6, 12)}, "sglang", "boundaries"),
     ],

@@ -10,15 +10,17 @@ import pytest
 from benchmarks.sglang_cases import FEATURES, PENALTIES, Body, ask_all, ask_and_hang_up, body
 from benchmarks.sglang_sweep import Load
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.eval.law import BOUND, DRAWS, PROMPTS, TOKENS, Answers, compare
 from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server
-from eagle3_serving.serve.sglang import SglangOptions, sglang_command, sglang_python
+from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command, sglang_python
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 MAX_TOKENS = 24
 OWN = Shape(3, 2, 6)
+WARM, COLD = 0.8, 0.05  # cold: nearly the likeliest token each time
 TREES = "0;1,4,3;3,4,6;5,4,12"
 
 
@@ -39,16 +41,29 @@ def asked(target_dir: Path, prompts: tuple[str, ...]) -> dict[str, list[Body]]:
     return {**few, "plain text": [body(one, MAX_TOKENS - 8 + index) for index, one in enumerate(ids[:12])]}
 
 
+Spread = dict[float, list[Answers]]  # sampled answers by temperature
+
+
 @pytest.fixture(scope="module")
-def expected(
+def plain(
     target_dir: Path, asked: dict[str, list[Body]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, list[Answer]]:
+) -> tuple[dict[str, list[Answer]], Spread]:
     log = tmp_path_factory.mktemp("plain") / "server.log"
     command = sglang_command(SglangOptions(target_dir, radix_cache=True))
     with Server(command, log) as server, SglangClient(server.url, target_dir) as client:
         said = {name: ask_all(client, bodies, 4) for name, bodies in asked.items()}
+        spread = {temperature: sampled(client, temperature) for temperature in (WARM, COLD)}
         assert client.counters().drafts == 0
-        return said
+        return said, spread
+
+
+def sampled(client: SglangClient, temperature: float) -> list[Answers]:
+    return [client.draw(PROMPTS[0], DRAWS, TOKENS, temperature)]
+
+
+@pytest.fixture(scope="module")
+def expected(plain: tuple[dict[str, list[Answer]], Spread]) -> dict[str, list[Answer]]:
+    return plain[0]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +95,15 @@ def test_changing_trees_change_no_token(
     assert [answer.text for answer in said] == [answer.text for answer in expected[feature]]
     # SGLang relaxes penalties under speculation: such a batch drafts nothing, and its text is plain decoding's
     assert ((changing.counters() - before).accepted > 0) == (feature not in PENALTIES)
+
+
+def test_sampled_answers_follow_the_law_whatever_the_tree(
+    changing: SglangClient, plain: tuple[dict[str, list[Answer]], Spread], log: Path
+) -> None:
+    said, spread = sampled(changing, WARM), plain[1]
+    assert compare(spread[WARM], said) > BOUND
+    assert compare(spread[COLD], said) < BOUND  # another law would be found
+    assert "sampled requests get the likeliest" not in log.read_text()
 
 
 def test_a_request_alone_gets_the_same(
@@ -142,6 +166,7 @@ def test_its_own_tree_says_what_plain_decoding_says(
     target_dir: Path,
     drafter_dir: Path,
     asked: dict[str, list[Body]],
+    plain: tuple[dict[str, list[Answer]], Spread],
     expected: dict[str, list[Answer]],
     tmp_path: Path,
 ) -> None:
@@ -150,7 +175,10 @@ def test_its_own_tree_says_what_plain_decoding_says(
     with Server(sglang_command(options), log) as server, SglangClient(server.url, target_dir) as client:
         said = ask_all(client, asked["plain text"], 4)
         spent = client.counters()
+        spread = sampled(client, WARM)
     assert tokens(said) == tokens(expected["plain text"])
+    if on_cpu():  # where it takes the argmax, whatever was asked
+        assert compare(plain[1][WARM], spread) < BOUND
     assert spent.drafts > 0 and spent.accepted == sum(spent.accepted_by_position)
     assert spent.accepted_length > 1.2
     assert "eagle3: trees" not in log.read_text()  # what our worker says when it is ready

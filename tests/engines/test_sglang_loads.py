@@ -68,7 +68,9 @@ def breaks(folder: Path) -> dict[str, Break]:
         ),
         "residual": Break(labelled(folder / "residual", known(7, norm_before_residual=True)), "norm_before_residual"),
         "bias": Break(labelled(folder / "bias", known(8, attention_bias=True)), "layers.0.self_attn.q_proj.bias"),
-        "output": Break(drafters.as_specforge(folder / "output", known(9, pre_fc_norm="per_aux")), "norm_output"),
+        "output": Break(
+            drafters.edit(drafters.as_specforge(folder / "output", known(9)), norm_output=True), "norm_output"
+        ),
     }
 
 
@@ -112,8 +114,8 @@ def test_every_conversion_arrives_whole(
         assert found["aux"] == config.aux_layers, key
         assert found["norm_output"] == config.norm_output, key
         assert (found["norm_before_fc"], found["fc_norm"]) == (
-            config.pre_fc_norm == "concat",
-            config.pre_fc_norm == "per_aux",
+            config.norms_concatenation,
+            config.norms_features,
         ), key
         ids = CASES[name].drafter.ids
         assert (found["target_ids"] is None) == (ids is None), key
@@ -137,13 +139,13 @@ def test_the_silent_breaks_are_silent_and_named(
     assert "model.fc_norm.0.weight" not in loaded["norm"]["parameters"]
     assert not differing(loaded["residual"], known(7), "hidden_norm")  # every tensor is there; the flag is not read
     assert "model.layers.0.self_attn.qkv_proj.bias" not in loaded["bias"]["parameters"]
-    assert loaded["output"]["norm_output"] is True  # SpecForge feeds the pre-norm state back
+    assert loaded["output"]["norm_output"] is True  # SpecForge fed the pre-norm state back until September 2026
 
 
 @pytest.mark.parametrize("name", ["ids", "tied", "layers", "absolute", "head", "norm", "residual", "bias", "output"])
 def test_the_check_names_it_before(name: str, made: tuple[dict[str, Break], dict[tuple[str, str], Path]]) -> None:
     wrong = made[0][name]
-    found = check(wrong.drafter, engine="sglang", num_target_layers=drafters.N)
+    found = check(wrong.drafter, engine="sglang", num_target_layers=drafters.N, norm_output="final-norm")
     named = [f for f in found if f.engine == "sglang" and f.severity == wrong.severity and f.where == wrong.where]
     assert named and named[0].fix, [f.line() for f in found]
 

@@ -1,10 +1,13 @@
 """A real plain server and a real speculative one: the drafter may change the speed, never a token."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
+from eagle3_serving.eval.law import BOUND, DRAWS, PROMPTS, TOKENS, compare
 from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
@@ -53,6 +56,39 @@ def test_requests_in_flight_together_get_the_answers_they_get_alone(spec: ChatCl
     alone = [spec.ask(prompt, MAX_TOKENS).token_ids for prompt in prompts[:4]]
     together, _ = spec.ask_all(prompts[:4], MAX_TOKENS, concurrency=4)
     assert [answer.token_ids for answer in together] == alone
+
+
+def seeded(client: ChatClient, prompt: str, temperature: float, **more: object) -> list[list[int]]:
+    """Token ids of one answer a seed, in flight together."""
+
+    def ask(seed: int) -> list[int]:
+        body = {"model": client.model, "prompt": prompt, "max_tokens": 8, "seed": seed, "ignore_eos": True, **more}
+        body |= {"temperature": temperature, "return_token_ids": True}
+        reply = httpx.post(f"{client.url}/v1/completions", json=body, timeout=120.0).raise_for_status()
+        ids: list[int] = reply.json()["choices"][0]["token_ids"]
+        return ids
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, range(8)))
+
+
+@pytest.mark.parametrize("more", [{}, {"top_k": 20, "top_p": 0.9}, {"repetition_penalty": 1.3}], ids=str)
+def test_a_seed_gives_plain_decodings_answer_each_time(
+    plain: ChatClient, spec: ChatClient, more: dict[str, object]
+) -> None:
+    before = spec.counters()
+    said = [seeded(spec, PROMPTS[2], 0.8, **more) for _ in range(2)]
+    assert said[0] == said[1] == seeded(plain, PROMPTS[2], 0.8, **more)
+    assert (spec.counters() - before).accepted > 0
+
+
+def test_sampled_answers_follow_plain_decodings_law(plain: ChatClient, spec: ChatClient) -> None:
+    warm, cold, said = (
+        [client.draw(text, DRAWS, TOKENS, temperature) for text in PROMPTS[1:]]
+        for client, temperature in ((plain, 0.8), (plain, 0.05), (spec, 0.8))
+    )
+    assert compare(warm, said) > BOUND
+    assert compare(cold, said) < BOUND  # the likeliest token each time would be found
 
 
 def test_the_answer_streams(spec: ChatClient) -> None:

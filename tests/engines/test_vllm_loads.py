@@ -40,7 +40,7 @@ def breaks(folder: Path) -> dict[str, Break]:
         num_target_layers=drafters.N,
     )
     bias = drafters.as_modelopt(folder / "bias", known(5, fc_bias=True))
-    output = drafters.as_specforge(folder / "output", known(6, pre_fc_norm="per_aux"))
+    output = drafters.edit(drafters.as_specforge(folder / "output", known(6)), norm_output=True)
     residual = drafters.edit(drafters.as_speculators(folder / "residual", known(7)), norm_before_residual=...)
     whole = drafters.edit(drafters.as_vllm(folder / "norm", known(8, pre_fc_norm="concat")), norm_before_fc=False)
     return {
@@ -99,8 +99,8 @@ def test_every_conversion_arrives_whole(
         assert found["norm_before_residual"] == config.norm_before_residual, key
         assert found["norm_output"] == config.norm_output, key
         assert (found["norm_before_fc"], found["fc_norm"]) == (
-            config.pre_fc_norm == "concat",
-            config.pre_fc_norm == "per_aux",
+            config.norms_concatenation,
+            config.norms_features,
         ), key
         assert (found["class"] == "Eagle3Qwen3ForCausalLM") == config.qk_norm, key
         assert found["rope"]["rope_theta"] == config.rope.theta, key
@@ -129,7 +129,7 @@ def test_the_silent_breaks_are_silent_and_named(
     assert ones(parameter("depth", "model.layers.2.input_layernorm.weight"))  # a layer that nobody trained
     assert ones(parameter("layers", "model.layers.1.input_layernorm.weight"))
     assert "model.fc.bias" not in loaded["bias"]["parameters"]
-    assert loaded["output"]["norm_output"] is True  # SpecForge feeds the pre-norm state back
+    assert loaded["output"]["norm_output"] is True  # SpecForge fed the pre-norm state back until September 2026
     assert loaded["residual"]["norm_before_residual"] is True  # speculators' own default is False
     assert "model.input_norm.weight" not in loaded["norm"]["parameters"]
 
@@ -137,7 +137,7 @@ def test_the_silent_breaks_are_silent_and_named(
 @pytest.mark.parametrize("name", ["ids", "label", "depth", "layers", "bias", "output", "residual", "norm"])
 def test_the_check_names_it_before(name: str, made: tuple[dict[str, Break], dict[tuple[str, str], Path]]) -> None:
     wrong = made[0][name]
-    found = check(wrong.drafter, engine="vllm", num_target_layers=drafters.N)
+    found = check(wrong.drafter, engine="vllm", num_target_layers=drafters.N, norm_output="final-norm")
     named = [f for f in found if f.engine == "vllm" and f.severity == wrong.severity and f.where == wrong.where]
     assert named and named[0].fix, [f.line() for f in found]
 

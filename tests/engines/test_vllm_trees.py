@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 
 from benchmarks.vllm_engine import Job, Round, run
+from eagle3_serving.eval.law import PROMPTS, compare
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 pytest.importorskip("vllm")
+from eagle3_vllm.schedule import Profile
+
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 TOGETHER, SPECIAL, ABORTED = range(3)
+WARM, COLD = 0.8, 0.05  # cold: nearly the likeliest token each time
+MANY = {"max_num_seqs": 32, "max_model_len": 128, "max_num_batched_tokens": 512}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 SPECIAL_PARAMS: tuple[dict[str, Any], ...] = (
     {"logprobs": 2},
@@ -27,6 +32,19 @@ SPECIAL_PARAMS: tuple[dict[str, Any], ...] = (
 
 def greedy(tokens: int, **more: Any) -> dict[str, Any]:
     return {"temperature": 0, "max_tokens": tokens, **more}
+
+
+def spread(target_dir: Path, temperature: float) -> Round:
+    """Draws of one prompt, few, for Triton's interpreter is slow: the second token is the first that a draft can touch."""
+    ids: list[int] = load_tokenizer(target_dir)(PROMPTS[0])["input_ids"]
+    return Round([ids] * 32, {"temperature": temperature, "max_tokens": 2, "ignore_eos": True})
+
+
+def assert_plain_decodings_law(said: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Of the last round; another temperature's law would be found. The engines' noise is the same each time."""
+    mine, warm, cold = said["rounds"][-1]["tokens"], *(part["tokens"] for part in plain["rounds"][-2:])
+    assert compare([warm], [mine]) > 1e-2
+    assert compare([cold], [mine]) < 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +64,7 @@ def rounds(target_dir: Path, prompts: tuple[str, ...]) -> list[Round]:
 
 @pytest.fixture(scope="module")
 def plain(target_dir: Path, rounds: list[Round]) -> dict[str, Any]:
-    return run(Job(target_dir, rounds[:2], runner=1))
+    return run(Job(target_dir, [*rounds[:2], spread(target_dir, WARM), spread(target_dir, COLD)], runner=1))
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +118,50 @@ def test_trees_are_what_was_verified(tree: dict[str, Any]) -> None:
         assert metrics[f"vllm:eagle3_fallbacks{{reason={reason}}}{{scope=request}}"] == 1
 
 
-def test_a_seed_gives_the_same_samples_with_and_without_trees(target_dir: Path, drafter_dir: Path) -> None:
+def test_the_tree_changes_with_the_load_and_no_token_does(
+    target_dir: Path, drafter_dir: Path, rounds: list[Round], plain: dict[str, Any], tmp_path: Path
+) -> None:
+    """Three in flight draft nothing, two a chain, one a tree: what the costs say. The last requests end alone."""
+    costs = {1: {0: 1.0, 3: 2.0, 8: 1.0}, 2: {0: 1.0, 3: 1.0, 8: 9.0}, 3: {0: 1.0, 3: 9.0, 8: 9.0}}
+    Profile((0.5,), costs, {}).save(tmp_path / "profile.json")
+    settings = {"EAGLE3_TREES": "0;3,1,4;4,4,9", "EAGLE3_PROFILE": str(tmp_path / "profile.json")}
+    engine = {"max_num_seqs": 3, "max_num_batched_tokens": 96, "max_model_len": 320}
+    lengths = (20, 13, 5)  # they end one after the other
+    asked = Round(rounds[TOGETHER].prompts[:3], [greedy(n, ignore_eos=True) for n in lengths])
+    said = run(Job(target_dir, [asked], drafter_dir, nodes=8, engine=engine, settings=settings))
+    expected = plain["rounds"][TOGETHER]["tokens"]
+    assert said["rounds"][0]["tokens"] == [expected[place][:n] for place, n in enumerate(lengths)]
+    assert "eagle3: ms a step at 3 in flight: 0,1,1 1000.00, 3,1,4 9000.00, 4,4,9 9000.00" in said["log"]
+    metrics = said["metrics"]
+    # chains of three and trees of eight were verified, and some steps drafted nothing
+    assert 3 < metrics["vllm:spec_decode_num_draft_tokens"] / metrics["vllm:spec_decode_num_drafts"] < 8
+    assert metrics["vllm:spec_decode_num_accepted_tokens"] > 0
+
+
+def test_a_seed_gives_the_same_samples_with_and_without_trees(
+    target_dir: Path, drafter_dir: Path, plain: dict[str, Any]
+) -> None:
     """At every temperature: acceptance draws at each row what plain decoding would draw there."""
     tokenizer = load_tokenizer(target_dir)
     texts = [chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.")]
     filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05})
     params = [{"temperature": 0.9, "max_tokens": 6, "seed": n, **more} for n, more in enumerate(filters)]
+    seeded = Round(texts, params)
+    # drawn by the kernels that a GPU would run
+    settings = {"EAGLE3_TREE_TOP_K": "4", "EAGLE3_KERNELS": "1"}
     expected, said = (
-        run(Job(target_dir, [Round(texts, params)], drafter_dir, nodes, settings={"EAGLE3_TREE_TOP_K": "4"}))
-        for nodes in (0, 5)
+        run(Job(target_dir, asked, drafter_dir, nodes, engine=MANY, settings=settings))
+        for nodes, asked in ((0, [seeded]), (5, [seeded, spread(target_dir, WARM)]))
     )
     assert said["rounds"][0]["tokens"] == expected["rounds"][0]["tokens"]
     assert said["metrics"]["vllm:eagle3_tokens_accepted"] > 0
+    assert_plain_decodings_law(said, plain)
+
+
+def test_a_chain_of_vllms_own_keeps_the_law(target_dir: Path, drafter_dir: Path, plain: dict[str, Any]) -> None:
+    """What serves where trees cannot: vLLM's chain and its rejection, over our drafter."""
+    said = run(
+        Job(target_dir, [spread(target_dir, WARM)], drafter_dir, 2, engine=MANY, settings={"EAGLE3_MODE": "chain"})
+    )
+    assert_plain_decodings_law(said, plain)
+    assert said["metrics"]["vllm:spec_decode_num_accepted_tokens"] > 0

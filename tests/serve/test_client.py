@@ -36,5 +36,7 @@ def test_a_server_that_is_gone_is_one_clear_line() -> None:
         with pytest.raises(CheckError, match="did not answer") as caught:
             client.ask("hello", 4)
         assert "\n" not in str(caught.value)
+        with pytest.raises(CheckError, match="did not answer"):
+            client.draw("hello", 2, 4, 1.0)
         with pytest.raises(CheckError, match="shows no metrics"):
             client.counters()

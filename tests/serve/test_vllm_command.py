@@ -62,3 +62,11 @@ def test_a_missing_vllm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"eagle3-serving\[vllm\]"):
         vllm.require_vllm()
+
+
+def test_a_parallel_drafter_is_said_to_vllm(model: Path) -> None:
+    command = vllm_command(VllmOptions(model, model, plugin=False, parallel=True))
+    said = json.loads(command.argv[command.argv.index("--speculative-config") + 1])
+    assert said["parallel_drafting"] is True and command.environment["EAGLE3_MODE"] == "vllm"
+    plain = vllm_command(VllmOptions(model, model))
+    assert "parallel_drafting" not in plain.argv[plain.argv.index("--speculative-config") + 1]

@@ -12,11 +12,12 @@ import torch
 
 from eagle3_serving.cli.main import main
 from eagle3_serving.engine import Generation
+from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.train.data import DataReport, read_answers
 from eagle3_serving.train.finish import by_context
-from eagle3_serving.train.job import TrainJob, fit, train
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.job import fit, train
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from tiny import VOCAB, tiny_target
@@ -78,6 +79,72 @@ def test_nothing_usable_is_one_line(tmp_path: Path) -> None:
     file.write_text(line("a", [1], []) + line("b", [1], [2]))
     with pytest.raises(InputError, match=r"no usable answers: 0 of 2 .* 1 left out, empty .*; 1 left out, shorter"):
         read_answers([file], 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"id": 1, "prompt_ids": [1], "response_ids": "123"}', "response_ids is not a list of token ids"),
+        ('{"id": 1, "prompt_ids": [1, 2.5], "response_ids": [1]}', "prompt_ids is not a list of token ids"),
+        ('{"id": 1, "prompt_ids": [true], "response_ids": [1]}', "prompt_ids is not a list of token ids"),
+        ('{"id": 1, "conversations": [{"from": "human"}]}', "lacks prompt_ids; 'conversations' is text: .*--prompts"),
+        ('{"prompt_ids": [1], "response_ids": [1]}', "not an answer: a JSON object with id"),
+        ("[1]", "not an answer"),
+        ('{"id": ', "not JSON"),
+    ],
+)
+def test_a_line_that_is_no_answer_says_why(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text(line("a", [1], [1, 2, 3]) + text + "\n")
+    with pytest.raises(InputError, match=rf"answers.jsonl:2: .*{said}") as error:
+        read_answers([file], 100)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_with_a_mark_and_windows_ends_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + (line("a", [1], [1, 2, 3]) * 2).replace("\n", "\r\n").encode() + b"\r\n \r\n")
+    report = DataReport()
+    assert len(read_answers([file], 100, report=report)) == 2 and report.lines == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"draft_vocab_size": 0}, r"--draft-vocab-size is 0: it must be at least 1"),
+        ({"draft_vocab_size": -1}, r"--draft-vocab-size is -1: it must be at least 1"),
+        (
+            {"draft_vocab_size": VOCAB + 1},
+            rf"--draft-vocab-size is {VOCAB + 1}: the target has {VOCAB} tokens; give 1 to {VOCAB}",
+        ),
+        ({"aux_layers": (1, 2, 9)}, r"--aux-layers 9: the target has 8 layers"),
+        ({"aux_layers": (2, 2, 3)}, r"--aux-layers 2 2 3: they must differ"),
+        ({"max_length": 0}, r"--max-length is 0"),
+        ({"held_out": -1}, r"--held-out is -1"),
+        ({"options": {"learning_rate": float("nan")}}, r"--learning-rate is nan"),
+        ({"options": {"ttt_steps": 100_000}}, r"--ttt-steps is 100000: at most 128"),
+        ({"options": {"ema": 1.0}}, r"--ema is 1.0"),
+    ],
+)
+def test_what_the_target_has_not_is_refused_before_anything_is_loaded(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr("eagle3_serving.engine.target.Target.load", None)
+    with pytest.raises(InputError, match=said):
+        fit(job(directory, tmp_path, GOOD, **changed))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_with_nan_is_named_with_the_answer_and_the_boundary(directory: Path, tmp_path: Path) -> None:
+    for where, place in ((lambda m: m.layers[3].mlp.up_proj, "boundary 4"), (lambda m: m.norm, "its final norm")):
+        target = Target.load(directory)
+        where(target.body).weight.data.flatten()[0] = float("nan")
+        with pytest.raises(
+            CheckError, match=rf"gives NaN or infinities at {place}, first seen in answer good-\d+"
+        ) as error:
+            fit(job(directory, tmp_path, GOOD), target)
+        assert "\n" not in str(error.value)
+        assert not list((tmp_path / "run" / "features").iterdir()) and not (tmp_path / "run" / "state.pt").exists()
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, batches: set[int]) -> None:

@@ -11,7 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle3_serving.errors import InputError
-from eagle3_serving.train.job import TrainJob, fit
+from eagle3_serving.train.job import fit
+from eagle3_serving.train.options import TrainJob
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 VOCAB = 48
@@ -60,6 +61,8 @@ def test_a_target_in_shares_teaches_the_same(answered: list[str], tmp_path: Path
 
 
 def test_a_target_is_shared_among_several(answered: list[str], tmp_path: Path) -> None:
-    job = TrainJob(Path(answered[1]), tmp_path / "run", answers=(Path(answered[3]),), shard_target=True)
+    job = TrainJob(
+        Path(answered[1]), tmp_path / "run", answers=(Path(answered[3]),), draft_vocab_size=24, shard_target=True
+    )
     with pytest.raises(InputError, match="start several with torchrun"):
         fit(job)

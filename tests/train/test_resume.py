@@ -1,7 +1,9 @@
 """A run that was stopped goes on to the very weights that an undisturbed run reaches."""
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +117,39 @@ def test_another_recipe_in_the_same_directory_is_refused(target: Any, answers: l
     make_trainer(target, answers, tmp_path / "run", tokens=60).run()
     with pytest.raises(InputError, match=r"learning_rate 0\.0004, not 0\.001"):
         make_trainer(target, answers, tmp_path / "run", tokens=60, rate=1e-3).run()
-    with pytest.raises(InputError, match=r"holds a run with batches"):
+    with pytest.raises(InputError, match=r"holds a run on other answers"):
         make_trainer(target, answers[:12], tmp_path / "run", tokens=60).run()
+
+
+def test_another_target_and_other_answers_are_told_by_their_content(
+    target: Any, answers: list[Answer], tmp_path: Path
+) -> None:
+    """The same sizes, names, counts and options: one weight of a middle layer, or one token, is enough."""
+    make_trainer(target, answers, tmp_path / "run", tokens=60).run()
+    state = (tmp_path / "run" / "state.pt").read_bytes()
+    other = copy.deepcopy(target)
+    other.model.layers[2].mlp.up_proj.weight.data[3, 1] += 1e-3
+    with pytest.raises(InputError, match=r"holds a run for another target"):
+        make_trainer(other, answers, tmp_path / "run", tokens=60).run()
+    last = answers[-1]
+    said = [*answers[:-1], replace(last, response_ids=(*last.response_ids[:-1], (last.response_ids[-1] + 1) % VOCAB))]
+    with pytest.raises(InputError, match=r"holds a run on other answers"):
+        make_trainer(target, said, tmp_path / "run", tokens=60).run()
+    trainer = make_trainer(target, answers, tmp_path / "run", tokens=60)
+    trainer.drafter.vocabulary.target_ids.copy_(trainer.drafter.vocabulary.target_ids.flip(0))
+    with pytest.raises(InputError, match=r"holds a run with another draft vocabulary"):
+        trainer.run()
+    assert (tmp_path / "run" / "state.pt").read_bytes() == state
+    make_trainer(copy.deepcopy(target), list(answers), tmp_path / "run", tokens=120).run()  # the same, loaded again
+
+
+def test_a_damaged_state_is_one_line(target: Any, answers: list[Answer], tmp_path: Path) -> None:
+    trainer = make_trainer(target, answers, tmp_path / "run", tokens=60)
+    for content in (b"", b"garbage", b"\x80\x04N."):
+        (tmp_path / "run" / "state.pt").write_bytes(content)
+        with pytest.raises(InputError, match=r"state\.pt is not the state of a run .*remove it to begin anew") as error:
+            trainer.run()
+        assert "\n" not in str(error.value)
 
 
 def test_training_teaches(target: Any, answers: list[Answer], tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 import transformers
 
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.features import norm_weight
-from eagle3_serving.train.job import TrainedDrafter, TrainJob, fit, train
-from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.job import TrainedDrafter, fit, train
+from eagle3_serving.train.options import TrainJob, TrainOptions
 
 VOCAB, HIDDEN = 64, 32  # those of the hand-written drafters of tests/checkpoint
 SIZES: dict[str, Any] = {
@@ -114,3 +115,34 @@ def test_a_drafter_of_more_layers_is_refused_before_anything_runs(tmp_path: Path
     case = cases.CASES["three layers"]
     with pytest.raises(InputError, match="a drafter of 3 layers"):
         fit(job(directory, tmp_path, init=case.make(tmp_path / "init", case.drafter)))
+
+
+def tiny(family: str, **more: Any) -> Target:
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **more})
+    return Target(getattr(transformers, f"{family}ForCausalLM")(config), family)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "said"),
+    [
+        ("Gemma2", {}, "attention of kind full_attention, sliding_attention"),
+        ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2}, "attention of kind"),
+        ("GPTNeoX", {}, "not a decoder of the Llama family"),
+        ("DeepseekV2", {}, r"multi-head latent attention \(kv_lora_rank\)"),
+        ("Nemotron", {}, "NemotronAttention does not hand packed rows on"),
+    ],
+)
+def test_a_target_that_the_engine_cannot_run_is_refused_by_name(family: str, more: dict[str, Any], said: str) -> None:
+    """Nemotron's layers drop the rows: it answered, every row seeing every other, and nothing told."""
+    with pytest.raises(InputError, match=said):
+        EmbeddedEngine(tiny(family, **more)).generate_many([[1, 2, 3, 4]], DecodeOptions(2, "plain"), 1)
+
+
+def test_a_norm_that_drafters_have_not_is_refused_for_training() -> None:
+    with pytest.raises(InputError, match="its final norm is no RMSNorm"):
+        norm_weight(tiny("Olmo"))
+
+
+def test_a_window_over_all_layers_bounds_the_positions() -> None:
+    assert tiny("Mistral", sliding_window=64).max_positions == 64
+    assert tiny("Mistral", sliding_window=None).max_positions == 256

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from eagle3_serving.drafter import Drafter, DrafterConfig
 from eagle3_serving.errors import InputError
+from eagle3_serving.train.criterion import OBJECTIVES, Criterion, Objective
 from eagle3_serving.train.data import Answer, choose_vocabulary, make_batches, read_answers
 from eagle3_serving.train.features import FeatureBatch, FeatureCache, FeatureSource
-from eagle3_serving.train.objectives import OBJECTIVES, Criterion, Objective, token_loss
+from eagle3_serving.train.objectives import token_loss
 from eagle3_serving.train.ttt import UnrolledAttention, ttt_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))

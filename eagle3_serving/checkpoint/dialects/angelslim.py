@@ -5,9 +5,8 @@ from eagle3_serving.checkpoint.source import Source
 
 
 def _recognises(source: Source) -> bool:
-    # no key of its own is known: the name of the folder, or the one that config.json remembers
-    said = f"{source.config.get('_name_or_path', '')} {source.directory}".lower()
-    return "angelslim" in said
+    # no key of its own is known but the name that config.json remembers; how the folder is called today tells nothing
+    return "angelslim" in str(source.config.get("_name_or_path", "")).lower()
 
 
-DIALECT = Dialect("angelslim", "AngelSlim", _recognises, Rules(trains_at_base_10000=True))
+DIALECT = Dialect("angelslim", "AngelSlim", _recognises, Rules(norm_output="either", trains_at_base_10000=True))

@@ -17,13 +17,12 @@ Tensors = dict[str, StoredTensor]
 class Rules:
     """How the dialect's own code reads what config.json leaves open.
 
-    `norm_output`: "feedback" = true feeds the
-    post-norm state to the next step; "final_norm" = it only says whether the final norm stands before the head (default
-    true). `nested_ids`: what ids inside `eagle_config` count, where the dialect alone decides. `layer_order`: features
+    `norm_output`: "feedback" = true feeds the post-norm state to the next step; "either" = it was written for two things
+    (see `feedback`). `nested_ids`: what ids inside `eagle_config` count, where the dialect alone decides. `layer_order`: features
     come in the order of layers, whatever the order of the ids. `trains_at_base_10000`: its trainer ignores rope_theta.
     """
 
-    norm_output: Literal["feedback", "final_norm"] = "feedback"
+    norm_output: Literal["feedback", "either"] = "feedback"
     nested_ids: Convention | None = None
     layer_order: bool = True
     trains_at_base_10000: bool = False

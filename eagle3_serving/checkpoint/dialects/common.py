@@ -1,5 +1,6 @@
 """What the writers share: the keys that every reader takes alike, tensors under other names, the vocabulary's tensors."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,10 +10,12 @@ from eagle3_serving.checkpoint import rope
 from eagle3_serving.checkpoint.aux_layers import default_aux_layers
 from eagle3_serving.checkpoint.dialects.base import Tensors
 from eagle3_serving.checkpoint.facts import TargetFacts
-from eagle3_serving.checkpoint.names import canonical_name
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.source import Json, computed, in_memory
 from eagle3_serving.drafter.config import DrafterConfig
+
+# an embedding that is this near to the target's is a copy of it that was cast, padded or trained on a little: either serves
+LITTLE = 0.1
 
 
 def layer_keys(config: DrafterConfig, dtype: str) -> Json:
@@ -52,27 +55,11 @@ def drafter_keys(config: DrafterConfig) -> Json:
         "target_hidden_size": config.target_hidden_size,
         "draft_vocab_size": config.draft_vocab_size,
         "norm_before_residual": config.norm_before_residual,
-        "norm_before_fc": config.pre_fc_norm == "concat",
-        "fc_norm": config.pre_fc_norm == "per_aux",
+        "norm_before_fc": config.norms_concatenation,
+        "fc_norm": config.norms_features,
         "norm_output": config.norm_output,
         "num_aux_hidden_states": config.num_aux,
     }
-
-
-def quantization_keys(neutral: Neutral, rename: Callable[[str], str]) -> Json:
-    """The source's quantisation, its lists of untouched modules under their new names."""
-    raw = neutral.source.config.get("quantization_config")
-    if not isinstance(raw, dict):
-        return {}
-    renamed = dict(raw)
-    for key in ("ignore", "exclude_modules", "modules_to_not_convert"):
-        if isinstance(renamed.get(key), list):
-            renamed[key] = [_module(m, rename) for m in renamed[key]]
-    return {"quantization_config": renamed}
-
-
-def _module(name: object, rename: Callable[[str], str]) -> object:
-    return rename(canonical_name(f"{name}.")).removesuffix(".") if isinstance(name, str) and name[:3] != "re:" else name
 
 
 def named(neutral: Neutral, rename: Callable[[str], str]) -> Tensors:
@@ -103,16 +90,19 @@ def is_default(neutral: Neutral, facts: TargetFacts) -> bool:
     return facts.num_layers is not None and neutral.config.aux_layers == default_aux_layers(facts.num_layers)
 
 
-def unlike_target(neutral: Neutral, facts: TargetFacts) -> bool:
-    """Whether the drafter's own embedding is known to differ from the target's."""
+def unlike_target(neutral: Neutral, facts: TargetFacts) -> float:
+    """How far the drafter's own embedding is from the target's: the norm of the difference as a part of the target's norm;
+    0 where they are equal or one of them is not known."""
     own, target = neutral.tensors.get("embed_tokens.weight"), facts.embedding
-    if own is None or target is None:
-        return False
+    if own is None or target is None or len(own.shape) != 2:
+        return 0.0
     if own.shape != target.shape:
-        return True
+        return math.inf
     step = max(1, (1 << 24) // max(own.nbytes // max(own.num_rows, 1), 1))
-    return any(
-        not torch.equal(own.rows(a, b).float(), target.rows(a, b).to(own.dtype).float())
-        for a in range(0, own.num_rows, step)
-        for b in (min(a + step, own.num_rows),)
-    )
+    apart = whole = 0.0
+    for start in range(0, own.num_rows, step):
+        stop = min(start + step, own.num_rows)
+        there = target.rows(start, stop).to(own.dtype).float()
+        apart += float((own.rows(start, stop).float() - there).double().square().sum())
+        whole += float(there.double().square().sum())
+    return math.sqrt(apart / whole) if whole else math.inf if apart else 0.0

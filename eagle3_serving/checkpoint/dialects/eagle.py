@@ -1,5 +1,6 @@
 """The method's own repository (SafeAILab/EAGLE): one `midlayer`, default features, plain attention."""
 
+from eagle3_serving.checkpoint import rope
 from eagle3_serving.checkpoint.dialects import common
 from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Rules
 from eagle3_serving.checkpoint.facts import TargetFacts
@@ -28,9 +29,11 @@ def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
     if config.fc_bias or config.attention_bias or config.mlp_bias:
         found.append("biases")
     if config.head_dim != config.hidden_size // config.num_attention_heads:
-        found.append(f"head size {config.head_dim}: it takes hidden_size / heads")
+        found.append(f"head_dim {config.head_dim}: it takes hidden_size / num_attention_heads")
     if config.rope.type not in ("default", "linear", "dynamic"):
         found.append(f"rope type {config.rope.type}")
+    elif config.rope.partial != 1 or config.rope.params.get(rope.MROPE):
+        found.append("a rotary embedding of a part of each head" if config.rope.partial != 1 else "positions of images")
     elif config.rope.type != "default" and config.rope.theta != 10000.0:
         found.append(f"rope type {config.rope.type} with base {config.rope.theta:g}: its base is 10000 there")
     if not common.is_default(neutral, facts):
@@ -42,6 +45,8 @@ def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
         )
     if neutral.head != "own":
         found.append("a head that is not stored")
+    if not config.own_embedding and config.hidden_size != config.target_hidden_size:
+        found.append("an embedding that is not stored, of another width than the target's")
     if neutral.mask_hidden is not None:
         found.append("parallel drafting (P-EAGLE): only vLLM has it")
     if neutral.scales:
@@ -52,7 +57,11 @@ def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
 def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
     config = neutral.config
     json = {"architectures": ["LlamaForCausalLMEagle3"], **common.layer_keys(config, dtype)}
-    json |= {"target_hidden_size": config.target_hidden_size, "draft_vocab_size": config.draft_vocab_size}
+    json["draft_vocab_size"] = config.draft_vocab_size
+    if config.own_embedding:
+        json["target_hidden_size"] = (
+            config.target_hidden_size
+        )  # where it stands, EAGLE does not load the target's embedding
     del json["rope_parameters"]
     if config.rope.type != "default":
         # it looks for the older key
@@ -64,7 +73,7 @@ DIALECT = Dialect(
     "eagle",
     "SafeAILab/EAGLE",
     _recognises,
-    Rules(trains_at_base_10000=True),
+    Rules(norm_output="either", trains_at_base_10000=True),
     refusals=refusals,
     write=write,
     engines=("eagle",),

@@ -2,11 +2,16 @@
 
 from eagle3_serving.checkpoint.aux_layers import sglang_ids
 from eagle3_serving.checkpoint.dialects import common
-from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Rules, Tensors, architectures
+from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Rules, Tensors, architectures, provenance
+from eagle3_serving.checkpoint.dialects.quantization import quantization_keys
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import sglang_name
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.source import Source, zeros
+from eagle3_serving.drafter.config import RopeConfig
+
+# in what a conversion notes of itself: the stored embedding is a copy, and the target's is meant
+EMBEDDING_NOTE, TARGETS = "embedding", "the target's"
 
 
 def _recognises(source: Source) -> bool:
@@ -34,15 +39,27 @@ def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
         found.append("the target's head with a vocabulary map")
     if ids(neutral, facts) is None:
         found.append(f"auxiliary boundaries {list(config.aux_layers)}: SGLang cannot say them for this target")
-    if own_embedding_is_meant(neutral) and common.unlike_target(neutral, facts):
-        found.append("an embedding of its own, unlike the target's: SGLang puts the target's in its place")
+    apart = common.unlike_target(neutral, facts) if own_embedding_is_meant(neutral) else 0.0
+    if apart > common.LITTLE:
+        found.append(f"an embedding of its own, {apart:.1%} from the target's: SGLang puts the target's in its place")
+    if scales_at_once(config.rope):
+        found.append("rope type dynamic: SGLang scales it from the first token on")
+    if config.hidden_act != "silu":
+        found.append(f"activation {config.hidden_act}: SGLang's Llama has silu alone")
     return found
 
 
+def scales_at_once(rope: RopeConfig) -> bool:
+    return rope.type == "dynamic" and float(rope.params["factor"]) != 1
+
+
 def own_embedding_is_meant(neutral: Neutral) -> bool:
-    """Trainers around SGLang and EAGLE keep the target's embedding, whatever copy they ship; vLLM's readers use the copy."""
+    """Trainers around SGLang and EAGLE keep the target's embedding, whatever copy they ship; vLLM's readers use the copy.
+    A conversion does not make such a copy the drafter's own: it notes whose it is."""
     same_width = neutral.config.target_hidden_size == neutral.config.hidden_size
-    return neutral.config.own_embedding and same_width and neutral.dialect in ("vllm", "speculators", "universal")
+    copied = provenance(neutral.source).get(EMBEDDING_NOTE) == TARGETS
+    reads_it = neutral.dialect in ("vllm", "speculators", "universal")
+    return neutral.config.own_embedding and same_width and reads_it and not copied
 
 
 def ids(neutral: Neutral, facts: TargetFacts) -> list[int] | None:
@@ -73,7 +90,7 @@ def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
         json["draft_vocab_size"] = None  # how SGLang is told to take the target's head
     json["tie_word_embeddings"] = neutral.head == "tied"
     tensors = common.named(neutral, sglang_name) | zero_biases(neutral) | common.vocabulary(neutral)
-    return Output(json | common.quantization_keys(neutral, sglang_name), tensors)
+    return Output(json | quantization_keys(neutral, sglang_name), tensors)
 
 
 DIALECT = Dialect("sglang", "SGLang", _recognises, Rules(), refusals=refusals, write=write, engines=("sglang",))

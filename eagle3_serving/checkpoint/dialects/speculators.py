@@ -2,6 +2,7 @@
 
 from eagle3_serving.checkpoint.dialects import common, vllm
 from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Rules
+from eagle3_serving.checkpoint.dialects.quantization import quantization_keys
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import vllm_name
 from eagle3_serving.checkpoint.neutral import Neutral
@@ -12,6 +13,16 @@ VERSION = "0.9.0"  # whose config this is
 
 def _recognises(source: Source) -> bool:
     return "speculators_model_type" in source.config or "speculators_config" in source.config
+
+
+def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
+    """What vLLM computes of neither kind, and what the library's own config refuses."""
+    found = vllm.refusals(neutral, facts)
+    if neutral.config.pre_fc_norm == "both":
+        found.append("both norms before fc: its config takes norm_before_fc or fc_norm")
+    if neutral.mask_hidden is not None and (neutral.config.norms_features or neutral.config.norm_output):
+        found.append("fc_norm or norm_output of a parallel drafter: vLLM reads neither in its config")
+    return found
 
 
 def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
@@ -48,7 +59,7 @@ def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
     if neutral.mask_hidden is not None:
         json["mask_token_id"] = neutral.mask_token_id
         tensors["mask_hidden"] = neutral.mask_hidden
-    return Output(json | common.quantization_keys(neutral, vllm_name), tensors)
+    return Output(json | quantization_keys(neutral, vllm_name), tensors)
 
 
 DIALECT = Dialect(
@@ -56,7 +67,7 @@ DIALECT = Dialect(
     "speculators",
     _recognises,
     Rules(nested_ids="boundary", layer_order=False),
-    refusals=vllm.refusals,
+    refusals=refusals,
     write=write,
     engines=("vllm",),
     wants_embedding=True,

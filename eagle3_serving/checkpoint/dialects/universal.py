@@ -2,6 +2,7 @@
 
 from eagle3_serving.checkpoint.dialects import common, sglang, vllm
 from eagle3_serving.checkpoint.dialects.base import Dialect, Output, Tensors
+from eagle3_serving.checkpoint.dialects.quantization import quantization_keys
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import eagle_name, sglang_name, vllm_name
 from eagle3_serving.checkpoint.neutral import Neutral
@@ -43,7 +44,7 @@ def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
         # both engines have both norms in a later layer, and each uses one of them: the same tensor twice serves both
         tensors |= {vllm_name(n): t for n, t in neutral.tensors.items() if vllm_name(n) != sglang_name(n)}
     tensors |= common.vocabulary(neutral)
-    return Output(json | common.quantization_keys(neutral, rename), tensors)
+    return Output(json | quantization_keys(neutral, rename), tensors)
 
 
 DIALECT = Dialect(

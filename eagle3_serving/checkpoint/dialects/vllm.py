@@ -2,6 +2,7 @@
 
 from eagle3_serving.checkpoint.dialects import common
 from eagle3_serving.checkpoint.dialects.base import Dialect, Output, architectures
+from eagle3_serving.checkpoint.dialects.quantization import quantization_keys
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import vllm_name
 from eagle3_serving.checkpoint.neutral import Neutral
@@ -19,10 +20,14 @@ def _recognises(source: Source) -> bool:
 def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
     """What no class of vLLM's computes."""
     config, found = neutral.config, []
+    if config.hidden_act != "silu":
+        found.append(f"activation {config.hidden_act}: vLLM's Llama and Qwen3 have silu alone")
     if config.fc_bias:
         found.append("fc.bias: vLLM drops it in silence")
     if neutral.head == "tied":
         found.append("a tied head without a stored embedding: vLLM would share the target's head")
+    if config.qk_norm and any(t.read().any() for n, t in neutral.tensors.items() if n.endswith("o_proj.bias")):
+        found.append("a bias of o_proj in a Qwen3-shaped layer")
     if config.qk_norm and config.mlp_bias:
         found.append("biases in the MLP of a Qwen3-shaped layer")
     if neutral.target_ids is not None and config.draft_vocab_size == config.vocab_size:
@@ -40,7 +45,7 @@ def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
         json["architectures"] = ["PeagleQwen3ForCausalLM" if config.qk_norm else "PEagleDraftModel"]
         json["mask_token_id"] = neutral.mask_token_id
         tensors["mask_hidden"] = neutral.mask_hidden
-    return Output(json | common.quantization_keys(neutral, vllm_name), tensors)
+    return Output(json | quantization_keys(neutral, vllm_name), tensors)
 
 
 DIALECT = Dialect("vllm", "vLLM", _recognises, refusals=refusals, write=write, engines=("vllm",))

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from eagle3_serving.checkpoint import rope
+from eagle3_serving.checkpoint.aux_layers import KEY
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.findings import Finding, Severity
 from eagle3_serving.checkpoint.names import canonical_name
 from eagle3_serving.checkpoint.neutral import MAX_LAYERS, Head, Neutral
-from eagle3_serving.checkpoint.source import Json, StoredTensor
+from eagle3_serving.checkpoint.source import Json, StoredTensor, zeros
 from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
 from eagle3_serving.drafter.shapes import parameter_shapes
 
@@ -50,6 +53,7 @@ _MEANT: dict[str, tuple[str, str]] = {
     "mlp_bias": ("mlp.gate_proj.bias", "is {meant}, {engine} computes {done}"),
     "num_layers": ("num_hidden_layers", "there are tensors of {meant} layers, {engine} makes {done}"),
     "rope": ("rope_parameters", "means {meant}, {engine} computes {done}"),
+    "hidden_act": ("hidden_act", "means {meant}, {engine} computes {done}"),
 }  # fmt: skip
 
 
@@ -84,23 +88,51 @@ class Reader:
 
     def rope(self, keys: Json) -> RopeConfig:
         try:
-            return rope.decode(keys)
+            return rope.decode(keys, nested=False)
+        except rope.UnknownRope:
+            return self.neutral.config.rope  # not judged, whoever computes it
         except rope.RopeError as error:
             self.error("rope_parameters", str(error))
             return self.neutral.config.rope
 
-    def load(self, config: DrafterConfig, take: Callable[[str, str], bool], extra: tuple[str, ...] = ()) -> None:
+    def activation(self, keys: Json) -> str:
+        """As `hidden_act` has it; `hidden_activation` is another family's key, which Llama classes do not read."""
+        said = keys.get("hidden_act") or "silu"
+        if said != "silu":
+            self.error(
+                "hidden_act", f"is {said!r:.40}; {self.title}'s Llama has silu alone", "serve it with another engine"
+            )
+        return str(said)
+
+    def features(self, captured: tuple[int, ...]) -> None:
+        """An engine that captures more or fewer hidden states than `fc` reads stops with the first request."""
+        if len(captured) != self.neutral.config.num_aux and self.neutral.aux.boundaries is None:
+            self.error(
+                KEY,
+                f"{self.title} captures {len(captured)} features of the target, fc reads {self.neutral.config.num_aux}",
+            )
+
+    def load(
+        self,
+        config: DrafterConfig,
+        take: Callable[[str, str], bool],
+        extra: tuple[str, ...] = (),
+        lost: tuple[str, ...] = (),
+    ) -> None:
         """Ask `take(stored name, canonical name)` of every tensor that `config` has a parameter for.
 
         `take` reports what is refused or skipped, and says whether the parameter gets the tensor. `extra` are
-        parameters that the engine has beyond the drafter's.
+        parameters that the engine has beyond the drafter's, `lost` biases that it has not: zero, to it.
         """
-        expected = parameter_shapes(config).keys() | set(extra)
+        shapes = parameter_shapes(config)
+        expected = shapes.keys() - set(lost) | set(extra)
         spellings: dict[str, set[str]] = {c: {t.name} for c, t in self.neutral.tensors.items()}
         for name in self.neutral.source.tensors:
             spellings.setdefault(canonical_name(name), set()).add(name)
+        stored_names = self.neutral.source.tensors.keys()
         for canonical, tensor in self.neutral.tensors.items():
-            taken = [name for name in sorted(spellings[canonical]) if take(name, canonical)]
+            # a zero bias that the neutral form has made up is in no file
+            taken = [name for name in sorted(spellings[canonical] & stored_names) if take(name, canonical)]
             if canonical in expected and taken:
                 self.tensors[canonical] = tensor
         missing = sorted(expected - self.tensors.keys() - {"embed_tokens.weight", "lm_head.weight"})
@@ -109,6 +141,7 @@ class Reader:
             where = stored.name if stored is not None else canonical.removeprefix("fusion.")
             left = "left at 1" if "norm" in canonical else "left uninitialised"
             self.silent(where, f"{self.title} does not find {canonical.removeprefix('fusion.')}: {left}")
+        self.tensors |= {name: zeros(name, torch.float32, shapes[name]) for name in lost if name in shapes}
 
     def finish(self, config: DrafterConfig, head: Head, own_embedding: bool) -> View:
         """Compare with what is meant, and say every difference that was not said yet."""
@@ -138,6 +171,19 @@ class Reader:
             mask_hidden=self.neutral.mask_hidden,
             findings=tuple(self.findings),
         )
+
+
+def pre_fc_norm(concatenation: object, features: object) -> Literal["none", "concat", "per_aux", "both"]:
+    """What the flags of an engine make; the norm of the concatenation comes first in vLLM and SGLang."""
+    if concatenation and features:
+        return "both"
+    return "concat" if concatenation else "per_aux" if features else "none"
+
+
+def stored_zero_biases(neutral: Neutral) -> set[str]:
+    """Biases of o_proj that are stored and all zero: the neutral form has dropped them, an engine that has them loads them."""
+    stored = {canonical_name(name) for name in neutral.source.tensors}
+    return {name for name in stored if name.endswith("o_proj.bias") and name not in neutral.tensors}
 
 
 def _plain(value: object) -> object:

@@ -36,7 +36,8 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         fc_bias=False,
         attention_bias=False,
         mlp_bias=False,
-        rope=found,
+        rope=replace(found, partial=1.0),
+        hidden_act=keys.get("hidden_act") or "silu",
     )
     if meant.head_dim != meant.hidden_size // meant.num_attention_heads:
         reader.error("head_dim", f"is {meant.head_dim}; EAGLE takes hidden_size / heads")
@@ -50,6 +51,9 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         return False
 
     reader.load(config, take)
+    if "embed_tokens.weight" not in reader.tensors and "target_hidden_size" in keys:
+        reader.silent("target_hidden_size", "is there, and no embed_tokens.weight: EAGLE then loads no embedding and leaves it random",
+                      "remove the key" if meant.hidden_size == meant.target_hidden_size else "export the embedding too")  # fmt: skip
     if "lm_head.weight" not in reader.tensors:
         reader.silent("lm_head.weight", "EAGLE does not find it: left as it was made")
     return reader.finish(config, "own", "embed_tokens.weight" in reader.tensors)

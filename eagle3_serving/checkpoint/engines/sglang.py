@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from eagle3_serving.checkpoint.aux_layers import KEY, default_aux_layers, sglang_boundaries
 from eagle3_serving.checkpoint.dialects.base import architectures
-from eagle3_serving.checkpoint.dialects.common import unlike_target
-from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant
-from eagle3_serving.checkpoint.engines.base import Engine, Reader, View
+from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
+from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant, scales_at_once
+from eagle3_serving.checkpoint.engines.base import Engine, Reader, View, pre_fc_norm, stored_zero_biases
 from eagle3_serving.checkpoint.facts import TargetFacts
-from eagle3_serving.checkpoint.names import canonical_name, sglang_name
+from eagle3_serving.checkpoint.names import sglang_name
 from eagle3_serving.checkpoint.neutral import Head, Neutral
 from eagle3_serving.checkpoint.source import Json
-from eagle3_serving.drafter.config import DrafterConfig
+from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
 from eagle3_serving.drafter.shapes import parameter_shapes
 
 _LEGACY = (("midlayer", "layers.0"), ("aux_norm_low", "fc_norm.0"), ("aux_norm_mid", "fc_norm.1"), ("aux_norm_high", "fc_norm.2"))  # fmt: skip
@@ -35,11 +35,9 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         neutral.config,
         aux_layers=_aux_layers(reader, nested, facts),
         norm_before_residual=False,
-        pre_fc_norm="concat"
-        if nested.get("norm_before_fc", keys.get("norm_before_fc"))
-        else "per_aux"
-        if keys.get("fc_norm") or keys.get("use_aux_norm")
-        else "none",
+        pre_fc_norm=pre_fc_norm(
+            nested.get("norm_before_fc", keys.get("norm_before_fc")), keys.get("fc_norm") or keys.get("use_aux_norm")
+        ),
         norm_output=bool(keys.get("norm_output", False)),
         qk_norm=False,
         sliding_window=None,
@@ -47,12 +45,14 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         attention_bias=False,
         mlp_bias=False,
         num_layers=reader.num_layers(keys),
-        rope=reader.rope(keys),
+        rope=_rope(reader, keys),
+        hidden_act=reader.activation(keys),
     )
+    reader.features(config.aux_layers)
     _keys(reader, keys, nested, tied, neutral)
     output_bias = bias or bool(keys.get("attention_bias", False))
     extra = tuple(f"layers.{i}.self_attn.o_proj.bias" for i in range(config.num_layers)) if output_bias else ()
-    extra = tuple(name for name in extra if name not in _zero_biases(neutral))
+    extra = tuple(name for name in extra if name not in stored_zero_biases(neutral))
     reader.load(config, lambda name, canonical: _take(reader, config, name, canonical, tied, extra), extra)
     if any(f.where == "d2t" and "absolute ids" in f.what for f in neutral.findings):
         reader.silent("d2t", "holds absolute ids, SGLang adds them to 0, 1, 2, ...")
@@ -102,10 +102,15 @@ def _keys(reader: Reader, keys: Json, nested: Json, tied: bool, neutral: Neutral
         reader.silent("mask_hidden", "a parallel drafter (P-EAGLE): SGLang drafts one token after the other", _NO_PLACE)
 
 
-def _zero_biases(neutral: Neutral) -> set[str]:
-    """Biases of o_proj that are stored and all zero: the neutral form has dropped them, SGLang loads them."""
-    stored = {canonical_name(name) for name in neutral.source.tensors}
-    return {name for name in stored if name.endswith("o_proj.bias") and name not in neutral.tensors}
+def _rope(reader: Reader, keys: Json) -> RopeConfig:
+    """It reads partial_rotary_factor at the top level alone, and scales `dynamic` from the first token on."""
+    found, partial = reader.rope(keys), keys.get("partial_rotary_factor")
+    if partial is None:
+        found = replace(found, partial=1.0)
+    if scales_at_once(found):
+        reader.silent("rope_parameters", "type dynamic: SGLang scales it from the first token on, and not beyond the trained "
+                      "length alone", _NO_PLACE)  # fmt: skip
+    return found
 
 
 def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str, tied: bool, extra: tuple[str, ...]) -> bool:
@@ -136,8 +141,10 @@ def _embedding(reader: Reader, neutral: Neutral, facts: TargetFacts, keys: Json)
     if neutral.config.hidden_size != neutral.config.target_hidden_size:
         reader.error("target_hidden_size", "is missing, and the target's width is not the drafter's")
     if own_embedding_is_meant(neutral):
-        if unlike_target(neutral, facts):
-            reader.silent("embed_tokens.weight", "differs from the target's, which SGLang puts in its place", _NO_PLACE)
+        apart = unlike_target(neutral, facts)
+        if apart:
+            reader.say("silent" if apart > LITTLE else "warning", "embed_tokens.weight",
+                       f"is {apart:.2%} from the target's, which SGLang puts in its place", _NO_PLACE)  # fmt: skip
         elif facts.embedding is None:
             reader.say("note", "embed_tokens.weight", "SGLang puts the target's embedding in its place",
                        "give --target DIR to have them compared")  # fmt: skip

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from eagle3_serving.checkpoint.aux_layers import KEY, default_aux_layers
 from eagle3_serving.checkpoint.dialects.base import architectures
-from eagle3_serving.checkpoint.dialects.common import unlike_target
+from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
 from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant
-from eagle3_serving.checkpoint.engines.base import Engine, Reader, View
+from eagle3_serving.checkpoint.engines.base import Engine, Reader, View, pre_fc_norm, stored_zero_biases
 from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.names import vllm_name
 from eagle3_serving.checkpoint.neutral import Head, Neutral
@@ -25,6 +25,7 @@ _LLAMA = (
     "Eagle3Qwen3vlForCausalLM",
 )
 _QWEN3 = ("Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM")
+PARALLEL = '"parallel_drafting": true'
 _LATER = re.compile(r"layers\.[1-9]\d*\.hidden_norm\.")
 
 
@@ -39,11 +40,7 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         neutral.config,
         aux_layers=_aux_layers(reader, keys, nested, facts),
         norm_before_residual=bool(keys.get("norm_before_residual", False)),
-        pre_fc_norm="concat"
-        if nested.get("norm_before_fc", keys.get("norm_before_fc"))
-        else "per_aux"
-        if keys.get("fc_norm")
-        else "none",
+        pre_fc_norm=pre_fc_norm(nested.get("norm_before_fc", keys.get("norm_before_fc")), keys.get("fc_norm")),
         norm_output=bool(keys.get("norm_output", False)),
         qk_norm=qwen3,
         fc_bias=False,
@@ -51,10 +48,18 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         mlp_bias=bool(keys.get("mlp_bias", False)) and not qwen3,
         num_layers=reader.num_layers(keys),
         rope=reader.rope(keys),
+        hidden_act=reader.activation(keys),
     )
+    reader.features(config.aux_layers)
     _count(reader, keys, nested, qwen3, neutral)
-    reader.load(config, lambda name, canonical: _take(reader, config, name, canonical))
+    # `bias` and `attention_bias` make o_proj's bias in its Llama; its Qwen3 has none
+    biased = bool(keys.get("bias", False)) or config.attention_bias
+    output = tuple(f"layers.{i}.self_attn.o_proj.bias" for i in range(config.num_layers))
+    extra = () if qwen3 or not biased else tuple(name for name in output if name not in stored_zero_biases(neutral))
+    lost = output if qwen3 else ()
+    reader.load(config, lambda name, canonical: _take(reader, config, name, canonical, lost), extra, lost)
     _vocabulary(reader, neutral, facts)
+    _parallel(reader, keys, neutral)
     _embedding(reader, neutral, facts)
     head: Head = "own" if "lm_head.weight" in reader.tensors else "target"
     if neutral.head == "tied":
@@ -82,6 +87,8 @@ def _speculators(reader: Reader, raw: Json) -> Json:
     keys["norm_before_fc"] = raw.get("norm_before_fc", False)
     if kind == "eagle3":
         keys["fc_norm"], keys["norm_output"] = raw.get("fc_norm", False), raw.get("norm_output", False)
+    else:
+        keys["pard_token"] = raw.get("mask_token_id")
     model_type = layer.get("model_type", "llama")
     prefix = "Eagle3" if kind == "eagle3" else "Peagle"
     keys["architectures"] = [f"{prefix}{'Qwen3' if model_type == 'qwen3' else 'Llama'}ForCausalLM"]
@@ -155,7 +162,7 @@ def _count(reader: Reader, keys: Json, nested: Json, qwen3: bool, neutral: Neutr
         reader.error("target_hidden_size", "is null; vLLM multiplies with it", "remove the key, or convert")
 
 
-def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str) -> bool:
+def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str, lost: tuple[str, ...]) -> bool:
     if name.startswith("model."):
         reader.once("model.", name, "names start with `model.`: vLLM adds it a second time and refuses them")
         return False
@@ -164,8 +171,10 @@ def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str) -> b
         return False  # the parameter exists, and is not used
     fused = ".qkv_proj." in stored or ".gate_up_proj." in stored
     known = stored == vllm_name(canonical) or fused
-    if known and canonical in parameter_shapes(config):
+    if known and canonical in parameter_shapes(config) and canonical not in lost:
         return True
+    if canonical in lost and not reader.neutral.tensors[canonical].read().any():
+        return False
     if name.endswith(".bias"):
         reader.silent(name, "vLLM has no such bias and skips it", "train without it: vLLM has no place for it")
     elif canonical == "fusion.input_norm.weight":
@@ -173,6 +182,18 @@ def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str) -> b
     else:
         reader.error(name, f"vLLM has no parameter for tensor {name} and refuses the checkpoint")
     return False
+
+
+def _parallel(reader: Reader, keys: Json, neutral: Neutral) -> None:
+    """A parallel drafter is one by the server's command alone: config.json cannot say it to vLLM."""
+    if neutral.mask_hidden is None:
+        return
+    reader.say("unjudged", "mask_hidden", f'a parallel drafter (P-EAGLE): right where {PARALLEL} stands in '
+               "--speculative-config; without it vLLM skips mask_hidden in silence, and little is accepted",
+               "eagle3 serve --engine vllm says it")  # fmt: skip
+    if not any(type(keys.get(key)) is int for key in ("mask_token_id", "pard_token", "ptd_token_id")):
+        reader.error("mask_token_id", "is missing (also as pard_token or ptd_token_id): vLLM stops without it",
+                     "write the token that stands for what is not drafted yet")  # fmt: skip
 
 
 def _vocabulary(reader: Reader, neutral: Neutral, facts: TargetFacts) -> None:
@@ -191,10 +212,12 @@ def _embedding(reader: Reader, neutral: Neutral, facts: TargetFacts) -> None:
             reader.error("embed_tokens.weight", "is missing, and the target's has another width", "export it too")
         return
     same_width = neutral.config.hidden_size == neutral.config.target_hidden_size
-    if same_width and not own_embedding_is_meant(neutral) and unlike_target(neutral, facts):
-        reader.silent(
+    apart = unlike_target(neutral, facts) if same_width and not own_embedding_is_meant(neutral) else 0.0
+    if apart:
+        reader.say(
+            "silent" if apart > LITTLE else "warning",
             "embed_tokens.weight",
-            "differs from the target's: vLLM keeps it, and the drafter was trained with the target's",
+            f"is {apart:.2%} from the target's: vLLM keeps it, and the drafter was trained with the target's",
             "eagle3-convert --to vllm --target DIR leaves it out",
         )
 

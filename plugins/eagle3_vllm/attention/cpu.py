@@ -75,10 +75,11 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         rows = getattr(attn_metadata, "eagle3_rows", None)
         if rows is not None:
-            prefix = CpuPrefix(layer, attn_metadata.block_table, rows.prefix_B, rows.longest)
-            q_BRAD, k_BRKD, v_BRKD = (x.view(len(x), -1, self.head_size)[rows.index_BR] for x in (query, key, value))
-            tree_BRAD = prefix.attend(q_BRAD, k_BRKD, v_BRKD, rows.mask_BRR)
-            output.view(-1, self.num_heads, self.head_size)[rows.index_BR] = tree_BRAD
+            index_BR, mask_BRR = rows.repeated()
+            prefix = CpuPrefix(layer, attn_metadata.block_table, rows.trees.prefix_B, rows.longest)
+            q_BRAD, k_BRKD, v_BRKD = (x.view(len(x), -1, self.head_size)[index_BR] for x in (query, key, value))
+            tree_BRAD = prefix.attend(q_BRAD, k_BRKD, v_BRKD, mask_BRR)
+            output.view(-1, self.num_heads, self.head_size)[index_BR] = tree_BRAD
         return output
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,35 @@ from benchmarks.gpu.sink import Sink, read_lines
 from eagle3_serving.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
+# the real engines' steps have a rehearsal of their own, tests/engines/test_gpu_kit.py
+OWN = [name for name in STEPS if name not in ("vllm", "sglang")]
 TINY = ["--device", "cpu", "--tiny", "--batches", "2", "--tokens", "4", "--minutes", "1"]
 
 
-def kit(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def kit(*arguments: str, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """`path` is put before all else on the steps' module path."""
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
-    out = tmp_path_factory.mktemp("kit") / "out"
-    return out, kit("--plan", ",".join(STEPS), "--out", str(out), *TINY)
+    """On a bare machine: an import of blake3 or openai fails there."""
+    folder = tmp_path_factory.mktemp("kit")
+    bare = folder / "bare"
+    bare.mkdir()
+    (bare / "sitecustomize.py").write_text("import sys\nsys.modules.update(blake3=None, openai=None)\n")
+    return folder / "out", kit("--plan", ",".join(OWN), "--out", str(folder / "out"), *TINY, path=bare)
 
 
 def test_every_step_runs_and_the_table_comes_last(whole: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
     out, done = whole
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith((out / "summary.txt").read_text().rstrip())
-    for name in STEPS:
+    for name in OWN:
         lines = read_lines(out / f"{name}.jsonl")
         assert lines[0]["inputs"]["step"] == name
         assert lines[-1]["status"] == "done", (name, lines[-1])
@@ -49,13 +59,13 @@ def test_every_step_runs_and_the_table_comes_last(whole: tuple[Path, "subprocess
 
 def test_rows_hold_what_is_promised(whole: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
     out, _ = whole
-    rows = {name: {row["key"]: row for row in read_lines(out / f"{name}.jsonl") if "key" in row} for name in STEPS}
+    rows = {name: {row["key"]: row for row in read_lines(out / f"{name}.jsonl") if "key" in row} for name in OWN}
     assert all(row["ok"] for row in rows["correctness"].values())
     assert rows["probe"]["copy"]["bytes_per_second"] > 1e8
     assert {"masked-1-8-16", "split-1-8-16", "best-1-8-16"} <= rows["attention"].keys()
-    assert rows["attention"]["best-1-8-16"]["way"] in ("masked", "split", "split-triton")
+    assert rows["attention"]["best-1-8-16"]["way"] in ("masked", "split", "split-triton", "split-kv")
     # the plugin's file was found, and its meaning is the reference's
-    assert rows["attention"]["split-triton-1-8-16"]["ok"]
+    assert rows["attention"]["split-triton-1-8-16"]["ok"] and rows["attention"]["split-kv-1-8-16"]["ok"]
     for name in ("plain", "chain-3", "tree-16", "tree-60", "auto"):
         row = rows["curve"][f"{name}-2"]
         assert row["tokens_per_second"] > 0 and row["simulated"] == (name != "plain")
@@ -179,6 +189,28 @@ def test_other_inputs_begin_anew(tmp_path: Path) -> None:
     assert json.loads(path.with_name("step.jsonl.old").read_text().splitlines()[1])["value"] == 1
 
 
+def test_more_that_is_asked_for_goes_on_behind_what_is_there(tmp_path: Path) -> None:
+    step, settings = STEPS["vllm"], Settings(device="cpu", tiny=True)
+    path = tmp_path / "vllm.jsonl"
+    sink = Sink(path, plans.inputs_of(step, settings))
+    sink.add("a", value=1)
+    assert not plans.is_done(path, step, settings)
+    sink.end("done", asked=plans.asked_of(step, settings))
+    assert plans.is_done(path, step, settings)
+    more = replace(settings, contenders=("tree-8",))
+    assert not plans.is_done(path, step, more)
+    assert Sink(path, plans.inputs_of(step, more)).has("a")
+    assert not Sink(path, plans.inputs_of(step, replace(settings, rate=0.7))).has("a")
+
+
+def test_rows_are_forgotten_to_be_made_anew(tmp_path: Path) -> None:
+    sink = Sink(tmp_path / "step.jsonl", {})
+    sink.add("a", ok=False)
+    sink.add("b", ok=True)
+    sink.forget(lambda row: row["ok"] is False)
+    assert not sink.has("a") and [line.get("key") for line in read_lines(sink.path)] == [None, "b"]
+
+
 # ---- usage
 
 
@@ -197,6 +229,10 @@ def test_a_plan_names_steps_and_limits() -> None:
         (["--plan", "probe", "--device", "cpu", "--rate", "1.5"], "--rate must lie between 0 and 1"),
         (["--plan", "train", "--device", "cpu", "--target", "nowhere"], "holds no config.json"),
         (["--plan", "train", "--device", "cpu", "--prompts", "nowhere.jsonl"], "no file at nowhere.jsonl"),
+        (["--steps", "vllm", "--device", "cpu", "--contenders", "plain,treee-8"], "'treee-8' is not known"),
+        (["--steps", "vllm", "--device", "cpu", "--contenders", "tree-17"], "say its depth and top-k too"),
+        (["--steps", "vllm", "--device", "cpu", "--pairs", "8b"], "--pairs 8b: shape, real, or both"),
+        (["--steps", "vllm", "--device", "cpu", "--in-flight", "0"], "--in-flight and --rounds must be at least 1"),
         ([], "--plan is missing"),
     ],
 )

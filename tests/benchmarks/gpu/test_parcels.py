@@ -190,3 +190,24 @@ def test_inputs_are_packed_and_made_ready(source: Path, tmp_path: Path) -> None:
         take(parcel, store / "target")
     ready = prepare.unpack(store, out)
     assert (ready["target"] / "deep" / "small.txt").read_text() == "few words"
+
+
+def test_an_engine_travels_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wheels, carry, store = tmp_path / "wheels", tmp_path / "carry", tmp_path / "store"
+    told = ["pack", "--engine", str(wheels), "--wheels", "--target-wheels", "--out", str(carry)]
+    assert prepare.main(told) == 2 and "offline_install download writes one" in capsys.readouterr().err
+    assert not carry.exists()
+    wheels.mkdir()
+    wheel = wheels / "engine-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("engine/__init__.py", "")
+        for name, text in (("METADATA", "Metadata-Version: 2.1\nName: engine\nVersion: 1.0\n"), ("RECORD", "")):
+            archive.writestr(f"engine-1.0.dist-info/{name}", text)
+        archive.writestr("engine-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    (wheels / "wheels.json").write_text(json.dumps({wheel.name: parcels.sha256_of(wheel)}))
+    assert prepare.main(told) == 0
+    assert [path.name for path in carry.iterdir()] == ["engine"]
+    for parcel in (carry / "engine").iterdir():
+        take(parcel, store / "engine")
+    ready = prepare.unpack(store, tmp_path / "ready")
+    assert ready.keys() == {"engine-site"} and (ready["engine-site"] / "engine" / "__init__.py").is_file()

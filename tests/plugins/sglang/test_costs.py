@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from eagle3_sglang.costs import StepCosts, bucket
+from eagle3_sglang.costs import StepCosts, bucket, measured_with
+from eagle3_sglang.replays import replay_all, sizes_to_time
 
 from eagle3_serving.serve.shape import Shape
 
@@ -122,3 +124,81 @@ def test_what_is_no_profile_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(ValueError, match=r"p\.json is not a profile"):
         StepCosts(SHAPES).read(tmp_path / "p.json", {})
+
+
+# ---- where CUDA graphs run
+
+SIZES = (1, 2, 4, 8, 16, 32)
+
+
+@pytest.fixture
+def graphs() -> StepCosts:
+    made = StepCosts(SHAPES, sizes=SIZES)
+    made.replay({(size, shape): 0.01 + 0.001 * size * shape.tokens for size in (1, 4, 8, 32) for shape in SHAPES})
+    return made
+
+
+def test_a_batch_costs_what_the_next_larger_captured_one_does(graphs: StepCosts) -> None:
+    for shape in SHAPES:
+        steps = [graphs.seconds(batch, shape) for batch in range(1, 33)]
+        assert steps[4] == steps[7] == pytest.approx(0.01 + 0.008 * shape.tokens)  # 5 to 8 are a stair
+        assert steps[3] < steps[4]  # type: ignore[operator]
+        # 16 was captured and not replayed: it lies between 8 and 32, at its own size; and 9 is on its stair
+        assert steps[8] == steps[15] == pytest.approx(0.01 + 0.016 * shape.tokens)
+    # past the largest no graph runs
+    assert graphs.seconds(64, SHAPES[0]) == pytest.approx(2 * 0.042)
+
+
+def test_a_tree_replayed_needs_no_try_and_what_is_served_corrects_it(graphs: StepCosts) -> None:
+    nothing, tree = SHAPES
+    assert all(graphs.steps(batch, shape) >= 4 for batch in (1, 7, 32) for shape in SHAPES)
+    add_all(graphs, 5, tree, 0.1, 6)
+    assert graphs.seconds(8, tree) == pytest.approx(0.1)  # as it was served
+    # at another size the graphs' own seconds, and what serving added at the nearest
+    added = 0.1 - (0.01 + 0.008 * 6)
+    assert graphs.seconds(4, tree) == pytest.approx(0.01 + 0.004 * 6 + added)
+    add_all(graphs, 5, nothing, 0.02, 6)
+    assert graphs.seconds(4, nothing) == pytest.approx(0.01 + 0.004 + 0.02 - 0.018)
+    assert graphs.seconds(4, tree) == pytest.approx(0.01 + 0.004 * 6 + added)  # a draft's own, not plain decoding's
+
+
+def test_graphs_are_kept_in_the_profile(graphs: StepCosts, tmp_path: Path) -> None:
+    add_all(graphs, 8, SHAPES[1], 0.1, 6)
+    graphs.save(tmp_path / "p.json", {"device": "H100"})
+    again = StepCosts(SHAPES, sizes=SIZES)
+    assert not again.graphs_known
+    assert again.read(tmp_path / "p.json", {"device": "H100"}) and again.graphs_known
+    for batch in (1, 5, 8, 16, 32):
+        for shape in SHAPES:
+            assert again.seconds(batch, shape) == pytest.approx(graphs.seconds(batch, shape))
+    told = StepCosts(SHAPES)  # as a tool reads it, without graphs of its own
+    assert told.read(tmp_path / "p.json", {"device": "H100"}) and told.sizes == SIZES
+    assert told.seconds(5, SHAPES[1]) == told.seconds(8, SHAPES[1]) and told.measured(7) == {SHAPES[1]}
+    other = StepCosts(SHAPES, sizes=SIZES)
+    assert not other.read(tmp_path / "p.json", {"device": "B200"}) and not other.graphs_known
+    assert measured_with(tmp_path / "p.json") == {"device": "H100"}
+    assert measured_with(tmp_path / "none.json") == {}
+
+
+def test_each_graph_is_replayed_and_a_tree_is_the_sum_of_its_own() -> None:
+    played: list[int] = []
+
+    def graph(seconds: float, sizes: tuple[int, ...]) -> dict[int, Callable[[], float]]:
+        return {size: lambda size=size: played.append(size) or seconds * size for size in sizes}  # type: ignore[misc]
+
+    nothing, tree = SHAPES
+    found = replay_all(
+        {nothing: [graph(1.0, SIZES)], tree: [graph(0.5, SIZES), graph(1.0, SIZES[:-1])]},
+        sizes_to_time(SIZES),
+        lambda work: work(),
+    )
+    assert found[4, nothing] == 4.0 and found[4, tree] == 6.0
+    assert (32, tree) not in found and found[32, nothing] == 32.0  # a graph that was not captured there
+    assert played.count(1) == 3 * 4
+    assert replay_all({tree: []}, SIZES, lambda work: work()) == {}
+
+
+def test_sizes_to_time() -> None:
+    assert sizes_to_time([*range(1, 9), *range(12, 65, 4), 80]) == [1, 2, 4, 8, 16, 32, 64, 80]
+    assert sizes_to_time([3, 7]) == [3, 7]
+    assert sizes_to_time([]) == []

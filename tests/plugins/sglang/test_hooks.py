@@ -2,11 +2,14 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from eagle3_sglang import hooks
+from eagle3_sglang.backends import tree_problem, window_problem
 from eagle3_sglang.compat_check import Name, name_problem, version_problem
+from eagle3_sglang.settings import DEFAULT_CHAINS, DEFAULT_TREES, DEFAULT_TREES_ON_GPU, parse_trees
 
 
 def test_versions() -> None:
@@ -25,7 +28,10 @@ class EAGLEWorkerV2:
 
 
 def arguments(**changed: object) -> SimpleNamespace:
-    values = {"speculative_adaptive": False, "pp_size": 1, "enable_dp_attention": False}
+    values = {
+        "speculative_adaptive": False, "pp_size": 1, "enable_dp_attention": False, "device": "cpu", "page_size": 1,
+        "attention_backend": "triton", "speculative_eagle_topk": 4,
+    }  # fmt: skip
     return SimpleNamespace(speculative_algorithm="EAGLE3", **{**values, **changed})
 
 
@@ -60,18 +66,68 @@ def test_memory_is_kept_for_the_largest_tree(monkeypatch: pytest.MonkeyPatch) ->
     assert hooks.reserve(lambda *_: None, SimpleNamespace(name="EAGLE3"), arguments()) is None
 
 
+@pytest.mark.parametrize(
+    ("theirs", "changed", "shape", "trees"),
+    [
+        ((5, 4, 8), {}, (5, 4, 12), DEFAULT_TREES),
+        ((5, 4, 8), {"device": "cuda"}, (5, 4, 12), DEFAULT_TREES_ON_GPU),
+        # some models' attention draws chains alone: where SGLang would not draw a tree, we do not either
+        ((3, 1, 4), {}, (3, 1, 4), DEFAULT_CHAINS),
+        ((5, 4, 8), {"attention_backend": "trtllm_mha"}, (3, 1, 4), DEFAULT_CHAINS),
+    ],
+)
 def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    theirs: tuple[int, int, int],
+    changed: dict[str, object],
+    shape: tuple[int, int, int],
+    trees: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(hooks, "name_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "")
     with caplog.at_level(logging.INFO):
-        # some models' attention draws chains alone: where SGLang would not draw a tree, we do not either
-        assert hooks.choose_trees(lambda *_: (3, 1, 4), arguments(), "DeepseekV3ForCausalLM") == (3, 1, 4)
-        assert not hooks.read_settings().trees
-        assert hooks.choose_trees(lambda *_: (5, 4, 8), arguments(), "LlamaForCausalLM") == (5, 4, 12)
-    assert hooks.read_settings().trees
+        assert hooks.choose_trees(lambda *_: theirs, arguments(**changed), "AnyForCausalLM") == shape
+    assert hooks.read_settings().trees == parse_trees(trees)
     assert "no tree was asked for" in caplog.text
+
+
+@pytest.mark.parametrize("asks", [hooks.create_worker, hooks.choose_trees])
+def test_an_attention_backend_that_knows_no_tree_ends_the_server_with_one_line(
+    asks: Callable[..., object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setenv("EAGLE3_TREES", "0;3,4,6")
+    given = arguments(decode_attention_backend="flashmla")
+    with pytest.raises(SystemExit):
+        if asks is hooks.create_worker:
+            asks(lambda *_: EAGLEWorkerV2, SimpleNamespace(name="EAGLE3"), given)
+        else:
+            asks(lambda *_: (5, 4, 8), given, "LlamaForCausalLM")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("eagle3: attention backend flashmla verifies chains") and "--attention-backend" in line
+
+
+def test_where_trees_are_not_known_to_work_sglangs_own_worker_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    for changed, why in (
+        ({"attention_backend": "fa4"}, "fa4 verifies trees is not known"),
+        ({"attention_backend": "intel_amx", "page_size": 16}, "--page-size 1 alone"),
+    ):
+        caplog.clear()
+        made = hooks.create_worker(lambda *_: EAGLEWorkerV2, SimpleNamespace(name="EAGLE3"), arguments(**changed))
+        assert made is EAGLEWorkerV2 and why in caplog.text
+
+
+@pytest.mark.parametrize("name", ["triton", "flashinfer", "fa3"])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_trees_are_served_where_sglang_verifies_them(name: str, page_size: int) -> None:
+    assert tree_problem(4, [name, name], page_size) == ""
+    assert tree_problem(1, ["trtllm_mha"], page_size) == ""
+    assert bool(window_problem(4, [name], page_size, True)) == (name == "fa3" and page_size > 1)
+    assert window_problem(4, [name], page_size, False) == ""
 
 
 def test_off_and_an_unknown_version_hook_nothing(

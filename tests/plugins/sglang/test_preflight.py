@@ -67,7 +67,7 @@ def test_what_a_conversion_mends_is_served_from_the_cache(
     assert any(finding.breaks for finding in check(folder, engine="sglang", target=target_dir))
     with caplog.at_level(logging.WARNING):
         copy = Path(servable(str(folder), str(target_dir)))
-    assert copy != folder and "converted" in str(copy)
+    assert copy != folder and "proved" in str(copy)
     assert not any(finding.breaks for finding in check(copy, engine="sglang", target=target_dir))
     assert (copy / "calibration.json").is_file()
     assert "its converted copy" in caplog.text

@@ -1,5 +1,12 @@
 import pytest
-from eagle3_sglang.settings import DEFAULT_TREES, largest, parse_trees, read_settings
+from eagle3_sglang.settings import (
+    DEFAULT_CHAINS,
+    DEFAULT_TREES,
+    DEFAULT_TREES_ON_GPU,
+    largest,
+    parse_trees,
+    read_settings,
+)
 
 from eagle3_serving.serve.shape import Shape
 
@@ -34,3 +41,18 @@ def test_switches() -> None:
     assert not read_settings({"EAGLE3_CHECK": "0"}).check
     with pytest.raises(ValueError, match="EAGLE3_SERVING is 'perhaps'"):
         read_settings({"EAGLE3_SERVING": "perhaps"})
+
+
+def test_bounds_are_numbers() -> None:
+    assert read_settings({}).graph_gb > 0 and read_settings({}).graph_seconds > 0
+    assert read_settings({"EAGLE3_GRAPH_GB": "1.5", "EAGLE3_GRAPH_SECONDS": "0"}).graph_gb == 1.5
+    for wrong in ("much", "-1", "nan", "inf"):
+        with pytest.raises(ValueError, match=f"EAGLE3_GRAPH_GB is '{wrong}': a number, at least 0"):
+            read_settings({"EAGLE3_GRAPH_GB": wrong})
+
+
+def test_default_trees_hold_plain_decoding_and_as_much_as_a_chain() -> None:
+    trees = parse_trees(DEFAULT_TREES_ON_GPU)
+    assert not trees[0].drafts and set(parse_trees(DEFAULT_TREES)) < set(trees)
+    assert {Shape(1, 4, 2), Shape(3, 4, 4)} < set(trees)
+    assert all(chain == Shape.chain(chain.steps) for chain in parse_trees(DEFAULT_CHAINS))

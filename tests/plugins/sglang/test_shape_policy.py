@@ -151,3 +151,43 @@ def test_cycle_takes_each_in_turn() -> None:
     cycle = Cycle(SHAPES)
     taken = [cycle.choose(batch) for batch in itertools.repeat(3, 8)]
     assert set(taken[:4]) == set(SHAPES) and taken[:4] == taken[4:]
+
+
+CHAINS = (Shape(0, 1, 1), Shape.chain(1), Shape.chain(2), Shape.chain(3))
+
+
+def test_what_came_of_a_chain_tells_of_the_shorter_ones() -> None:
+    gains = Gains(CHAINS)
+    for _ in range(40):
+        gains.came_of_chain([3, 1, 0, 2], CHAINS[-1])
+    assert [gains.of(chain) for chain in CHAINS] == pytest.approx([0.0, 0.75, 1.25, 1.5], rel=0.02)
+    gains.came_of_chain([], CHAINS[-1])
+    before = dict(gains.told)
+    gains.came_of_chain([0, 0], CHAINS[0])  # plain decoding tells nothing
+    assert gains.told == before
+
+
+@pytest.mark.parametrize(("batch", "chance"), [(1, 0.9), (1, 0.3), (8, 0.9), (32, 0.5), (64, 0.02)])
+def test_the_load_chooses_among_chains(batch: int, chance: float) -> None:
+    """Each next token of a chain is accepted by the same chance; graphs were replayed at start."""
+    draw = random.Random(7)
+
+    def cost(chain: Shape) -> float:
+        return 1.0 * max(1.0, batch * chain.tokens / 96) + 0.1 * chain.steps
+
+    costs = StepCosts(CHAINS, sizes=(1, 2, 4, 8, 16, 32, 64))
+    costs.replay({(size, chain): 0.8 * cost(chain) for size in costs.sizes for chain in CHAINS})
+    policy = ShapePolicy(CHAINS, costs)
+    taken = []
+    for _ in range(400):
+        chain = policy.choose(batch)
+        taken.append(chain)
+        costs.add(batch, chain, cost(chain))
+        accepted = [next((n for n in range(chain.steps) if draw.random() > chance), chain.steps) for _ in range(batch)]
+        policy.gains.came_of_chain(accepted, chain)
+
+    def worth(chain: Shape) -> float:
+        return (1 + sum(chance**n for n in range(1, chain.steps + 1))) / cost(chain)
+
+    served = max(set(taken[200:]), key=taken[200:].count)
+    assert worth(served) >= 0.97 * max(map(worth, CHAINS))

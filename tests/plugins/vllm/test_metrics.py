@@ -20,9 +20,9 @@ def samples(folder: Path) -> dict[str, float]:
     return {"".join([s.name, *s.labels.values()]): s.value for s in found}
 
 
-def test_padding_is_not_counted_and_a_request_without_nodes_is_no_pass(tally: Tally, tmp_path: Path) -> None:
-    tally.verified(torch.tensor([[-1, 0, 1, PADDING], [-1, PADDING, PADDING, PADDING]]), torch.tensor([2, 0]))
-    tally.drafted(torch.tensor([[-1, 0, PADDING]]))
+def test_padding_is_not_counted_and_a_request_that_does_not_draft_is_no_draft(tally: Tally, tmp_path: Path) -> None:
+    tally.sums[:3] += torch.tensor([1, 2, 2])  # by the kernel that accepts
+    tally.drafted(torch.tensor([[-1, 0, PADDING], [PADDING] * 3]), torch.tensor([True, False]))
     tally.write()
     found = samples(tmp_path)
     assert found["vllm:eagle3_verify_passes_total"] == 1

@@ -21,7 +21,10 @@ class TreeDraftTokens(DraftTokensHandler):
 
     def set_draft_tokens(self, input_batch: InputBatch, draft_tokens: torch.Tensor) -> None:
         super().set_draft_tokens(input_batch, draft_tokens)
-        self.nodes_B = (self.trees.parents_SK[input_batch.idx_mapping] != PADDING).sum(1)
+        self.nodes_B = None
+        # asynchronous scheduling asks for drafts only to check them against grammars
+        if input_batch.has_structured_output_reqs or not self.trees.config.scheduler_config.async_scheduling:
+            self.nodes_B = (self.trees.parents_SK[input_batch.idx_mapping] != PADDING).sum(1)
 
     def get_draft_tokens(self) -> Any:
         drafted = super().get_draft_tokens()

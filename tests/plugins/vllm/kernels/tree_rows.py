@@ -1,4 +1,4 @@
-"""Which rows of a pass form trees, and what each sees.
+"""Which rows of a pass form trees, and what each sees, by the core alone: what `begin` is held to.
 
 Shape letters: B requests of the batch, R rows of a tree (root first), K nodes, T rows of all requests in a pass.
 """

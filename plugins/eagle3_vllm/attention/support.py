@@ -1,0 +1,24 @@
+"""Which attention backends for GPUs can attend over trees: FLASH_ATTN in both ways, FLASHINFER and TRITON_ATTN by the split kernel.
+
+The latter two have not run on a GPU: they serve trees where they are asked for by name, and trees too.
+"""
+
+import torch
+
+from eagle3_vllm.compat import VllmConfig, gpu_attention_problems
+
+BACKENDS = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
+
+
+def unsupported(config: VllmConfig) -> list[str]:
+    """Why this server's attention cannot attend over trees."""
+    chosen = {config.attention_config.backend, getattr(config.speculative_config, "attention_backend", None)}
+    if config.attention_config.backend is None and torch.cuda.get_device_capability()[0] not in (8, 9):
+        which = " or ".join(BACKENDS)
+        return [f"a GPU on which vLLM's own choice is not FlashAttention; ask for --attention-backend {which}"]
+    names = {backend.name for backend in chosen if backend is not None} or {"FLASH_ATTN"}
+    if unknown := sorted(names - {*BACKENDS}):
+        return [f"attention backend {unknown[0]}: only {', '.join(BACKENDS)} are known"]
+    if getattr(config.model_config.hf_text_config, "attn_logit_softcapping", None):
+        return ["attention with a soft cap on its scores"]
+    return [problem for name in sorted(names) for problem in gpu_attention_problems(name)]

@@ -1,0 +1,86 @@
+"""Where vLLM's scheduler asks how many tokens to draft: a choice by load, made anew at every step.
+
+The scheduler's process may be another than the worker's. What steps cost comes in a file (`EAGLE3_PROFILE`, or what the
+worker measured when it had captured its graphs); what was accepted the scheduler counts itself.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from eagle3_serving.errors import InputError
+from eagle3_vllm.choice import Choice, Costs, read_costs
+from eagle3_vllm.metrics import FOLDER
+from eagle3_vllm.schedule import Profile
+from eagle3_vllm.settings import Settings
+from eagle3_vllm.trees import shapes_of
+
+COSTS = "step-costs"  # in the folder that the server's processes share
+
+
+class ByLoad(list[int]):
+    """In the place of vLLM's table of draft tokens by batch size: the first table until costs are known, then the choice."""
+
+    def __init__(self, table: list[int], choice: Choice) -> None:
+        super().__init__(table)
+        self.choice = choice
+
+    def __getitem__(self, batch: Any) -> Any:
+        return self.choice.choose(batch).tokens - 1 if isinstance(batch, int) and batch else super().__getitem__(batch)
+
+
+def choose_by_load(scheduler: Any, settings: Settings, logger: Any) -> None:
+    """Give a `Scheduler` that was just made its choice, where there are trees to choose from and costs to choose by."""
+    if scheduler.dynamic_sd_lookup is None or len(settings.trees) < 2:
+        return
+    try:
+        costs = _costs(settings)
+        if costs is None:
+            logger.info("eagle3: trees by batch size alone: no costs were measured; EAGLE3_PROFILE may name some")
+            return
+        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs)
+    except InputError as error:
+        logger.warning("eagle3: trees by batch size alone: %s", error)
+        return
+    scheduler.dynamic_sd_lookup = ByLoad(scheduler.dynamic_sd_lookup, choice)
+    for batch in sorted(costs):
+        row = ", ".join(f"{shape} {choice.cost(batch, shape):.2f}" for shape in choice.shapes)
+        logger.info("eagle3: ms a step at %d in flight: %s", batch, row)
+
+
+def _costs(settings: Settings) -> Costs | None:
+    if settings.profile is not None:
+        seconds = Profile.read(settings.profile).step_seconds
+        return {batch: {k + 1: 1000 * s for k, s in row.items()} for batch, row in seconds.items()}
+    path = costs_file()
+    return read_costs(path) if path is not None and path.is_file() else None
+
+
+def costs_file() -> Path | None:
+    """What the worker measured; None in a process that shares no folder with others."""
+    return Path(os.environ[FOLDER]) / COSTS if FOLDER in os.environ else None
+
+
+def register_choice(settings: Settings, logger: Any) -> None:
+    """Every scheduler made from now on in this process, of a server with trees."""
+    from eagle3_vllm import compat
+    from eagle3_vllm.fallback import server_reasons
+
+    scheduler = compat.Scheduler
+    made, told = scheduler.__init__, scheduler.make_spec_decoding_stats
+    if getattr(made, "eagle3", False):
+        return
+
+    def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, vllm_config, *args, **kwargs)
+        speculative = vllm_config.speculative_config
+        if speculative is not None and speculative.method == "eagle3" and not server_reasons(vllm_config, settings):
+            choose_by_load(self, settings, logger)
+
+    def stats(self: Any, before: Any, num_draft_tokens: int, num_accepted_tokens: int, *rest: Any, **more: Any) -> Any:
+        if isinstance(self.dynamic_sd_lookup, ByLoad):
+            self.dynamic_sd_lookup.choice.accepted(num_draft_tokens + 1, num_accepted_tokens)
+        return told(self, before, num_draft_tokens, num_accepted_tokens, *rest, **more)
+
+    init.eagle3 = True  # type: ignore[attr-defined]
+    scheduler.__init__, scheduler.make_spec_decoding_stats = init, stats
