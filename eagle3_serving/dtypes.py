@@ -6,6 +6,7 @@ from typing import Any
 from eagle3_serving.errors import InputError
 
 TORCH = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # short -> torch's, vLLM's and SGLang's
+FP32_MAX = 3.4028234663852886e38  # a temperature beyond it is no number to an engine
 ENGINES = {**TORCH, "auto": "auto"}  # what an engine's --dtype is given
 _WORDS = {**{name: name for name in ENGINES}, **{long: name for name, long in TORCH.items()}}
 _WORDS |= {"float": "fp32", "half": "fp16"}

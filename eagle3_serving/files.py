@@ -1,7 +1,9 @@
 """Files that are either whole or not there, and text as people save it."""
 
-import os
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from eagle3_serving.errors import InputError
 
@@ -28,6 +30,16 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def parse_json(text: str, where: object) -> Any:
+    """What JSON text says. Raises InputError, in one line that begins with `where`, on what is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from None
+    except (ValueError, RecursionError):  # digits without end, brackets without end
+        raise InputError(f"{where}: not JSON that can be read (a number or a nesting without end)") from None
+
+
 def require_absent(destination: Path) -> None:
     """Raise InputError where `destination` is neither absent nor an empty folder."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -41,5 +53,14 @@ def require_writable(folder: Path, flag: str) -> None:
         near = near.parent
     if not near.is_dir():
         raise InputError(f"{flag}: {near} is a file, not a directory")
-    if not os.access(near, os.W_OK | os.X_OK):
-        raise InputError(f"{flag}: {near} cannot be written")
+    try:  # permission bits do not tell: a read-only disk, a user whom they do not bind, a folder of the kernel's
+        tempfile.TemporaryFile(dir=near).close()
+    except OSError as error:
+        raise InputError(f"{flag}: nothing can be written into {near}: {error.strerror}") from None
+
+
+def require_file_place(path: Path, flag: str) -> None:
+    """Raise InputError where `path` is no place for a file that is written in the end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{flag}: {path} is {'a directory' if path.is_dir() else 'no file'}; name a file")
+    require_writable(path.parent, flag)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3_serving.bench.setting import DEFAULTS, Setting, parse_setting
+from eagle3_serving.dtypes import FP32_MAX
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.options import ENGINES
 
@@ -48,8 +49,10 @@ class BenchOptions:
                 raise InputError(f"--{name} is {getattr(self, name)}: it must be at least 1")
         if not self.concurrency or min(self.concurrency) < 1:
             raise InputError("--concurrency: whole numbers of at least 1, with commas between")
-        if not all(0.0 <= t < float("inf") for t in self.temperatures) or not self.temperatures:
+        if not all(0.0 <= t <= FP32_MAX for t in self.temperatures) or not self.temperatures:
             raise InputError("--temperature: numbers of at least 0, with commas between")
+        if not 0.0 < self.timeout_s < float("inf"):
+            raise InputError(f"--timeout is {self.timeout_s}: seconds, above 0")
         if self.simulate is not None and not 0.0 <= self.simulate <= 1.0:
             raise InputError(f"--simulate-acceptance is {self.simulate}: it must be between 0 and 1")
         if self.simulate is not None and self.engine == "embedded":

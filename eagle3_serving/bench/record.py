@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.files import parse_json
 
 Row = dict[str, Any]
 
@@ -50,9 +51,9 @@ def read_record(path: Path) -> tuple[Row, list[Row]]:
     if rest:
         path.write_text(whole + "\n" if whole else "", encoding="utf-8")
     try:
-        lines = [json.loads(line) for line in whole.split("\n") if line]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not a sweep's file of JSON lines ({error.msg}): name another --out") from None
+        lines = [parse_json(line, path) for line in whole.split("\n") if line]
+    except InputError as error:
+        raise InputError(f"{error}; it is not a sweep's file: name another --out") from None
     if not lines or not all(isinstance(line, dict) for line in lines) or "about" not in lines[0]:
         raise InputError(f"{path} is not a sweep's file: name another --out")
     return lines[0], lines[1:]

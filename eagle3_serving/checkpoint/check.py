@@ -1,13 +1,15 @@
 """`eagle3 check`: the invariants of a checkpoint, and what each engine would make of it."""
 
 from codecs import BOM_UTF8
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from eagle3_serving.checkpoint import rope
-from eagle3_serving.checkpoint.aux_layers import Convention
+from eagle3_serving.checkpoint.aux_layers import KEY, Convention
 from eagle3_serving.checkpoint.dequantize import packed
+from eagle3_serving.checkpoint.dialects import DIALECTS
 from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
 from eagle3_serving.checkpoint.dialects.quantization import quantised_in_part
 from eagle3_serving.checkpoint.engines import ENGINES, SERVERS
@@ -17,6 +19,7 @@ from eagle3_serving.checkpoint.findings import ORDER, Finding
 from eagle3_serving.checkpoint.names import canonical_name
 from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.read import layer_config, read
+from eagle3_serving.checkpoint.rewrites import sort_features
 from eagle3_serving.checkpoint.source import StoredTensor, open_source
 from eagle3_serving.errors import CheckError, InputError, NotJudged
 
@@ -72,12 +75,35 @@ def findings_of(neutral: Neutral, facts: TargetFacts, engines: tuple[str, ...], 
                              "eagle_aux_hidden_state_layer_ids", aux.problem, aux.fix))  # fmt: skip
     if values:
         found += _of_values(neutral)
+    broken = next((finding.where for finding in found if finding.breaks), None)
     for name in engines:
-        found += ENGINES[name].view(neutral, facts).findings
+        found += _with_ways_out(neutral, facts, name, broken, ENGINES[name].view(neutral, facts).findings)
     if engines and (neutral.source.directory / "config.json").read_bytes()[:3] == BOM_UTF8:
         found.append(Finding("error", "any", "config.json", "begins with a byte-order mark, at which engines stop",
                              "save it as UTF-8 without one, or convert it"))  # fmt: skip
     return sorted(dict.fromkeys(found), key=lambda finding: ORDER.index(finding.severity))
+
+
+def _with_ways_out(
+    neutral: Neutral, facts: TargetFacts, engine: str, broken: str | None, found: tuple[Finding, ...]
+) -> list[Finding]:
+    """`found` in `engine`, where a conversion is offered as the way out only if it would not be refused. `broken`: what is
+    wrong with the checkpoint itself."""
+    offered = f"eagle3-convert --to {engine}"
+    if all(finding.fix != offered for finding in found):
+        return list(found)
+    refusals = DIALECTS[engine].refusals
+    assert refusals is not None
+    refused = refusals(sort_features(neutral), facts)
+    if -1 in neutral.config.aux_layers:  # the target's depth, which a conversion asks for, decides about these
+        refused = [line for line in refused if not line.startswith("auxiliary boundaries")]
+    if broken is not None:
+        fix = f"no conversion helps before {broken} is mended"
+    elif refused:
+        fix = f"no conversion helps: {DIALECTS[engine].title} cannot express {'; nor '.join(refused)}"
+    else:
+        return list(found)
+    return [replace(finding, fix=fix) if finding.fix == offered else finding for finding in found]
 
 
 def _of_target(neutral: Neutral, facts: TargetFacts) -> list[Finding]:

@@ -1,12 +1,12 @@
 """What several commands take alike, and what is settled before any of them runs."""
 
 import argparse
-import json
+import re
 from pathlib import Path
 
 from eagle3_serving.dtypes import KNOWN, own_dtype, short_dtype
 from eagle3_serving.errors import InputError
-from eagle3_serving.files import read_text
+from eagle3_serving.files import parse_json, read_text, require_file_place, require_writable
 from eagle3_serving.hub import local_model
 
 
@@ -50,11 +50,17 @@ def dtype(word: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+_MOST = 2**31 - 1  # of any count: what lies beyond is a slip of the finger, and overflows somewhere
+_DRAFTERS = re.compile(r"eagle-?3|peagle", re.IGNORECASE)  # in the architectures of drafters, and of no model
+
+
 def settle(args: argparse.Namespace) -> None:
-    """Folders in place of hub names, and files that are there, before a command imports what takes long.
+    """Folders in place of hub names, files that are there, places that can be written and counts that can be counted to,
+    before a command imports what takes long.
 
     Raises InputError naming the flag.
     """
+    _require_countable(args)
     for name in ("target", "drafter", "init"):
         value = getattr(args, name, None)
         if isinstance(value, Path):
@@ -63,9 +69,42 @@ def settle(args: argparse.Namespace) -> None:
         for path in getattr(args, name, None) or ():
             if not path.exists():
                 raise InputError(f"--{name.replace('_', '-')}: there is no file {path}")
+    if getattr(args, "target", None) is not None:
+        _require_model(args.target)
     profile = getattr(args, "profile", None)
-    if profile is not None and not profile.is_file():
-        raise InputError(f"--profile: there is no file {profile}")
+    if profile is not None:
+        if not profile.is_file():
+            raise InputError(f"--profile: there is no file {profile}")
+        if not isinstance(parse_json(read_text(profile), f"--profile {profile}"), dict):
+            raise InputError(f"--profile: {profile} is no profile; eagle3 tune writes one")
+    if args.command in ("bench", "tune"):
+        require_file_place(args.out, "--out")
+    if getattr(args, "log", None) is not None:
+        require_file_place(args.log, "--log")
+    for name in ("out", "features"):
+        if args.command == "train" and getattr(args, name) is not None:
+            require_writable(getattr(args, name), f"--{name}")
+
+
+def _require_countable(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            # a seed may be of 64 bits
+            if type(one) is int and abs(one) > (2**63 - 1 if name == "seed" else _MOST):
+                most = "63 bits" if name == "seed" else f"{_MOST}"
+                raise InputError(f"--{name.replace('_', '-')} is {one}: it must be at most {most}")
+
+
+def _require_model(target: Path) -> None:
+    """Raise InputError where the folder given as the target holds a drafter."""
+    path = target / "config.json"
+    config = parse_json(read_text(path), path)
+    labels = config.get("architectures") if isinstance(config, dict) else None
+    for label in labels if isinstance(labels, list) else []:
+        if isinstance(label, str) and _DRAFTERS.search(label):
+            raise InputError(
+                f"--target: {target} is a drafter ({label:.60}): give it as the drafter, and here the model that it drafts for"
+            )
 
 
 def settle_dtype(short: str, target: Path) -> str:
@@ -73,8 +112,5 @@ def settle_dtype(short: str, target: Path) -> str:
     if short != "auto":
         return short
     path = target / "config.json"
-    try:
-        config = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    config = parse_json(read_text(path), path)
     return own_dtype(config if isinstance(config, dict) else {}, path)

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     drafter = load_for(target, args.drafter)
     answers: list[Answer]
     if args.answers:
-        answers = read_answers(args.answers, max_length=target.max_positions)
+        answers = read_answers(args.answers, max_length=target.max_positions, vocab_size=target.model.config.vocab_size)
     else:
         prompts = read_prompts(args.prompts, family="held-out")[: args.limit]
         tokenizer = load_tokenizer(args.target)

@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from eagle3_serving.errors import Eagle3Error, InputError
 # Each module has add_parser(subparsers) and its parser sets run=callable(args) -> exit code. None imports torch, transformers
 # or an engine before it runs: help and errors of usage come at once.
 COMMANDS = ("demo", "fetch_target", "serve", "check", "convert", "eval", "bench", "tune", "train", "calibrate")
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA out of memory")  # torch's own words
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what a package that is missing belongs to
 _EXTRAS = {"transformers": "embedded", "matplotlib": "train", "httpx": "bench", "openai": "bench", "gguf": "demo"}
@@ -70,8 +72,12 @@ def _run(args: argparse.Namespace) -> int:
     try:
         settle(args)
         exit_code: int = args.run(args)
-    except MemoryError:
-        raise InputError("there is not enough memory for this; ask for fewer or shorter answers at once") from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        raise InputError(
+            "there is not enough memory for this; ask for fewer or shorter answers at once, or a smaller draft"
+        ) from None
     return exit_code
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eagle3_serving.cli.arguments import add_dtype, add_pair
+from eagle3_serving.errors import InputError
 
 if TYPE_CHECKING:
     from eagle3_serving.serve.servable import Servable
@@ -47,6 +48,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
+    for name in ("k", "max_requests", "context", "port"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
+    if args.port > 65535:
+        raise InputError(f"--port is {args.port}: it must be at most 65535")
+    if not 0 < args.ready_timeout < float("inf"):
+        raise InputError(f"--ready-timeout is {args.ready_timeout}: seconds, above 0")
     from eagle3_serving.serve.live import watch
     from eagle3_serving.serve.servable import servable
     from eagle3_serving.serve.server import Server

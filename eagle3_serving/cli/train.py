@@ -10,7 +10,6 @@ from pathlib import Path
 
 from eagle3_serving.cli.arguments import add_json, add_target
 from eagle3_serving.errors import InputError
-from eagle3_serving.files import require_writable
 from eagle3_serving.train.criterion import OBJECTIVES
 from eagle3_serving.train.options import TrainJob, TrainOptions
 
@@ -135,7 +134,6 @@ def run(args: argparse.Namespace) -> int:
         options=options,
     )
     job.require_data()
-    require_writable(job.out, "--out")
     from eagle3_serving.train.job import train
 
     job = replace(job, device=_device(args.device))
@@ -160,7 +158,7 @@ def _device(wanted: str | None) -> str:
     if wanted is None:
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=wanted)
+        torch.zeros(1, device=wanted).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = (str(error).splitlines() or [""])[0][:120]
         raise InputError(f"--device {wanted} cannot be used here ({why}); leave it out, or give cpu") from None

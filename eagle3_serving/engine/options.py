@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from eagle3_serving.dtypes import FP32_MAX
 from eagle3_serving.engine.draft import TreeShape
 from eagle3_serving.errors import InputError
 
@@ -23,8 +24,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raises InputError naming the first value out of range."""
-        if not 0.0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}: it must be finite and not negative")
+        if not 0.0 <= self.temperature <= FP32_MAX:
+            raise InputError(f"temperature is {self.temperature}: it must be finite (in fp32) and not negative")
         if self.top_k < 0:
             raise InputError(f"top_k is {self.top_k}: it must be 0 (off) or more")
         if not 0.0 < self.top_p <= 1.0:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from eagle3_serving.dtypes import FP32_MAX
 from eagle3_serving.errors import InputError
 
 ENGINES = ("embedded", "vllm", "sglang")
@@ -45,8 +46,12 @@ class EvalOptions:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit is {self.limit}: it must be at least 1")
-        if not 0.0 <= self.temperature < float("inf"):
-            raise InputError(f"--temperature is {self.temperature}: it must be finite and not negative")
+        if not 0.0 <= self.temperature <= FP32_MAX:
+            raise InputError(f"--temperature is {self.temperature}: it must be finite (in fp32) and not negative")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"--top-p is {self.top_p}: it must be above 0 and at most 1")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise InputError(f"--min-p is {self.min_p}: it must be between 0 and 1")
         if self.engine != "embedded" and (self.top_p, self.min_p) != (1.0, 0.0):
             raise InputError("--top-p and --min-p are for --engine embedded: a server is asked by temperature alone")
 

@@ -1,6 +1,5 @@
 """Prompt files: JSON lines of `{"id", "family", "turns": [...]}`, or SPEED-Bench's own rows."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.speed_bench import as_prompt, is_row, parquet_rows
-from eagle3_serving.files import read_text
+from eagle3_serving.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,7 @@ def _read_file(path: Path, family: str | None) -> list[Prompt]:
 
 
 def _read_line(line: str, where: str, family: str | None) -> Prompt:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    value = parse_json(line, where)
     if not isinstance(value, dict):
         raise InputError(f"{where}: a prompt is an object with id, family and turns, not {type(value).__name__}")
     return _prompt(value, where, family)

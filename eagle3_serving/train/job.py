@@ -84,12 +84,16 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     """The training alone, nothing saved but its state. `target`: where it is loaded already."""
     job.require_data()
     vocab_size = _require_fit(job)
-    job.out.mkdir(parents=True, exist_ok=True)
     files = list(job.answers)
     ranks = Ranks.here(torch.device(job.device))
     if job.shard_target and ranks.size == 1:
         raise InputError("--shard-target shares the target among processes: start several with torchrun")
+    if job.eval_prompts and job.eval_limit and ranks.first:
+        prompts_to_measure(
+            job.target, job.eval_prompts, (), job.eval_limit
+        )  # what is wrong with them, before hours are spent
     if job.prompts:
+        job.out.mkdir(parents=True, exist_ok=True)
         files.append(job.out / "answers.jsonl")
         if ranks.first:
             prompts = read_prompts(job.prompts, job.limit, family="train")
@@ -107,6 +111,7 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
             f"only {len(held_out)} usable answers: fewer than --held-out {job.held_out} leave none to train on"
         )
 
+    job.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(job.options.seed)
     # half the size where its products are of that precision anyway
     dtype = torch.bfloat16 if job.shard_target and job.options.bf16 else torch.float32

@@ -56,7 +56,7 @@ class Calibration:
                 lookup_chance=tuple(_floats(row) for row in raw["lookup_chance"]),
                 rows=int(raw["rows"]),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a calibration ({error}): make it again with eagle3 calibrate") from None
         if not made.bias or len(made.bias) != len(made.slope) or not made.rank or min(made.slope) <= 0:
             raise ValueError(f"{path} is not a calibration (empty, or a slope that is not positive)")

@@ -75,11 +75,11 @@ class Reader:
     def silent(self, where: str, what: str, fix: str = "") -> None:
         self.say("silent", where, what, fix)
 
-    def once(self, where: str, name: str, what: str) -> None:
-        """An error of many tensors, said of the first; `where` is what they have in common."""
-        if where not in self._reported:
-            self._reported.add(where)
-            self.error(name, what)
+    def once(self, prefix: str, name: str, what: str, severity: Severity = "error") -> None:
+        """What is wrong with all tensors whose names start with `prefix`, said of the first."""
+        if prefix not in self._reported:
+            self._reported.add(prefix)
+            self.say(severity, name, what)
 
     def num_layers(self, keys: Json) -> int:
         """As many layers as config.json says, which is how many an engine makes."""
@@ -139,6 +139,8 @@ class Reader:
         for canonical in missing:
             stored = self.neutral.tensors.get(canonical)
             where = stored.name if stored is not None else canonical.removeprefix("fusion.")
+            if where.startswith(tuple(self._reported)):
+                continue
             left = "left at 1" if "norm" in canonical else "left uninitialised"
             self.silent(where, f"{self.title} does not find {canonical.removeprefix('fusion.')}: {left}")
         self.tensors |= {name: zeros(name, torch.float32, shapes[name]) for name in lost if name in shapes}
