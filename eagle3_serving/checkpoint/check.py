@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from eagle3_serving.checkpoint import rope
-from eagle3_serving.checkpoint.aux_layers import KEY, Convention
+from eagle3_serving.checkpoint.aux_layers import Convention
 from eagle3_serving.checkpoint.dequantize import packed
 from eagle3_serving.checkpoint.dialects import DIALECTS
 from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target

@@ -8,6 +8,12 @@ _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")
 _LATER_NORM = re.compile(r"^layers\.([1-9]\d*)\.(input_layernorm|hidden_norm)\.")
 
 
+def wrapper(name: str) -> str:
+    """What wrappers (module., _orig_mod.) put before a tensor's name, with what follows of `model.`; empty without one."""
+    found = _WRAPPERS.match(name)
+    return found.group() if found and found.group().replace("model.", "") else ""
+
+
 def canonical_name(name: str) -> str:
     """The Drafter's name of a checkpoint tensor (`midlayer.`, wrappers' prefixes and norm aliases undone)."""
     name = _WRAPPERS.sub("", name)

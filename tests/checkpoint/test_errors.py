@@ -113,8 +113,10 @@ def test_a_wrappers_prefix_is_read_and_told(tmp_path: Path, prefix: str) -> None
     source = drafters.as_eagle(tmp_path / "d", known())
     plain = load_file(source / "model.safetensors")
     save_file({prefix + name: tensor for name, tensor in plain.items()}, source / "model.safetensors")
-    found = check(source, engine="vllm", num_target_layers=N)
-    assert any(finding.breaks and finding.engine == "vllm" for finding in found)
+    drafters.edit(source, architectures=["LlamaForCausalLMEagle3"], num_hidden_layers=1)
+    for engine in ("vllm", "sglang"):
+        (found,) = [finding for finding in check(source, engine=engine, num_target_layers=N) if finding.breaks]
+        assert f"`{prefix}`" in found.what and found.fix == f"eagle3-convert --to {engine}"
     convert(source, tmp_path / "out", to="eagle", num_target_layers=N)
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(written[name], tensor) for name, tensor in plain.items())

@@ -100,6 +100,33 @@ def test_a_parallel_drafter_needs_the_servers_word(tmp_path: Path) -> None:
     assert verdict(check(drafters.edit(folder, mask_token_id=...), engine="vllm", num_target_layers=N)) is False
 
 
+def test_layers_that_are_not_there_are_said_once(tmp_path: Path) -> None:
+    folder = drafters.edit(drafters.as_specforge(tmp_path / "d", known()), num_hidden_layers=40)
+    for engine in ("vllm", "sglang"):
+        (found,) = [
+            f for f in check(folder, engine=engine, num_target_layers=N) if f.breaks and "layer_ids" not in f.where
+        ]
+        assert (found.where, found.severity) == ("num_hidden_layers", "silent") and "1 layers" in found.what
+
+
+def test_a_conversion_is_offered_only_where_it_would_not_be_refused(tmp_path: Path) -> None:
+    def ways_out(folder: Path, engine: str) -> set[str]:
+        return {f.fix for f in check(folder, engine=engine, num_target_layers=N) if f.breaks and f.engine == engine}
+
+    gelu = drafters.edit(
+        drafters.as_vllm(tmp_path / "gelu", known()), hidden_act=..., hidden_activation="gelu_pytorch_tanh"
+    )
+    (fix,) = ways_out(gelu, "vllm")
+    assert fix.startswith("no conversion helps: vLLM cannot express activation gelu_pytorch_tanh")
+    parallel = with_tensors(drafters.as_vllm(tmp_path / "p", known(num_layers=2)), mask_hidden=torch.ones(1, 96))
+    drafters.edit(parallel, architectures=["PEagleDraftModel"], mask_token_id=7)
+    assert any("SGLang cannot express parallel drafting" in fix for fix in ways_out(parallel, "sglang"))
+    assert not any(fix.startswith("eagle3-convert") for fix in ways_out(parallel, "sglang"))
+    twice = drafters.edit(drafters.as_vllm(tmp_path / "twice", known()), eagle_aux_hidden_state_layer_ids=[2, 6, 6])
+    assert ways_out(twice, "vllm") == {"no conversion helps before eagle_aux_hidden_state_layer_ids is mended"}
+    assert ways_out(drafters.as_vllm(tmp_path / "v", known()), "sglang") == {"eagle3-convert --to sglang"}
+
+
 def test_fewer_positions_than_the_target_serves_is_a_warning(tmp_path: Path) -> None:
     target = drafters.target_directory(tmp_path / "target")
     folder = drafters.as_specforge(tmp_path / "d", known())

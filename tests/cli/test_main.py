@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -123,6 +124,11 @@ def wrapped() -> ImportError:
         ),
         (ModuleNotFoundError("No module named 'other'", name="other"), 2, "pip install other"),
         (MemoryError(), 2, "not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 768 bytes"),
+            2,
+            "not enough memory",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (wrapped(), 130, "interrupted"),
     ],
@@ -135,6 +141,85 @@ def test_what_goes_wrong_is_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("eagle3 fetch-target: ") and said in err
     assert signal.getsignal(signal.SIGINT) == before
+
+
+MODEL = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "num_hidden_layers": 8}
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["eval", "--engine", "embedded", "--k", "9" * 23], "--k is 9{23}: it must be at most 2147483647"),
+        (
+            ["bench", "--engine", "vllm", "--out", "{t}/o", "--concurrency", "1,1000000000000"],
+            "--concurrency is 1000000000000: ",
+        ),
+        (
+            ["train", "--out", "{t}/run", "--answers", "{t}/p.jsonl", "--seed", "9" * 23],
+            "--seed is 9{23}: it must be at most 63 bits",
+        ),
+        (["eval", "--engine", "embedded", "--top-p", "7"], "--top-p is 7.0: it must be above 0 and at most 1"),
+        (["eval", "--engine", "embedded", "--min-p", "-1"], "--min-p is -1.0: it must be between 0 and 1"),
+        (["eval", "--engine", "embedded", "--temperature", "1e300"], "--temperature is 1e.300: it must be finite"),
+        (
+            ["bench", "--engine", "vllm", "--out", "{t}/o", "--temperature", "1e300"],
+            "--temperature: numbers of at least 0",
+        ),
+        (["bench", "--engine", "vllm", "--out", "{t}/o", "--timeout", "nan"], "--timeout is nan: seconds, above 0"),
+        (["eval", "--engine", "vllm", "--profile", "{t}/deep.json"], "deep.json: not JSON that can be read"),
+        (
+            ["serve", "--engine", "vllm", "--profile", "{t}/list.json"],
+            "list.json is no profile; eagle3 tune writes one",
+        ),
+        (["serve", "--engine", "vllm", "--log", "{t}"], "--log: .* is a directory; name a file"),
+        (["serve", "--engine", "vllm", "--port", "99999"], "--port is 99999: it must be at most 65535"),
+        (["serve", "--engine", "sglang", "--max-requests", "0"], "--max-requests is 0: it must be at least 1"),
+        (["serve", "--engine", "vllm", "--ready-timeout", "nan"], "--ready-timeout is nan: seconds, above 0"),
+        (["tune", "--engine", "embedded", "--out", "{t}"], "--out: .* is a directory; name a file"),
+        (
+            ["tune", "--engine", "embedded", "--out", "{t}/list.json/p.json"],
+            "--out: .*list.json is a file, not a directory",
+        ),
+        (
+            ["train", "--out", "{t}/run", "--answers", "{t}/p.jsonl", "--features", "{t}/list.json"],
+            "--features: .*is a file",
+        ),
+        (
+            ["eval", "--engine", "embedded", "--target", "{t}/drafter"],
+            r"--target: .*drafter is a drafter \(LlamaForCausalLMEagle3\)",
+        ),
+    ],
+)
+def test_bad_values_are_one_line_before_anything_loads(
+    argv: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, label in (("model", "LlamaForCausalLM"), ("drafter", "LlamaForCausalLMEagle3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**MODEL, "architectures": [label]}))
+    for name, text in (("p.jsonl", ""), ("deep.json", DEEP), ("list.json", "[]")):
+        (tmp_path / name).write_text(text)
+    before = sorted(tmp_path.iterdir())
+    argv = [part.format(t=tmp_path) for part in argv]
+    if "--target" not in argv:
+        argv += ["--target", str(tmp_path / "model")]
+    if argv[0] != "train":
+        argv += ["--drafter", str(tmp_path / "drafter")]
+    if argv[0] in ("eval", "bench"):
+        argv += ["--prompts", str(tmp_path / "p.jsonl")]
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and re.match(rf"eagle3 {argv[0]}: .*{said}", err), err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which root too can write nothing")
+def test_a_place_that_takes_no_file_is_told_whoever_asks() -> None:
+    from eagle3_serving.errors import InputError
+    from eagle3_serving.files import require_writable
+
+    with pytest.raises(InputError, match="--out: nothing can be written into /proc: "):
+        require_writable(Path("/proc/nothing/here"), "--out")
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ def test_a_directory_stands_for_its_files(tmp_path: Path) -> None:
     ("bad", "what"),
     [
         ("{not json", "not JSON"),
+        ("[" * 100_000, "not JSON that can be read"),
         ('["a"]', "not list"),
         ('{"id": 1, "family": "f", "turns": ["x"]}', '"id" must be a string'),
         ('{"id": "1", "turns": ["x"]}', '"family" must be a string'),

@@ -64,7 +64,7 @@ class Reader:
         self.engine, self.title, self.neutral = engine, title, neutral
         self.findings: list[Finding] = []
         self.tensors: dict[str, StoredTensor] = {}
-        self._reported: set[str] = set()
+        self.prefixes: set[str] = set()
 
     def say(self, severity: Severity, where: str, what: str, fix: str = "") -> None:
         self.findings.append(Finding(severity, self.engine, where, what, fix or f"eagle3-convert --to {self.engine}"))
@@ -77,8 +77,8 @@ class Reader:
 
     def once(self, prefix: str, name: str, what: str, severity: Severity = "error") -> None:
         """What is wrong with all tensors whose names start with `prefix`, said of the first."""
-        if prefix not in self._reported:
-            self._reported.add(prefix)
+        if prefix not in self.prefixes:
+            self.prefixes.add(prefix)
             self.say(severity, name, what)
 
     def num_layers(self, keys: Json) -> int:
@@ -139,8 +139,8 @@ class Reader:
         for canonical in missing:
             stored = self.neutral.tensors.get(canonical)
             where = stored.name if stored is not None else canonical.removeprefix("fusion.")
-            if where.startswith(tuple(self._reported)):
-                continue
+            if where.startswith(tuple(self.prefixes)) or _layer(canonical) >= self.neutral.config.num_layers:
+                continue  # said of all of them at once
             left = "left at 1" if "norm" in canonical else "left uninitialised"
             self.silent(where, f"{self.title} does not find {canonical.removeprefix('fusion.')}: {left}")
         self.tensors |= {name: zeros(name, torch.float32, shapes[name]) for name in lost if name in shapes}
@@ -186,6 +186,12 @@ def stored_zero_biases(neutral: Neutral) -> set[str]:
     """Biases of o_proj that are stored and all zero: the neutral form has dropped them, an engine that has them loads them."""
     stored = {canonical_name(name) for name in neutral.source.tensors}
     return {name for name in stored if name.endswith("o_proj.bias") and name not in neutral.tensors}
+
+
+def _layer(canonical: str) -> int:
+    """Which layer a tensor is of; -1: of none."""
+    head, _, rest = canonical.partition(".")
+    return int(rest.partition(".")[0]) if head == "layers" else -1
 
 
 def _plain(value: object) -> object:

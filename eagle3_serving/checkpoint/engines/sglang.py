@@ -9,7 +9,7 @@ from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
 from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant, scales_at_once
 from eagle3_serving.checkpoint.engines.base import Engine, Reader, View, pre_fc_norm, stored_zero_biases
 from eagle3_serving.checkpoint.facts import TargetFacts
-from eagle3_serving.checkpoint.names import sglang_name
+from eagle3_serving.checkpoint.names import sglang_name, wrapper
 from eagle3_serving.checkpoint.neutral import Head, Neutral
 from eagle3_serving.checkpoint.source import Json
 from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
@@ -58,7 +58,7 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         reader.silent("d2t", "holds absolute ids, SGLang adds them to 0, 1, 2, ...")
     own_embedding = _embedding(reader, neutral, facts, keys)
     head: Head = "tied" if tied else "own" if keys.get("draft_vocab_size", 0) is not None else "target"
-    if head == "own" and "lm_head.weight" not in reader.tensors:
+    if head == "own" and "lm_head.weight" not in reader.tensors and not reader.prefixes:
         reader.silent("lm_head.weight", "SGLang does not find it: left uninitialised, acceptance is 0")
     elif head == "target" and "lm_head.weight" in neutral.tensors:
         reader.silent("draft_vocab_size", "is null: SGLang takes the target's head in place of the stored one")
@@ -114,6 +114,14 @@ def _rope(reader: Reader, keys: Json) -> RopeConfig:
 
 
 def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str, tied: bool, extra: tuple[str, ...]) -> bool:
+    if prefix := wrapper(name):
+        reader.once(
+            prefix,
+            name,
+            f"names start with `{prefix}`, which a wrapper left: SGLang skips them all in silence",
+            "silent",
+        )
+        return False
     stored = name
     for old, new in _LEGACY:
         stored = stored.replace(old, new)

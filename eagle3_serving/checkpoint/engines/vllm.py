@@ -9,7 +9,7 @@ from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
 from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant
 from eagle3_serving.checkpoint.engines.base import Engine, Reader, View, pre_fc_norm, stored_zero_biases
 from eagle3_serving.checkpoint.facts import TargetFacts
-from eagle3_serving.checkpoint.names import vllm_name
+from eagle3_serving.checkpoint.names import vllm_name, wrapper
 from eagle3_serving.checkpoint.neutral import Head, Neutral
 from eagle3_serving.checkpoint.source import Json
 from eagle3_serving.drafter.config import DrafterConfig
@@ -163,6 +163,9 @@ def _count(reader: Reader, keys: Json, nested: Json, qwen3: bool, neutral: Neutr
 
 
 def _take(reader: Reader, config: DrafterConfig, name: str, canonical: str, lost: tuple[str, ...]) -> bool:
+    if prefix := wrapper(name):
+        reader.once(prefix, name, f"names start with `{prefix}`, which a wrapper left: vLLM knows none of them")
+        return False
     if name.startswith("model."):
         reader.once("model.", name, "names start with `model.`: vLLM adds it a second time and refuses them")
         return False
