@@ -38,7 +38,7 @@ def choose_by_load(scheduler: Any, settings: Settings, logger: Any) -> None:
         if costs is None:
             logger.info("eagle3: trees by batch size alone: no costs were measured; EAGLE3_PROFILE may name some")
             return
-        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs)
+        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs, dict(settings.assumed_gains))
     except InputError as error:
         logger.warning("eagle3: trees by batch size alone: %s", error)
         return
