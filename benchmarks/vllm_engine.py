@@ -50,7 +50,7 @@ class Job:
 
 
 def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
-    """What came out: `rounds` (`tokens`, `seconds`, and `logprobs` where asked for), `metrics`, `blocks` (free KV blocks
+    """What came out: `rounds` (`tokens`, `seconds`, and where asked for `logprobs`, `drafted` and `accepted` by step), `metrics`, `blocks` (free KV blocks
     before and after), `log`. Raises CheckError with the log's end where the engine failed."""
     arguments: dict[str, Any] = {
         "model": str(job.target),
@@ -141,6 +141,10 @@ def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
         "seconds": time.perf_counter() - begun,
         "steps": steps,
     }
+    told = [getattr(done[p], "spec_decode_metrics", None) if p in done else None for p in places]
+    if any(told):  # asked for by `per_request_spec_decode_metrics`
+        result["drafted"] = [one and list(one.per_step_drafted) for one in told]
+        result["accepted"] = [one and list(one.per_step_accepted) for one in told]
     if any(done[p].logprobs for p in places if p in done):
         result["logprobs"] = [
             [{str(t): lp.logprob for t, lp in row.items()} for row in done[p].logprobs or []] if p in done else None
