@@ -13,7 +13,7 @@ from eagle3_vllm.choice import Choice, Costs, read_costs
 from eagle3_vllm.metrics import FOLDER
 from eagle3_vllm.schedule import Profile
 from eagle3_vllm.settings import Settings
-from eagle3_vllm.trees import shapes_of
+from eagle3_vllm.shapes import shapes_of
 
 COSTS = "step-costs"  # in the folder that the server's processes share
 
