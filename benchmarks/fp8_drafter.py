@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assert engine.drafter is not None
     tokenizer = load_tokenizer(directory)
     answers: dict[str, list[Answer]] = {}
-    for name, prompts in tqdm(by_family(read_prompts(args.prompts, args.limit)).items(), unit="family", desc="answers"):
+    for name, prompts in by_family(read_prompts(args.prompts, args.limit)).items():
         ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
         answers[name] = greedy_answers(EmbeddedEngine(engine.target), ids, args.max_tokens, args.batch)
     everything = [answer for family in answers.values() for answer in family]

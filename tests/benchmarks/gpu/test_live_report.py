@@ -248,7 +248,10 @@ def test_vllm_is_started_as_it_is_named(pair: Pair) -> None:
     assert compilation == {"cudagraph_capture_sizes": [1, 4, 16, 17, 64, 68, 272, 1088]}
     sizes = found["tree-60"].arguments["compilation_config"]["cudagraph_capture_sizes"]
     assert max(sizes) == 16 * 61  # 64 requests of 61 rows run without a graph
-    told = on_cuda(vllm_step, pair, graph_mode="PIECEWISE", attention_backend="FLASHINFER", contenders=("tree-8",))
+    told = on_cuda(
+        vllm_step, pair, graph_mode="PIECEWISE", attention_backend="FLASHINFER", contenders=("tree-8", "tree-8-fp8")
+    )
+    assert told["tree-8-fp8"].environment == told["tree-8"].environment | {"EAGLE3_DRAFTER_WEIGHTS": "fp8"}
     assert told["tree-8"].arguments["compilation_config"]["cudagraph_mode"] == "PIECEWISE"
     assert "cudagraph_mode" not in told["plain"].arguments["compilation_config"]
     assert told["plain"].arguments["attention_backend"] == "FLASHINFER"
