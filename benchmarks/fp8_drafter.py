@@ -21,15 +21,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.common import accepted_length, add_pair, replayed, write_json
+from benchmarks.common import accepted_length, add_replay, recorded, replayed, write_json
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
-from eagle3_serving.eval.prompts import by_family, read_prompts
-from eagle3_serving.eval.replay import RecordedTarget
-from eagle3_serving.targets.chat import chat_ids, load_tokenizer
-from eagle3_serving.targets.smollm2 import fetch_target
-from eagle3_serving.train.data import Answer
-from eagle3_serving.train.replies import greedy_answers
 
 CHAIN, TREE = "chain of 5", "tree of 60"
 AS_IT_IS, HEAD_APART, WHOLE = "as it is", "fp8, the head as it is", "fp8"
@@ -83,29 +77,18 @@ def against(mine: Sequence[float], plain: Sequence[float]) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_pair(parser)
-    parser.add_argument("--limit", type=int, default=6, help="prompts of each family (default 6)")
-    parser.add_argument("--max-tokens", type=int, default=96, help="tokens an answer (default 96)")
-    parser.add_argument("--batch", type=int, default=16, help="requests drafted for at once (default 16)")
+    add_replay(parser, limit=6)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args(arguments)
-    directory = args.target or fetch_target()
-    engine = EmbeddedEngine.load(directory, args.drafter)
-    assert engine.drafter is not None
-    tokenizer = load_tokenizer(directory)
-    answers: dict[str, list[Answer]] = {}
-    for name, prompts in by_family(read_prompts(args.prompts, args.limit)).items():
-        ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
-        answers[name] = greedy_answers(EmbeddedEngine(engine.target), ids, args.max_tokens, args.batch)
-    everything = [answer for family in answers.values() for answer in family]
-    recorded = RecordedTarget(engine.target, engine.drafter.config.aux_layers, everything)
+    engine, target, answers = recorded(args)
     head = engine.target.model.get_output_embeddings().weight.detach()
     options = {CHAIN: DecodeOptions(args.max_tokens, "chain", k=5), TREE: DecodeOptions(args.max_tokens, "tree")}
+    assert engine.drafter is not None
     plan = [(name, drafter, kind) for name, drafter in drafters(engine.drafter, head).items() for kind in options]
     rows: list[dict[str, Any]] = []
     plain: dict[str, list[float]] = {}
     for name, drafter, kind in tqdm(plan, unit="setting"):
-        replay = EmbeddedEngine(recorded, drafter, engine.calibration)
+        replay = EmbeddedEngine(target, drafter, engine.calibration)
         said = replayed(replay, answers, options[kind], args.batch)
         families = {family: accepted_length(part) for family, part in said.items()}
         each = [accepted_length([g]) for part in said.values() for g in part]
@@ -125,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = {
             "limit": args.limit,
             "max_tokens": args.max_tokens,
-            "prompts": len(everything),
+            "prompts": sum(map(len, answers.values())),
             "calibrated": engine.calibration is not None,
             "fp8": str(FP8).removeprefix("torch."),
         }

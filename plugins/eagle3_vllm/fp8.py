@@ -7,10 +7,11 @@ Shape letters: M rows, K features in, N features out.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from eagle3_serving.drafter.layers import weight_of
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max  # 448
@@ -60,12 +61,17 @@ class Fp8Method:
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., K] -> [..., N], in the dtype of `x`."""
-        weight_NK, scale_1N = layer.weight, layer.weight_scale
-        assert isinstance(weight_NK, Tensor) and isinstance(scale_1N, Tensor)
-        out_MN = self.multiply(*self.quantise(x.flatten(0, -2)), weight_NK, scale_1N, x.dtype)
+        out_MN = self.multiply(*self.quantise(x.flatten(0, -2)), weight_of(layer), scale_of(layer), x.dtype)
         if bias is not None:
             out_MN = out_MN + bias
         return out_MN.unflatten(0, x.shape[:-1])
+
+
+def scale_of(layer: nn.Module) -> Tensor:
+    """[1, N], fp32, of a layer that is kept in fp8."""
+    scale_1N = layer.weight_scale
+    assert isinstance(scale_1N, Tensor)
+    return scale_1N
 
 
 @torch.no_grad()
@@ -73,11 +79,11 @@ def keep_in_fp8(layers: Iterable[nn.Module]) -> tuple[int, int]:
     """Each layer's `weight` [N, K] in fp8 in the place of what it was. Returns the bytes before and after."""
     before = after = 0
     for layer in layers:
-        weight_NK: Any = layer.weight
+        weight_NK = weight_of(layer)
         method = Fp8Method(weight_NK.is_cuda)
         rounded_NK, scale_N1 = method.quantise(weight_NK.data)
         layer.weight = nn.Parameter(rounded_NK, requires_grad=False)
-        # beside what a checkpoint holds: no loader, and no dummy weights, may write over it
+        # no part of a checkpoint: dummy weights, which fill what is, leave it alone
         layer.register_buffer("weight_scale", scale_N1.t(), persistent=False)
         layer.quant_method = method  # type: ignore[assignment]
         before += weight_NK.nbytes
@@ -87,35 +93,44 @@ def keep_in_fp8(layers: Iterable[nn.Module]) -> tuple[int, int]:
 
 def weight_as(dtype: torch.dtype, layer: nn.Module) -> Tensor:
     """A layer's weight [N, K], made anew in `dtype` where it is kept in fp8."""
-    weight_NK = layer.weight
-    assert isinstance(weight_NK, Tensor)
+    weight_NK = weight_of(layer)
     if weight_NK.dtype != FP8:
         return weight_NK
-    scale_1N = layer.weight_scale
-    assert isinstance(scale_1N, Tensor)
-    return (weight_NK.float() * scale_1N.t()).to(dtype)
+    return (weight_NK.float() * scale_of(layer).t()).to(dtype)
 
 
 def fp8_reasons(layers: Iterable[nn.Module], dtype: torch.dtype, device: torch.device) -> list[str]:
     """Why these layers cannot be kept in fp8; empty where they can."""
-    reasons = gpu_reasons(dtype, *torch.cuda.get_device_capability(device)) if device.type == "cuda" else []
-    if device.type not in ("cpu", "cuda"):
-        reasons.append(f"products of fp8 are not known on {device.type}")
-    odd = [tuple(layer.weight.shape) for layer in layers if any(size % ALIGNED for size in layer.weight.shape)]  # type: ignore[union-attr]
+    reasons: list[str] = []
+    if device.type == "cuda":
+        reasons = capability_reasons(*torch.cuda.get_device_capability(device)) or product_reasons(dtype, device)
+    elif device.type != "cpu":
+        reasons = [f"products of fp8 are not known on {device.type}"]
+    shapes = [tuple(weight_of(layer).shape) for layer in layers]
+    odd = [shape for shape in shapes if any(size % ALIGNED for size in shape)]
     if odd:
         reasons.append(f"a rank's part of a layer is {odd[0][0]} x {odd[0][1]}, not multiples of {ALIGNED}")
     return reasons
 
 
-def gpu_reasons(dtype: torch.dtype, major: int, minor: int) -> list[str]:
-    """The same of a GPU of this compute capability."""
+def capability_reasons(major: int, minor: int) -> list[str]:
+    """The same of a GPU of this compute capability, by what is known of it."""
     from eagle3_vllm import compat
 
-    reasons = compat.problems(compat.FP8)
     if torch.version.hip:
-        reasons.append("ROCm's fp8 is another")
-    elif (major, minor) < CAPABILITY:
-        reasons.append(f"the GPU has compute capability {major}.{minor}, fp8 needs {CAPABILITY[0]}.{CAPABILITY[1]}")
-    if dtype not in (torch.bfloat16, torch.float16):
-        reasons.append(f"products of fp8 give bfloat16 or float16, not {str(dtype).removeprefix('torch.')}")
-    return reasons
+        return ["ROCm's fp8 is another"]
+    if (major, minor) < CAPABILITY:
+        return [f"the GPU has compute capability {major}.{minor}, fp8 needs {CAPABILITY[0]}.{CAPABILITY[1]}"]
+    return compat.problems(compat.FP8)
+
+
+def product_reasons(dtype: torch.dtype, device: torch.device) -> list[str]:
+    """What a small product says that is made as a GPU makes them: which dtypes can come out, PyTorch and the GPU decide."""
+    ones_MK, ones_NK = (torch.ones(rows, 256, dtype=dtype, device=device) for rows in (3, 256))
+    try:
+        (x_MK, scale_M1), (weight_NK, scale_N1) = map(quantise_rows_on_gpu, (ones_MK, ones_NK))
+        out_MN = multiply_in_fp8(x_MK, scale_M1, weight_NK, scale_N1.t(), dtype)
+        right = bool((out_MN.float() - 256).abs().max() < 2)
+    except (AttributeError, RuntimeError, ValueError) as error:  # no such kernel; not on this GPU; not to this dtype
+        return [f"a product of fp8 fails: {str(error).strip().splitlines()[0]}"]
+    return [] if right else ["a product of fp8 comes out wrong"]

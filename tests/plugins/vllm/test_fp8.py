@@ -121,17 +121,23 @@ def test_a_graph_may_hold_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype, capability, said",
-    [
-        (torch.bfloat16, (8, 0), "compute capability 8.0, fp8 needs 8.9"),
-        (torch.float32, (9, 0), "bfloat16 or float16, not float32"),
-        (torch.bfloat16, (8, 9), ""),
-        (torch.float16, (12, 0), ""),
-    ],
+    "capability, said",
+    [((8, 0), "compute capability 8.0, fp8 needs 8.9"), ((7, 5), "capability 7.5"), ((8, 9), ""), ((12, 0), "")],
 )
-def test_which_gpus_can(dtype: torch.dtype, capability: tuple[int, int], said: str) -> None:
-    found = "; ".join(fp8.gpu_reasons(dtype, *capability))
+def test_which_gpus_can(capability: tuple[int, int], said: str) -> None:
+    found = "; ".join(fp8.capability_reasons(*capability))
     assert (said in found) if said else not found
+
+
+def test_a_product_that_fails_is_a_reason_and_so_is_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever dtype a GPU cannot give; on a CPU vLLM's kernel is missing, and PyTorch's own stands in for it."""
+    cpu = torch.device("cpu")
+    (missing,) = fp8.product_reasons(torch.bfloat16, cpu)
+    assert "a product of fp8 fails: " in missing and "dynamic_per_token_scaled_fp8_quant" in missing
+    monkeypatch.setattr(fp8, "quantise_rows_on_gpu", fp8.quantise_rows)
+    assert fp8.product_reasons(torch.float16, cpu) == fp8.product_reasons(torch.float32, cpu) == []
+    monkeypatch.setattr(fp8, "quantise_rows_on_gpu", lambda x: (fp8.quantise_rows(x)[0], torch.ones(len(x), 1)))
+    assert fp8.product_reasons(torch.float32, cpu) == ["a product of fp8 comes out wrong"]
 
 
 def test_what_else_cannot() -> None:
