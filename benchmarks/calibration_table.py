@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.common import add_replay, by_family_accepted, recorded, write_json
+from benchmarks.common import by_family_accepted, write_json
+from benchmarks.recording import add_replay, recorded
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 
 BUDGETS = (4, 6, 8, 16, 32, 60)

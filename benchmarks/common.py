@@ -9,13 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
-from eagle3_serving.eval.prompts import by_family, read_prompts
-from eagle3_serving.eval.replay import RecordedTarget
 from eagle3_serving.files import write_whole
-from eagle3_serving.targets.chat import chat_ids, load_tokenizer
-from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.data import Answer
-from eagle3_serving.train.replies import greedy_answers
 
 
 def add_pair(parser: argparse.ArgumentParser) -> None:
@@ -23,28 +18,6 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--drafter", type=Path, required=True)
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
-
-
-def add_replay(parser: argparse.ArgumentParser, limit: int) -> None:
-    """What is recorded, of how many prompts, and how many are drafted for at once."""
-    add_pair(parser)
-    parser.add_argument("--limit", type=int, default=limit, help=f"prompts of each family (default {limit})")
-    parser.add_argument("--max-tokens", type=int, default=96, help="tokens an answer (default 96)")
-    parser.add_argument("--batch", type=int, default=16, help="requests drafted for at once (default 16)")
-
-
-def recorded(args: argparse.Namespace) -> tuple[EmbeddedEngine, RecordedTarget, dict[str, list[Answer]]]:
-    """Target and drafter of `add_replay`'s arguments, greedy answers by family, and the target that plays them back."""
-    directory = args.target or fetch_target()
-    engine = EmbeddedEngine.load(directory, args.drafter)
-    assert engine.drafter is not None
-    tokenizer = load_tokenizer(directory)
-    answers: dict[str, list[Answer]] = {}
-    for name, prompts in by_family(read_prompts(args.prompts, args.limit)).items():
-        ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
-        answers[name] = greedy_answers(EmbeddedEngine(engine.target), ids, args.max_tokens, args.batch)
-    everything = [answer for family in answers.values() for answer in family]
-    return engine, RecordedTarget(engine.target, engine.drafter.config.aux_layers, everything), answers
 
 
 def cores() -> int:

@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.common import accepted_length, add_replay, recorded, replayed, write_json
+from benchmarks.common import accepted_length, replayed, write_json
+from benchmarks.recording import add_replay, recorded
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 
