@@ -6,7 +6,6 @@ pass.
 
 import copy
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +20,7 @@ from eagle3_vllm.kernels.begin import TreeBuffers, begin
 from eagle3_vllm.kernels.requests import Requests
 from eagle3_vllm.metrics import Tally
 from eagle3_vllm.settings import Settings
-
-DEPTH = 8  # of a tree for which nobody said another
+from eagle3_vllm.shapes import shape_of, shapes_of
 
 
 @dataclass(frozen=True)
@@ -140,20 +138,6 @@ class Trees:
     def path_BD(self) -> Tensor:
         """Accepted rows of the pass, -1 past them."""
         return self._nothing_BD if self.rows is None else self.accepted.rows_BD
-
-
-def shapes_of(settings: Settings, nodes: int, scheduled: Collection[int] = ()) -> list[Shape]:
-    """The trees of a server that may verify `nodes` nodes a request, and those that its schedule asks for."""
-    shapes = list(settings.trees) or [shape_of(settings, nodes)]
-    known = {shape.tokens for shape in shapes}
-    return shapes + [shape_of(settings, k) for k in sorted(set(scheduled)) if k + 1 not in known]
-
-
-def shape_of(settings: Settings, nodes: int) -> Shape:
-    """The tree of that many nodes, of depth and top-k as they were set."""
-    if not nodes:
-        return Shape.nothing(1)
-    return Shape(min(settings.depth or DEPTH, nodes), settings.top_k, nodes + 1)
 
 
 def planned_inside(attn_metadata: dict[str, Any] | None) -> dict[str, Any] | None:
