@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.live import report
-from benchmarks.gpu.live.contenders import CHAIN, USUAL, Contender, Pair, chosen, tree_named
+from benchmarks.gpu.live.contenders import CHAIN, IN_FP8, USUAL, Contender, Pair, chosen, tree_named
 from benchmarks.gpu.live.processes import ROOT
 from benchmarks.gpu.live.step import Kind, kv_gib, run_race
 from benchmarks.gpu.settings import Settings
@@ -37,6 +37,8 @@ def _contender(name: str, pair: Pair, settings: Settings) -> Contender:
     if shape is not None:
         environment = {"EAGLE3_TREE_DEPTH": str(shape.depth), "EAGLE3_TREE_TOP_K": str(shape.top_k)}
         environment["EAGLE3_MODE"] = "tree"
+        if name.endswith(IN_FP8):
+            environment["EAGLE3_DRAFTER_WEIGHTS"] = "fp8"
     elif name == "load":
         environment = _by_load(pair, settings)
     elif name != "plain":

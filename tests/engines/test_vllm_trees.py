@@ -125,6 +125,7 @@ def test_the_tree_changes_with_the_load_and_no_token_does(
     costs = {1: {0: 1.0, 3: 2.0, 8: 1.0}, 2: {0: 1.0, 3: 1.0, 8: 9.0}, 3: {0: 1.0, 3: 9.0, 8: 9.0}}
     Profile((0.5,), costs, {}).save(tmp_path / "profile.json")
     settings = {"EAGLE3_TREES": "0;3,1,4;4,4,9", "EAGLE3_PROFILE": str(tmp_path / "profile.json")}
+    settings["EAGLE3_DRAFTER_WEIGHTS"] = "fp8"  # nor does it where the drafter is rounded
     engine: dict[str, Any] = {"max_num_seqs": 3, "max_num_batched_tokens": 96, "max_model_len": 320}
     engine["per_request_spec_decode_metrics"] = "detailed"  # vLLM's own fields, which clients read
     lengths = (20, 13, 5)  # they end one after the other
@@ -133,6 +134,7 @@ def test_the_tree_changes_with_the_load_and_no_token_does(
     expected = plain["rounds"][TOGETHER]["tokens"]
     assert said["rounds"][0]["tokens"] == [expected[place][:n] for place, n in enumerate(lengths)]
     assert "eagle3: ms a step at 3 in flight: 0,1,1 1000.00, 3,1,4 9000.00, 4,4,9 9000.00" in said["log"]
+    assert "eagle3: 9 of the drafter's layers in fp8, 8.7 MB for 34.5" in said["log"]
     # the longest had chains of three verified, then trees of eight, and steps before in which nothing was drafted
     drafted, accepted = (said["rounds"][0][name][0] for name in ("drafted", "accepted"))
     assert drafted == sorted(drafted) and set(drafted) == {3, 8}

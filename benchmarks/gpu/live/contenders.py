@@ -17,7 +17,8 @@ NAMES = {
 # of a vLLM tree that is named by its nodes alone: depth and top-k
 USUAL = {8: (4, 3), 16: (5, 4), 60: (8, 10)}
 CHAIN = 3
-_TREE = re.compile(r"tree-(\d+)(?:-d(\d+)-k(\d+))?")
+IN_FP8 = "-fp8"  # the drafter's weights
+_TREE = re.compile(rf"tree-(\d+)(?:-d(\d+)-k(\d+))?(?:{IN_FP8})?")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Contender:
 
 
 def tree_named(name: str) -> TreeShape | None:
-    """`tree-16`, or `tree-16-d8-k10` with depth and top-k; None for what is no tree. Raises InputError."""
+    """`tree-16`, or `tree-16-d8-k10` with depth and top-k, `-fp8` behind either; None for what is no tree. Raises InputError."""
     match = _TREE.fullmatch(name)
     if match is None:
         return None

@@ -256,7 +256,10 @@ def test_vllm_is_started_as_it_is_named(pair: Pair) -> None:
         list(gains) == ["4", "9", "17", "61"] and 1.9 < float(gains["4"]) < float(gains["17"]) < float(gains["61"]) < 6
     )
     assert found["load"].arguments["speculative_config"]["num_speculative_tokens"] == 60
-    told = on_cuda(vllm_step, pair, graph_mode="PIECEWISE", attention_backend="FLASHINFER", contenders=("tree-8",))
+    told = on_cuda(
+        vllm_step, pair, graph_mode="PIECEWISE", attention_backend="FLASHINFER", contenders=("tree-8", "tree-8-fp8")
+    )
+    assert told["tree-8-fp8"].environment == told["tree-8"].environment | {"EAGLE3_DRAFTER_WEIGHTS": "fp8"}
     assert told["tree-8"].arguments["compilation_config"]["cudagraph_mode"] == "PIECEWISE"
     assert "cudagraph_mode" not in told["plain"].arguments["compilation_config"]
     assert told["plain"].arguments["attention_backend"] == "FLASHINFER"
