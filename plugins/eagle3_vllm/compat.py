@@ -80,6 +80,7 @@ __all__ = [
     "SpecDecodeMetadata",
     "SpeculativeConfig",
     "SpeculatorCudaGraphManager",
+    "TritonError",
     "VllmConfig",
     "cpu_attn",
     "current_platform",
@@ -94,6 +95,14 @@ __all__ = [
     "resolve_model_state_cls",
     "set_forward_context",
 ]
+
+try:
+    from triton.errors import TritonError  # not a RuntimeError, as what CUDA raises is
+except ImportError:
+
+    class TritonError(Exception):  # type: ignore[no-redef]
+        """Without Triton nobody raises it."""
+
 
 SUPPORTED = ("0.32", "0.33")
 # the known EAGLE-3 architectures of the Llama and Qwen3 families: ours reads what any of them reads
