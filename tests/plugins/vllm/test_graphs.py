@@ -16,13 +16,16 @@ PLAIN, CHAIN, TREE, LARGE = Shape.nothing(1), Shape.chain(4), Shape(5, 4, 17), S
 SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]  # vLLM's own
 
 
-def made(kind: Any, shapes: list[Shape], sequences: int, rows: int, **more: Any) -> Any:
+def made(kind: Any, shapes: list[Shape], sequences: int, rows: int) -> Any:
     """A manager whose graphs are as if they were captured; vLLM's own constructor asks for a GPU's pool."""
     manager = kind.__new__(kind)
-    budget = SimpleNamespace(max_num_batched_tokens=rows)
-    own = dict(
+    vars(manager).update(
         trees=SimpleNamespace(shapes={shape.tokens: shape for shape in shapes}, ragged=False),
-        vllm_config=SimpleNamespace(speculative_config=None, scheduler_config=budget, cache_config=SimpleNamespace(use_kda_recoverssm=False)),
+        vllm_config=SimpleNamespace(
+            speculative_config=None,
+            scheduler_config=SimpleNamespace(max_num_batched_tokens=rows),
+            cache_config=SimpleNamespace(use_kda_recoverssm=False),
+        ),
         compilation_config=SimpleNamespace(cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=SIZES[-1]),
         cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
         max_num_reqs=sequences,
@@ -34,8 +37,7 @@ def made(kind: Any, shapes: list[Shape], sequences: int, rows: int, **more: Any)
         _candidates={},
         _capture_descs={},
         _graphs_captured=True,
-    )  # fmt: skip
-    vars(manager).update(own | more)
+    )
     manager._init_candidates()
     return manager
 
