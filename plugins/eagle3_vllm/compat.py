@@ -97,7 +97,7 @@ __all__ = [
 ]
 
 try:
-    from triton.errors import TritonError  # not a RuntimeError, as what CUDA raises is
+    from triton.errors import TritonError  # type: ignore[import-untyped]  # no RuntimeError, as what CUDA raises is
 except ImportError:
 
     class TritonError(Exception):  # type: ignore[no-redef]

@@ -126,6 +126,20 @@ def test_no_more_nodes_are_verified_than_the_largest_tree_has(
     configure.with_trees.discard(id(speculative))
 
 
+@pytest.mark.parametrize(
+    "asked, line",
+    [
+        ({"trees": "3,4,18"}, "EAGLE3_TREES: 3,4,18 has more tokens than num_speculative_tokens 16 and the root"),
+        ({"depth": 17}, "EAGLE3_TREE_DEPTH 17 is above the 16 nodes of a tree"),
+        ({"trees": "3,4,17"}, None),
+        ({"depth": 16}, None),
+    ],
+)
+def test_a_tree_that_the_nodes_cannot_hold_is_a_line(asked: dict[str, Any], line: str | None) -> None:
+    settings = Settings(trees=parse_trees(asked.get("trees", "")), depth=asked.get("depth"))
+    assert fallback.shape_reasons(settings, 16) == ([line] if line else [])
+
+
 class Zeros(SimpleNamespace):
     """A configuration in which nothing is asked for but what is said."""
 
