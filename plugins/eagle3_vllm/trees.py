@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree import PADDING
-from eagle3_vllm.compat import InputBatch, VllmConfig
+from eagle3_vllm.compat import InputBatch, VllmConfig, is_global_first_rank
 from eagle3_vllm.kernels.accept import AcceptBuffers
 from eagle3_vllm.kernels.begin import TreeBuffers, begin
 from eagle3_vllm.kernels.requests import Requests
@@ -64,7 +64,7 @@ class Trees:
         self.by_kernels = (
             (device.type == "cuda" or settings.kernels == "1") and settings.kernels != "0" and not self.ragged
         )
-        self.tally = Tally(device)
+        self.tally = Tally(device, is_global_first_rank())
         # one slot more than there are: padding of a CUDA graph writes there
         self.parents_SK = torch.full((slots + 1, nodes), PADDING, dtype=torch.long, device=device)
         self.only_chain_S = torch.zeros(slots + 1, dtype=torch.bool, device=device)
