@@ -81,6 +81,7 @@ __all__ = [
     "SpecDecodeMetadata",
     "SpeculativeConfig",
     "SpeculatorCudaGraphManager",
+    "TritonError",
     "VllmConfig",
     "cpu_attn",
     "current_platform",
@@ -96,6 +97,14 @@ __all__ = [
     "scaled_fp8_quant",
     "set_forward_context",
 ]
+
+try:
+    from triton.errors import TritonError  # type: ignore[import-untyped]  # no RuntimeError, as what CUDA raises is
+except ImportError:
+
+    class TritonError(Exception):  # type: ignore[no-redef]
+        """Without Triton nobody raises it."""
+
 
 SUPPORTED = ("0.32", "0.33")
 # the known EAGLE-3 architectures of the Llama and Qwen3 families: ours reads what any of them reads
