@@ -15,14 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.common import add_pair, by_family_accepted, write_json
+from benchmarks.common import by_family_accepted, write_json
+from benchmarks.recording import add_replay, recorded
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
-from eagle3_serving.eval.prompts import by_family, read_prompts
-from eagle3_serving.eval.replay import RecordedTarget
-from eagle3_serving.targets.chat import chat_ids, load_tokenizer
-from eagle3_serving.targets.smollm2 import fetch_target
-from eagle3_serving.train.data import Answer
-from eagle3_serving.train.replies import greedy_answers
 
 BUDGETS = (4, 6, 8, 16, 32, 60)
 
@@ -43,25 +38,13 @@ def settings(max_tokens: int, depth: int, top_k: int) -> dict[str, dict[int, Dec
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_pair(parser)
-    parser.add_argument("--limit", type=int, default=8, help="prompts of each family (default 8)")
-    parser.add_argument("--max-tokens", type=int, default=96, help="tokens an answer (default 96)")
-    parser.add_argument("--batch", type=int, default=16, help="requests drafted for at once (default 16)")
+    add_replay(parser, limit=8)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args(arguments)
-    directory = args.target or fetch_target()
-    engine = EmbeddedEngine.load(directory, args.drafter)
-    assert engine.drafter is not None
-    tokenizer = load_tokenizer(directory)
-    answers: dict[str, list[Answer]] = {}
-    for name, prompts in by_family(read_prompts(args.prompts, args.limit)).items():
-        ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
-        answers[name] = greedy_answers(EmbeddedEngine(engine.target), ids, args.max_tokens, args.batch)
-    everything = [answer for family in answers.values() for answer in family]
-    recorded = RecordedTarget(engine.target, engine.drafter.config.aux_layers, everything)
-    replay = EmbeddedEngine(recorded, engine.drafter, engine.calibration)
+    engine, target, answers = recorded(args)
+    replay = EmbeddedEngine(target, engine.drafter, engine.calibration)
     plan = settings(args.max_tokens, args.depth, args.top_k)
     rows = []
     with tqdm(total=sum(map(len, plan.values())), unit="setting") as bar:

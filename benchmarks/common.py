@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,23 @@ def accepted_length(said: Sequence[Generation]) -> float:
     return sum(len(g.token_ids) - 1 for g in said) / max(1, sum(g.passes - 1 for g in said))
 
 
-def by_family_accepted(
+def replayed(
     engine: EmbeddedEngine, answers: dict[str, list[Answer]], options: DecodeOptions, batch: int
-) -> dict[str, float]:
-    """Tokens a target pass, by family. Every answer must come out as it was recorded."""
+) -> dict[str, list[Generation]]:
+    """Recorded answers again, by family. Each must come out as it was recorded."""
     everything = [answer for family in answers.values() for answer in family]
     said = engine.generate_many([answer.prompt_ids for answer in everything], options, batch)
     for answer, generation in zip(everything, said, strict=True):
         assert generation.token_ids == answer.response_ids, "the replay left the recorded text"
-    lengths, at = {}, 0
-    for name, family in answers.items():
-        part = said[at : at + len(family)]
-        at += len(family)
-        lengths[name] = accepted_length(part)
-    return lengths
+    rest = iter(said)
+    return {name: list(islice(rest, len(family))) for name, family in answers.items()}
+
+
+def by_family_accepted(
+    engine: EmbeddedEngine, answers: dict[str, list[Answer]], options: DecodeOptions, batch: int
+) -> dict[str, float]:
+    """Tokens a target pass, by family."""
+    return {name: accepted_length(part) for name, part in replayed(engine, answers, options, batch).items()}
 
 
 def write_json(path: Path, value: Any) -> None:

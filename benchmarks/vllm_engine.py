@@ -50,7 +50,7 @@ class Job:
 
 
 def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
-    """What came out: `rounds` (`tokens`, `seconds`, and `logprobs` where asked for), `metrics`, `blocks` (free KV blocks
+    """What came out: `rounds` (`tokens`, `seconds`, and where asked for `logprobs`, `drafted` and `accepted` by step), `metrics`, `blocks` (free KV blocks
     before and after), `log`. Raises CheckError with the log's end where the engine failed."""
     arguments: dict[str, Any] = {
         "model": str(job.target),
@@ -103,6 +103,11 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     pool = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
     before = pool.get_num_free_blocks()
     rounds = [_round(llm, part, SamplingParams) for part in job["rounds"]]
+    if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
+        from vllm.v1.worker.gpu import model_runner
+
+        for trees in (getattr(model_runner, "eagle3_trees", None) or {}).values():
+            trees.tally.write()  # the last second's counts too
     metrics: dict[str, Any] = {}
     for metric in llm.get_metrics():
         labels = {k: v for k, v in metric.labels.items() if k not in ("engine", "model_name")}
@@ -141,6 +146,10 @@ def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
         "seconds": time.perf_counter() - begun,
         "steps": steps,
     }
+    told = [getattr(done[p], "spec_decode_metrics", None) if p in done else None for p in places]
+    if any(told):  # asked for by `per_request_spec_decode_metrics`
+        result["drafted"] = [one and list(one.per_step_drafted) for one in told]
+        result["accepted"] = [one and list(one.per_step_accepted) for one in told]
     if any(done[p].logprobs for p in places if p in done):
         result["logprobs"] = [
             [{str(t): lp.logprob for t, lp in row.items()} for row in done[p].logprobs or []] if p in done else None

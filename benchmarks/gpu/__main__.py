@@ -62,7 +62,7 @@ _HELP = {
     "engine_python": "an interpreter that has vLLM or SGLang (default: this one)",
     "in_flight": "requests in flight at which the steps vllm and sglang measure, with commas (default 1,4,16,64)",
     "pairs": "what those steps serve: shape (Llama-3.1-8B's, weights made up), real (--target); default both",
-    "contenders": "engines of those steps, with commas (default: all), vLLM's tree-16 or tree-16-d8-k10 (depth, top-k), SGLang's 3:4:8",
+    "contenders": "engines of those steps, with commas (default: all), vLLM's tree-16 or tree-16-d8-k10 (depth, top-k), either with -fp8 (the drafter's weights), SGLang's 3:4:8",
     "rounds": "how often each engine is measured at each number in flight, in turns",
     "graph_mode": "vLLM's cudagraph_mode for trees, PIECEWISE say (default: what vLLM and the plugin agree on)",
     "attention_backend": "as the engine names it (default: vLLM's own choice, SGLang's triton)",

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.live import report
-from benchmarks.gpu.live.contenders import Contender, Pair, chosen, tree_named
+from benchmarks.gpu.live.contenders import CHAIN, IN_FP8, USUAL, Contender, Pair, chosen, tree_named
 from benchmarks.gpu.live.processes import ROOT
 from benchmarks.gpu.live.step import Kind, kv_gib, run_race
 from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.simulate import AcceptanceLaw, expected_length
 from benchmarks.gpu.sink import Sink
 from eagle3_serving.engine.draft import TreeShape
 
-CHAIN = 3
 AUTO_NODES = 16
 CONTEXT = 1024
 RESERVE_GIB = 2.2  # of an engine beside weights and cache: context, activations, graphs
@@ -37,10 +37,14 @@ def _contender(name: str, pair: Pair, settings: Settings) -> Contender:
     if shape is not None:
         environment = {"EAGLE3_TREE_DEPTH": str(shape.depth), "EAGLE3_TREE_TOP_K": str(shape.top_k)}
         environment["EAGLE3_MODE"] = "tree"
+        if name.endswith(IN_FP8):
+            environment["EAGLE3_DRAFTER_WEIGHTS"] = "fp8"
+    elif name == "load":
+        environment = _by_load(pair, settings)
     elif name != "plain":
         environment["EAGLE3_MODE"] = modes[name]
         shape = None if name == "auto" else TreeShape.chain(CHAIN)
-    nodes = 0 if name == "plain" else AUTO_NODES if shape is None else shape.nodes
+    nodes = 0 if name == "plain" else AUTO_NODES if name == "auto" else max(USUAL) if shape is None else shape.nodes
     cuda = settings.torch_device.type == "cuda"
     flight = max(settings.in_flight)
     positions = max(map(len, pair.prompts)) + settings.tokens + 2 * (nodes + 1)
@@ -69,6 +73,18 @@ def _contender(name: str, pair: Pair, settings: Settings) -> Contender:
     else:
         arguments["enforce_eager"] = True
     return Contender(name, pair, shape, pair.gib + memory + RESERVE_GIB, arguments, environment)
+
+
+def _by_load(pair: Pair, settings: Settings) -> dict[str, str]:
+    """All trees, a chain and nothing; where acceptance is simulated, what the law gives each is what the choice goes by."""
+    shapes = [TreeShape.chain(CHAIN), *(TreeShape(nodes, *shape) for nodes, shape in USUAL.items())]
+    trees = ";".join(f"{shape.depth},{shape.top_k},{shape.nodes + 1}" for shape in shapes)
+    environment = {"EAGLE3_MODE": "tree", "EAGLE3_TREES": f"0;{trees}"}
+    if pair.dummy:
+        law = AcceptanceLaw(settings.rate, settings.siblings)
+        gains = (f"{shape.nodes + 1}:{expected_length(law, shape) - 1:.3f}" for shape in shapes)
+        environment["EAGLE3_ASSUMED_GAINS"] = ";".join(gains)
+    return environment
 
 
 def _on_cuda(name: str, nodes: int, settings: Settings) -> dict[str, Any]:

@@ -16,8 +16,12 @@ from eagle3_serving.checkpoint.load import load_drafter
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.errors import InputError
-from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, LogitsProcessor, VllmConfig
-from eagle3_vllm.layers import VllmLayers, copy_weights
+from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, LogitsProcessor, VllmConfig, init_logger
+from eagle3_vllm.fp8 import fp8_reasons, keep_in_fp8
+from eagle3_vllm.layers import VllmLayers, copy_weights, linear_layers
+from eagle3_vllm.settings import Settings
+
+logger = init_logger("vllm.eagle3")
 
 
 class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
@@ -67,6 +71,29 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
             self.lm_head = self.model.lm_head  # where vLLM looks for it
         else:
             self.model.lm_head = nn.Identity()  # vLLM puts the target's in `lm_head`
+        if wanted_weights() == "fp8":
+            self._keep_in_fp8()
+
+    def _keep_in_fp8(self) -> None:
+        """All linear layers but a head that is the target's; none where one cannot be."""
+        layers = linear_layers(self.model)
+        weight, head_dtype = weight_of(layers[0]), self.gather_logits.head_dtype
+        dtype = str(weight.dtype).removeprefix("torch.")
+        reasons = fp8_reasons(layers, weight.dtype, weight.device)
+        if self.has_own_lm_head and head_dtype not in (None, weight.dtype):
+            reasons.append(f"the target's head computes in {str(head_dtype).removeprefix('torch.')}")
+        if reasons:
+            logger.warning("eagle3: the drafter's weights stay in %s: %s", dtype, "; ".join(reasons))
+            return
+        before, after = keep_in_fp8(layers)
+        head = "" if self.has_own_lm_head else f"; its head is the target's and stays in {dtype}"
+        logger.info(
+            "eagle3: %d of the drafter's layers in fp8, %.1f MB for %.1f%s",
+            len(layers),
+            after / 1e6,
+            before / 1e6,
+            head,
+        )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing: all was read when the model was made; the stream is not even opened."""
@@ -111,6 +138,14 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
         """Whether draft ids are the target's."""
         ids = self.model.vocabulary.target_ids
         return torch.equal(ids, torch.arange(self.model.config.vocab_size, device=ids.device))
+
+
+def wanted_weights() -> str:
+    """What `EAGLE3_DRAFTER_WEIGHTS` says; a wrong setting, of any name, was told when the plugin was registered."""
+    try:
+        return Settings.read().drafter_weights
+    except InputError:
+        return Settings.drafter_weights
 
 
 def read_checkpoint(draft_model_config: Any, num_target_layers: int) -> Drafter:

@@ -30,8 +30,10 @@ Costs = Mapping[int, Mapping[int, float]]  # requests -> tokens of a tree (1: pl
 class Choice:
     """Trees of one server; `shapes` have different numbers of tokens."""
 
-    def __init__(self, shapes: Sequence[Shape], costs: Costs) -> None:
-        """Raises InputError where a tree has no cost at any batch size."""
+    def __init__(self, shapes: Sequence[Shape], costs: Costs, assumed: Mapping[int, float] | None = None) -> None:
+        """`assumed`: gains by a tree's tokens that nothing changes. Raises InputError where a tree has no cost at any batch
+        size."""
+        self.assumed = dict(assumed or {})
         self.shapes = sorted(shapes, key=lambda shape: shape.tokens)
         self._stairs: dict[int, list[tuple[int, float]]] = {}
         for shape in self.shapes:
@@ -56,6 +58,8 @@ class Choice:
 
     def gain(self, shape: Shape) -> float:
         """Accepted drafts a step. Before a tree was tried the most it could have, so that it is tried if it might pay."""
+        if shape.tokens in self.assumed:
+            return self.assumed[shape.tokens]
         if self._seen[shape.tokens] < TRIES and shape.drafts:
             return float(shape.steps)
         return self._gain[shape.tokens]

@@ -12,6 +12,7 @@ from typing import Any
 
 import vllm
 from vllm import ModelRegistry
+from vllm._custom_ops import scaled_fp8_quant
 from vllm.config import CUDAGraphMode, SpeculativeConfig, VllmConfig
 from vllm.distributed.parallel_state import is_global_first_rank
 from vllm.forward_context import set_forward_context
@@ -80,6 +81,7 @@ __all__ = [
     "SpecDecodeMetadata",
     "SpeculativeConfig",
     "SpeculatorCudaGraphManager",
+    "TritonError",
     "VllmConfig",
     "cpu_attn",
     "current_platform",
@@ -92,8 +94,17 @@ __all__ = [
     "model_runner",
     "register_backend",
     "resolve_model_state_cls",
+    "scaled_fp8_quant",
     "set_forward_context",
 ]
+
+try:
+    from triton.errors import TritonError  # type: ignore[import-untyped]  # no RuntimeError, as what CUDA raises is
+except ImportError:
+
+    class TritonError(Exception):  # type: ignore[no-redef]
+        """Without Triton nobody raises it."""
+
 
 SUPPORTED = ("0.32", "0.33")
 # the known EAGLE-3 architectures of the Llama and Qwen3 families: ours reads what any of them reads
@@ -211,6 +222,15 @@ SAMPLING = (
     ),
 )
 
+# what a drafter in fp8 stands on, on a GPU
+FP8 = (
+    Signature(
+        "scaled_fp8_quant",
+        scaled_fp8_quant,
+        _words("input scale num_token_padding scale_ub use_per_token_if_dynamic"),
+    ),
+)
+
 TREES = (
     Signature("init_model_state", model_states.init_model_state, ("vllm_config", "model", "encoder_cache", "device")),
     Signature(
@@ -312,6 +332,6 @@ def gpu_attention_problems(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + SAMPLING + TREES)) if line]
+    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + SAMPLING + FP8 + TREES)) if line]
     print("\n".join(lines) or f"vLLM {vllm.__version__}: every private name is as known")
     raise SystemExit(1 if lines else 0)

@@ -21,6 +21,10 @@ def settle(config: Any, settings: Settings, logger: Any) -> None:
     reasons = config_reasons(config, settings)
     if not reasons:
         with_trees.add(id(speculative))
+        most = max((shape.tokens - 1 for shape in settings.trees), default=speculative.num_speculative_tokens)
+        if most < speculative.num_speculative_tokens and speculative.num_speculative_tokens_per_batch_size is None:
+            logger.info("eagle3: %d nodes a request, as the largest of EAGLE3_TREES has", most)
+            speculative.num_speculative_tokens = most
     elif speculative.num_speculative_tokens <= LONGEST_CHAIN:
         logger.info("eagle3: chains are drafted, not trees: %s", "; ".join(reasons))
     else:

@@ -26,11 +26,14 @@ from eagle3_serving.tree import (
 from eagle3_serving.tree.calibrate import Calibration
 from eagle3_vllm.architecture import Eagle3ServingForCausalLM
 from eagle3_vllm.attention.paged import Prefix, prefix_of
+from eagle3_vllm.compat import init_logger
 from eagle3_vllm.kernels.calibrate import CalibrationTables
 from eagle3_vllm.kernels.expand import expand
 from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
 from eagle3_vllm.kernels.select import select as select_into
 from eagle3_vllm.trees import Trees
+
+logger = init_logger("vllm.eagle3")
 
 
 class Start(NamedTuple):
@@ -99,7 +102,11 @@ class TreeDrafter:
         if not trees.by_kernels:
             return
         for shape in shapes:
-            drawn = DraftShape(shape.top_k, shape.steps, vocabulary)
+            try:
+                drawn = DraftShape(shape.top_k, shape.steps, vocabulary)
+            except ValueError as error:
+                logger.warning("eagle3: tree %s is drawn by PyTorch's operations, not by kernels: %s", shape, error)
+                continue
             self.buffers[shape] = DraftBuffers.make(trees.parents_SK.shape[0] - 1, drawn, trees.device)
         self.calibration_tables = None if calibration is None else CalibrationTables.of(calibration, trees.device)
         self.target_ids_V = None if model.whole_vocabulary else model.model.vocabulary.target_ids

@@ -32,7 +32,7 @@ def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     found = problems(TREES)
     checks = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
-        "context parallelism": parallel.decode_context_parallel_size > 1,
+        "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
         "data parallelism": parallel.data_parallel_size > 1,
         "LoRA adapters": config.lora_config is not None,
         "a hybrid or recurrent target": model.is_hybrid or model.is_attention_free,

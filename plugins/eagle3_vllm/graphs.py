@@ -72,7 +72,9 @@ class _Served(CudaGraphManager):
         ]
         full.sort(key=lambda descriptor: descriptor.num_tokens)
         self._capture_descs[CUDAGraphMode.FULL] = full[::-1]
-        for tokens in range(full[-1].num_tokens + 1 if full else 0):
+        # vLLM's own full graphs are not captured, so none may be found, past the largest of ours either
+        met = max([tokens for tokens, _ in self._candidates] + [d.num_tokens for d in full], default=0)
+        for tokens in range(met + 1):
             others = [d for d in self._candidates.get((tokens, 0), []) if d.cg_mode != CUDAGraphMode.FULL]
             self._candidates[tokens, 0] = [*full, *others]
 
@@ -91,6 +93,11 @@ class TargetGraphs(_Served, ModelCudaGraphManager):
         trees.target_graphs = self
         kwargs["varlen_decode"] = kwargs.get("varlen_decode", False) or trees.ragged
         super().__init__(*args, **kwargs)
+
+    @property
+    def to_measure(self) -> bool:
+        """Whether vLLM captures a few of them to measure memory, and drops them."""
+        return self._max_full_descs_to_capture is not None
 
 
 class WholeGraphs(_Served, SpeculatorCudaGraphManager):

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from eagle3_serving.drafter import Drafter, DrafterConfig, LayerFactory
 from eagle3_serving.errors import InputError
+from eagle3_vllm.fp8 import weight_as
 
 _SPLIT_OUTPUT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 _SPLIT_INPUT = ("o_proj", "down_proj")
@@ -23,12 +24,12 @@ class Head(nn.Module):
         super().__init__()
         self.head = ParallelLMHead(vocab, hidden, prefix=name)
         self.gather = LogitsProcessor(vocab)
+        self.dtype = torch.get_default_dtype()
 
     @property
     def weight(self) -> Tensor:
-        weight = self.head.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        """[V, H] in the engine's dtype, whatever it is kept in: vLLM compares it with the target's."""
+        return weight_as(self.dtype, self.head)
 
     def forward(self, hidden_XH: Tensor) -> Tensor:
         logits: Tensor = self.gather(self.head, hidden_XH.flatten(0, -2)).unflatten(0, hidden_XH.shape[:-1])
@@ -63,6 +64,11 @@ class VllmLayers(LayerFactory):
 
     def embedding(self, name: str, rows: int, width: int) -> nn.Module:
         return VocabParallelEmbedding(rows, width, prefix=f"{self.prefix}.{name}")
+
+
+def linear_layers(lent: Drafter) -> list[LinearBase | ParallelLMHead]:
+    """All that `VllmLayers.linear` lent, each once; a head that is the target's is none of them."""
+    return [module for module in lent.modules() if isinstance(module, LinearBase | ParallelLMHead)]
 
 
 @torch.no_grad()

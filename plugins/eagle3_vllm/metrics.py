@@ -42,15 +42,16 @@ WRITE_EVERY_S = 1.0
 
 
 class Tally:
-    """The counts of one worker. Sums stay on the device until they are written: counting waits for nothing."""
+    """The counts of one worker. Sums stay on the device until they are written: counting waits for nothing. Ranks of tensor
+    parallelism count the same, so one of them `writes`."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, writes: bool = True) -> None:
         self.sums = torch.zeros(len(SUMS), dtype=torch.long, device=device)
         self.host = torch.zeros(len(SUMS), dtype=torch.long, pin_memory=self.sums.is_cuda)
         self.on_its_way: Any = None  # the event of a copy to the host
         self.fallbacks: Counter[str] = Counter()  # "scope reason"
         folder = os.environ.get(FOLDER)
-        self.file = Path(folder) / f"{os.getpid()}.json" if folder else None
+        self.file = Path(folder) / f"{os.getpid()}.json" if folder and writes else None
         self.written = 0.0
         atexit.register(self.write)
 

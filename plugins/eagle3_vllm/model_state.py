@@ -74,7 +74,6 @@ class TreeModelState:
         if self.plans is None:
             layers = self.vllm_config.compilation_config.static_forward_context.values()
             target = next(x for x in layers if hasattr(x, "impl") and not getattr(x, "is_draft_layer", False))
-            slots = self.vllm_config.scheduler_config.max_num_seqs
             self.plans = Plans(
                 trees.attention_way(type(target.impl)),
                 target.num_heads,
@@ -83,7 +82,7 @@ class TreeModelState:
                 self.vllm_config.model_config.dtype,
                 trees.max_model_len,
                 self.device,
-                [(batch, width) for width in trees.shapes for batch in range(1, slots + 1)],
+                trees.passes(),
             )
         for place, group in enumerate(kv_cache_config.kv_cache_groups):
             table_BN = block_tables[place]

@@ -110,7 +110,7 @@ def _register_trees(settings: Settings, logger: Any) -> None:
         reasons = server_reasons(vllm_config, settings)
         if reasons:
             logger.warning("eagle3: vLLM's own chain serves, and no trees: %s", "; ".join(reasons))
-            tally = Tally(device)
+            tally = Tally(device, compat.is_global_first_rank())
             for reason in reasons:
                 tally.fell_back("server", reason)
             tally.write()

@@ -13,7 +13,7 @@ from eagle3_vllm.choice import Choice, Costs, read_costs
 from eagle3_vllm.metrics import FOLDER
 from eagle3_vllm.schedule import Profile
 from eagle3_vllm.settings import Settings
-from eagle3_vllm.trees import shapes_of
+from eagle3_vllm.shapes import shapes_of
 
 COSTS = "step-costs"  # in the folder that the server's processes share
 
@@ -38,7 +38,7 @@ def choose_by_load(scheduler: Any, settings: Settings, logger: Any) -> None:
         if costs is None:
             logger.info("eagle3: trees by batch size alone: no costs were measured; EAGLE3_PROFILE may name some")
             return
-        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs)
+        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs, dict(settings.assumed_gains))
     except InputError as error:
         logger.warning("eagle3: trees by batch size alone: %s", error)
         return

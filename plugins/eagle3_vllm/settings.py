@@ -11,8 +11,10 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 | `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
 | `EAGLE3_CALIBRATED` | `1` | rank nodes by the drafter's `calibration.json`, where it has one |
 | `EAGLE3_ATTENTION` | `flash` | tree attention under FLASH_ATTN: `flash`, FlashAttention over the prefix and the tree's block merged in, or `split`, our one kernel over both, which other backends always take |
+| `EAGLE3_DRAFTER_WEIGHTS` | `auto` | `fp8`: the drafter's linear layers in fp8, half the bytes to read a draft step; `auto`: in the engine's dtype. Answers are the target's either way; what is drafted loses a little |
 | `EAGLE3_KERNELS` | by device | trees are drawn by Triton kernels (`1`, on a GPU) or by PyTorch's operations (`0`) |
 | `EAGLE3_PROFILE` | none | a file that `eagle3 tune` writes: how many draft tokens pay at each batch size, none included |
+| `EAGLE3_ASSUMED_GAINS` | none | for benchmarks of models without weights: accepted drafts a step by a tree's tokens, `4:1.9;17:3.4`, in the place of what is accepted |
 | `EAGLE3_FALLBACK_TOKENS` | `3` | draft tokens of a chain that serves in the place of a tree of more than 8 nodes |
 
 `num_speculative_tokens` in `--speculative-config` is the number of nodes a request may have verified a step.
@@ -43,6 +45,8 @@ class Settings:
     fallback_tokens: int = 3
     attention: Literal["flash", "split"] = "flash"
     kernels: Literal["", "0", "1"] = ""
+    assumed_gains: tuple[tuple[int, float], ...] = ()
+    drafter_weights: Literal["auto", "fp8"] = "auto"
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -57,6 +61,9 @@ class Settings:
         kernels = said.get("EAGLE3_KERNELS", cls.kernels)
         if kernels not in ("", "0", "1"):
             raise InputError(f"EAGLE3_KERNELS is {kernels!r}: 0 or 1")
+        weights = said.get("EAGLE3_DRAFTER_WEIGHTS", cls.drafter_weights)
+        if weights not in ("auto", "fp8"):
+            raise InputError(f"EAGLE3_DRAFTER_WEIGHTS is {weights!r}: auto or fp8")
         profile = said.get("EAGLE3_PROFILE")
         if profile and not Path(profile).is_file():
             raise InputError(f"EAGLE3_PROFILE: no file {profile}; write it with python -m eagle3_vllm.profile")
@@ -71,6 +78,8 @@ class Settings:
             fallback_tokens=_positive(said, "EAGLE3_FALLBACK_TOKENS", cls.fallback_tokens),
             attention=attention,  # type: ignore[arg-type]
             kernels=kernels,  # type: ignore[arg-type]
+            assumed_gains=_gains(said.get("EAGLE3_ASSUMED_GAINS", "")),
+            drafter_weights=weights,  # type: ignore[arg-type]
         )
 
 
@@ -94,6 +103,19 @@ def parse_trees(text: str) -> tuple[Shape, ...]:
     if len({shape.tokens for shape in shapes}) < len(shapes):
         raise InputError(f"{TREES}: two trees have the same number of tokens: {text!r}")
     return tuple(sorted(shapes, key=lambda shape: shape.tokens))
+
+
+def _gains(text: str) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = [part.split(":") for part in text.split(";") if part.strip()]
+        gains = tuple((int(tokens), float(gain)) for tokens, gain in pairs)
+    except ValueError:
+        gains = ((0, -1.0),)
+    if not all(tokens > 1 and 0 <= gain < tokens for tokens, gain in gains):
+        raise InputError(
+            f"EAGLE3_ASSUMED_GAINS is {text!r}: tokens:gain pairs, as 4:1.9;17:3.4, no gain above its tokens"
+        )
+    return gains
 
 
 def _positive(said: Mapping[str, str], name: str, default: int) -> int:

@@ -19,6 +19,7 @@ from eagle3_vllm.compat import (
     CUDAGraphMode,
     EagleSpeculator,
     InputBatch,
+    TritonError,
     VllmConfig,
     init_logger,
     is_global_first_rank,
@@ -82,6 +83,7 @@ class TreeSpeculator(EagleSpeculator):
     def capture(self) -> None:
         """The drafts' graphs, after the target's. Where they cannot be had a short chain is drafted without any."""
         assert self.whole_graphs is not None and self.draft_graphs is not None
+        self.instead = None  # vLLM captures twice: the first time to measure memory
         self.idx_mapping.fill_(-1)
         for buffer in (self.last_token_indices, self.absorbed.prefix_B, self.absorbed.drafting_B):
             buffer.zero_()
@@ -97,25 +99,33 @@ class TreeSpeculator(EagleSpeculator):
             )
             self.draft_graphs.capture_each(self._draft)
             self._measure()
-        except RuntimeError as error:  # no memory, or an operation that no graph may hold
+        except (RuntimeError, TritonError) as error:  # no memory, or an operation that no graph may hold
             self.whole_graphs.release_graphs()
             self.draft_graphs.release_graphs()
             nodes = self.trees.rows_a_request - 1
-            self.instead = Shape.chain(min(self.settings.fallback_tokens, nodes))
+            self.instead = Shape.chain(min(self.settings.fallback_tokens, nodes, self.trees.depth))
             logger.warning(
                 "eagle3: a chain of %d is drafted, without CUDA graphs, since trees' could not be captured (%s); "
                 "fewer nodes or sequences may fit, EAGLE3_MODE=chain serves vLLM's own chain",
                 self.instead.steps,
-                str(error).splitlines()[0],
+                (str(error) or type(error).__name__).splitlines()[0],
             )
+        if self.trees.target_graphs.to_measure:
+            self.trees.target_graphs = None  # vLLM lets go of it, and what it holds of memory is to be free
 
     def _measure(self) -> None:
         """Costs for the scheduler to choose by, unless vLLM is only measuring memory, or they are known."""
-        graphs, path = self.trees.target_graphs, costs_file()
-        if path is None or len(self.settings.trees) < 2 or self.settings.profile is not None:
+        graphs = self.trees.target_graphs
+        if len(self.settings.trees) < 2 or self.settings.profile is not None or not graphs.graphs or graphs.to_measure:
             return
-        if graphs.graphs and graphs._max_full_descs_to_capture is None and is_global_first_rank():
-            save_costs(path, replayed_costs(self))
+        costs = replayed_costs(self)  # by every rank: in a graph of tensor parallelism they wait for one another
+        path = costs_file()
+        if path is None or not is_global_first_rank():
+            return
+        try:
+            save_costs(path, costs)
+        except OSError as error:
+            logger.warning("eagle3: trees by batch size alone: %s cannot be written (%s)", path, error.strerror)
 
     def _capture_whole(
         self,
@@ -160,12 +170,15 @@ class TreeSpeculator(EagleSpeculator):
             return self.draft_tokens[:count]
         trees, requests = self.trees, self.trees.requests
         assert requests is not None and self.draft_graphs is not None
+        batch = requests.size  # of the pass, padding included
         nodes = trees.rows_a_request - 1 if num_speculative_tokens is None else num_speculative_tokens
         shape = self.instead if nodes and self.instead else trees.shape(nodes)
         whole = self._whole_graph(shape, requests, tokens, aux_hidden_states)
         alone = None if whole or not shape.drafts else self.draft_graphs.find(count, shape)
-        if alone is not None and requests.varlen:
-            requests = replace(requests, size=alone.num_reqs)  # padding is told from requests
+        if alone is not None and (requests.varlen or alone.num_reqs > requests.size):
+            # padding is told from requests, or the graph would draft for what an earlier batch left there
+            starts = input_batch.query_start_loc, input_batch.cu_num_logits
+            requests = Requests(alone.num_reqs, requests.count, requests.idx_mapping_B, *starts)
         absorb(
             requests,
             int(input_batch.num_scheduled_tokens.max()),
@@ -184,16 +197,18 @@ class TreeSpeculator(EagleSpeculator):
             self.whole_graphs.run_fullgraph(whole)
         elif alone is None and trees.whole:
             with region("verified rows and draft"):
-                self._whole(shape, requests.size, tokens, aux_hidden_states, attn_metadata, slot_mappings)
+                # rows past the batch's own, of a piecewise graph, have no order
+                ordered = input_batch.num_tokens
+                self._whole(shape, batch, tokens, aux_hidden_states, attn_metadata, slot_mappings, ordered)
         else:
-            self._move(requests.size)
+            self._move(batch)  # the padding of the draft alone has accepted nothing in this pass
             hidden_TH, feedback_TH = self._take_in(
                 tokens, aux_hidden_states, attn_metadata, slot_mappings, input_batch.num_tokens
             )
             if shape.drafts:
                 self._draft_after(hidden_TH, feedback_TH, shape, count, alone)
-        if not shape.drafts:
-            self.draft_tokens[:count] = 0
+        if not shape.drafts or shape.tokens <= nodes:  # past a tree's own nodes no id may be left that is none
+            self.draft_tokens[:count, shape.tokens - 1 :] = 0
         return self.draft_tokens[:count]
 
     def _whole_graph(self, shape: Shape, requests: Requests, tokens: int, features: list[Tensor]) -> Any:
@@ -219,10 +234,13 @@ class TreeSpeculator(EagleSpeculator):
         features: list[Tensor],
         attn_metadata: dict[str, Any] | None,
         slot_mappings: dict[str, Tensor] | None,
+        ordered: int | None = None,
     ) -> None:
-        """All that follows a pass of decoding steps: one CUDA graph."""
+        """All that follows a pass of decoding steps: one CUDA graph. `ordered`: rows that `absorb` has put in order, if not
+        all."""
         self._move(batch)
-        hidden_TH, feedback_TH = self._take_in(tokens, features, attn_metadata, slot_mappings, tokens)
+        ordered = tokens if ordered is None else ordered
+        hidden_TH, feedback_TH = self._take_in(tokens, features, attn_metadata, slot_mappings, ordered)
         if shape.drafts:
             last_B = self.last_token_indices[:batch]
             self._draft(shape, batch, hidden_TH.index_select(0, last_B), feedback_TH.index_select(0, last_B))

@@ -6,7 +6,6 @@ pass.
 
 import copy
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,21 +14,21 @@ from torch import Tensor
 
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree import PADDING
-from eagle3_vllm.compat import InputBatch, VllmConfig
+from eagle3_vllm.compat import InputBatch, VllmConfig, is_global_first_rank
 from eagle3_vllm.kernels.accept import AcceptBuffers
 from eagle3_vllm.kernels.begin import TreeBuffers, begin
 from eagle3_vllm.kernels.requests import Requests
 from eagle3_vllm.metrics import Tally
 from eagle3_vllm.settings import Settings
-
-DEPTH = 8  # of a tree for which nobody said another
+from eagle3_vllm.shapes import shape_of, shapes_of
 
 
 @dataclass(frozen=True)
 class PassRows:
     """The trees that attention looks at in one pass, padding of a CUDA graph included.
 
-    `whole`: the pass has no other rows, request b's are `starts_B1[b]` to `starts_B1[b + 1]`. `longest`: no prefix is longer.
+    `whole`: the pass has no other rows, request b's are `starts_B1[b]` to `starts_B1[b + 1]`, and unless the server's batches
+    have one budget every request has as many (near its longest text one is given fewer). `longest`: no prefix is longer.
     """
 
     trees: TreeBuffers
@@ -56,13 +55,14 @@ class Trees:
         schedule = config.speculative_config.num_speculative_tokens_per_batch_size or ()
         self.shapes = {shape.tokens: shape for shape in shapes_of(settings, nodes, [k for _, _, k in schedule])}
         self.rows_a_request = nodes + 1
-        self.depth = max(shape.steps for shape in self.shapes.values())
+        # vLLM's warm-up drafts as many nodes as there may be, whichever trees it will be asked for
+        self.depth = max(shape.steps for shape in (*self.shapes.values(), self.shape(nodes)))
         self.ragged = settings.batch_nodes is not None  # requests of a batch have trees of different size
         # by Triton kernels; one budget for a batch is shared by the core's own operations
         self.by_kernels = (
             (device.type == "cuda" or settings.kernels == "1") and settings.kernels != "0" and not self.ragged
         )
-        self.tally = Tally(device)
+        self.tally = Tally(device, is_global_first_rank())
         # one slot more than there are: padding of a CUDA graph writes there
         self.parents_SK = torch.full((slots + 1, nodes), PADDING, dtype=torch.long, device=device)
         self.only_chain_S = torch.zeros(slots + 1, dtype=torch.bool, device=device)
@@ -111,8 +111,14 @@ class Trees:
         trees = self.buffers(padded, width)
         chain = self.shape(width - 1).top_k == 1
         begin(self.parents_SK, self.requests, batch.seq_lens, self.depth, trees, batch.positions, chain)
-        self.rows = PassRows(trees, starts_B1, self.whole, self.longest)
+        self.rows = PassRows(trees, starts_B1, self.whole and (uniform or self.ragged), self.longest)
         return None if chain else self.rows
+
+    def passes(self) -> list[tuple[int, int]]:
+        """(requests, rows a request) of every pass that may be all trees, in a graph or not: drafts that would end past the
+        longest text are cut, so any width may come."""
+        slots = self.parents_SK.shape[0] - 1
+        return [(batch, rows) for rows in range(2, self.rows_a_request + 1) for batch in range(1, slots + 1)]
 
     def attention_way(self, implementation: type) -> Literal["flash", "split"]:
         """How attention over whole passes of trees is computed: FlashAttention's where it is there, since that has run on a
@@ -140,20 +146,6 @@ class Trees:
     def path_BD(self) -> Tensor:
         """Accepted rows of the pass, -1 past them."""
         return self._nothing_BD if self.rows is None else self.accepted.rows_BD
-
-
-def shapes_of(settings: Settings, nodes: int, scheduled: Collection[int] = ()) -> list[Shape]:
-    """The trees of a server that may verify `nodes` nodes a request, and those that its schedule asks for."""
-    shapes = list(settings.trees) or [shape_of(settings, nodes)]
-    known = {shape.tokens for shape in shapes}
-    return shapes + [shape_of(settings, k) for k in sorted(set(scheduled)) if k + 1 not in known]
-
-
-def shape_of(settings: Settings, nodes: int) -> Shape:
-    """The tree of that many nodes, of depth and top-k as they were set."""
-    if not nodes:
-        return Shape.nothing(1)
-    return Shape(min(settings.depth or DEPTH, nodes), settings.top_k, nodes + 1)
 
 
 def planned_inside(attn_metadata: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -54,7 +54,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchOptions:
     monkeypatch.setattr(chat, "chat_ids", ids)
     monkeypatch.setattr(sweep, "count_parameters", lambda _: 1000)
     monkeypatch.setattr(sweep, "measure_floors", lambda _: Floors(1e9, 1e9, "cpu"))
-    return options(tmp_path)
+    made = options(tmp_path)
+    (made.target / "config.json").write_text("{}")
+    return made
 
 
 def test_every_cell_is_measured_once_and_every_answer_is_plain_decodings(tiny: BenchOptions) -> None:

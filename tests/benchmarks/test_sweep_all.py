@@ -73,7 +73,8 @@ def test_auto_is_held_against_plain_and_the_best(tmp_path: Path, auto: float, ch
 
 def test_a_child_that_fails_is_one_line_with_its_last_words(tmp_path: Path) -> None:
     one, bar = job(tmp_path), tqdm(total=2, file=io.StringIO())
-    with pytest.raises(CheckError, match="vllm: eagle3 bench ended with 2: .*no prompt file") as caught:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckError, match="vllm: eagle3 bench ended with 2: .*there is no file none.jsonl") as caught:
         run_child(one, [*one.bench[:-6], "--prompts", "none.jsonl"], bar, [one])
     assert "\n" not in str(caught.value)
 

@@ -58,7 +58,7 @@ def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8 text"):
         read_prompts([tmp_path / "a.jsonl"])
 
 

@@ -47,8 +47,9 @@ def bars(results: Sequence[Row], details: Sequence[Row], engine: str) -> Iterato
         yield from _vllm(found, details, figure)
         others = CHAINS[:1]
     for flight in (1, 4, 16, 64):
-        best, auto = figure(["plain", *others], flight, "to_plain"), figure(["auto"], flight, "to_plain")
-        what = f"auto, x the better of plain and {' or '.join(others)} at {flight}"
+        chosen = "auto" if engine == "sglang" else "load"
+        best, auto = figure(["plain", *others], flight, "to_plain"), figure([chosen], flight, "to_plain")
+        what = f"{chosen}, x the better of plain and {' or '.join(others)} at {flight}"
         yield Bar(what, round(auto / best, 3) if auto and best else None, 1.0, False)
 
 

@@ -11,12 +11,14 @@ from eagle3_serving.errors import InputError
 
 # what a deadline may leave out comes last
 NAMES = {
-    "vllm": ("plain", "vllm-chain-3", "tree-16", "auto", "tree-60", "tree-8", "chain-3"),
+    "vllm": ("plain", "vllm-chain-3", "tree-16", "load", "tree-60", "tree-8", "chain-3", "auto"),
     "sglang": ("plain", "own:3:4:8", "auto", "3:4:8", "own-adaptive", "5:4:12", "1:4:3"),
 }
 # of a vLLM tree that is named by its nodes alone: depth and top-k
 USUAL = {8: (4, 3), 16: (5, 4), 60: (8, 10)}
-_TREE = re.compile(r"tree-(\d+)(?:-d(\d+)-k(\d+))?")
+CHAIN = 3
+IN_FP8 = "-fp8"  # the drafter's weights
+_TREE = re.compile(rf"tree-(\d+)(?:-d(\d+)-k(\d+))?(?:{IN_FP8})?")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Contender:
 
 
 def tree_named(name: str) -> TreeShape | None:
-    """`tree-16`, or `tree-16-d8-k10` with depth and top-k; None for what is no tree. Raises InputError."""
+    """`tree-16`, or `tree-16-d8-k10` with depth and top-k, `-fp8` behind either; None for what is no tree. Raises InputError."""
     match = _TREE.fullmatch(name)
     if match is None:
         return None

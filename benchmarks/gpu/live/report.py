@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu.live.bars import PAIR, bars
+from benchmarks.gpu.live.contenders import CHAIN, USUAL
 from benchmarks.gpu.simulate import AcceptanceLaw, expected_length
 from benchmarks.gpu.sink import Sink
 from eagle3_serving.engine.draft import TreeShape
@@ -53,6 +54,11 @@ def accepted(row: Row, start: Row) -> float | None:
     if row["contender"] == "plain" or row["drafts"] == 0:
         return 1.0
     shape = None if row["shape"] is None else TreeShape(*row["shape"])
+    if row["contender"] == "load":
+        nodes = round(row["nodes"])
+        shape = (
+            TreeShape.chain(CHAIN) if nodes == CHAIN else TreeShape(nodes, *USUAL[nodes]) if nodes in USUAL else None
+        )
     if shape is None and start.get("drafts_chains"):
         shape = TreeShape.chain(max(1, round(row["nodes"])))
     return None if shape is None else expected_length(AcceptanceLaw(**row["law"]), shape)

@@ -4,7 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -18,10 +18,12 @@ PARTS = (
     ("", "sample_tokens", "sample and propose"),
     ("", "sample", "sample"),
     ("speculator", "propose", "propose"),
-    ("speculator", "_absorb", "propose: absorb"),
-    ("speculator", "_grow", "propose: grow"),
+    ("cudagraph_manager", "run_fullgraph", "execute_model: the target's graph"),
     ("model_state", "prepare_attn", "execute_model: prepare_attn"),
-    ("model_state", "postprocess_state", "move KV"),
+    # where the second graph runs these three do not
+    ("speculator", "_move", "propose: move KV"),
+    ("speculator", "_take_in", "propose: verified rows"),
+    ("speculator", "_draft", "propose: draft"),
 )
 SETTLE = 3  # steps after a request came before a step counts: an asynchronous step tells of an earlier one
 DETAIL_STEPS = 24
@@ -32,7 +34,6 @@ class Engine:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.device = torch.device(spec["device"])
         self.prefix = 0
-        _choose_mode()
         if spec["device"] == "cpu":
             from torch_kernels import stand_in
 
@@ -150,14 +151,6 @@ class Engine:
         synchronize(self.device)
         done.seconds = time.perf_counter() - begun
         return done
-
-
-def _choose_mode() -> None:
-    """Versions of the plugin that know no mode `tree` draft trees in `auto`."""
-    from eagle3_vllm.settings import Mode
-
-    if os.environ.get("EAGLE3_MODE") == "tree" and "tree" not in get_args(Mode):
-        os.environ["EAGLE3_MODE"] = "auto"
 
 
 def _known_kernel_options(wanted: dict[str, Any]) -> dict[str, Any]:

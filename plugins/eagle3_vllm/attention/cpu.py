@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eagle3_vllm.attention.gathered import attend_gathered
 from eagle3_vllm.compat import CPUAttentionBackend, CPUAttentionBackendImpl
 
 
@@ -75,11 +76,8 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         rows = getattr(attn_metadata, "eagle3_rows", None)
         if rows is not None:
-            index_BR, mask_BRR = rows.repeated()
             prefix = CpuPrefix(layer, attn_metadata.block_table, rows.trees.prefix_B, rows.longest)
-            q_BRAD, k_BRKD, v_BRKD = (x.view(len(x), -1, self.head_size)[index_BR] for x in (query, key, value))
-            tree_BRAD = prefix.attend(q_BRAD, k_BRKD, v_BRKD, mask_BRR)
-            output.view(-1, self.num_heads, self.head_size)[index_BR] = tree_BRAD
+            attend_gathered(prefix, rows, query, key, value, output, self.num_heads, self.head_size)
         return output
 
 

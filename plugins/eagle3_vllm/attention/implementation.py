@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eagle3_vllm.attention.gathered import attend_gathered
 from eagle3_vllm.attention.paged import Prefix
 from eagle3_vllm.attention.uniform import SplitPrefix, UniformRows, attend_uniform
 
@@ -51,9 +52,6 @@ class TreeRowsImpl:
         if rows is not None:
             table_BN = getattr(attn_metadata, "eagle3_table", None)
             table_BN = attn_metadata.block_table if table_BN is None else table_BN
-            index_BR, mask_BRR = rows.repeated()
             prefix = self.tree_prefix(layer, table_BN, rows.trees.prefix_B, rows.longest)
-            q_BRAD, k_BRKD, v_BRKD = (x.view(len(x), -1, self.head_size)[index_BR] for x in (query, key, value))
-            tree_BRAD = prefix.attend(q_BRAD, k_BRKD, v_BRKD, mask_BRR)
-            output.view(-1, self.num_heads, self.head_size)[index_BR] = tree_BRAD
+            attend_gathered(prefix, rows, query, key, value, output, self.num_heads, self.head_size)
         return output

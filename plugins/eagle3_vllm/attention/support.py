@@ -8,6 +8,7 @@ import torch
 from eagle3_vllm.compat import VllmConfig, gpu_attention_problems
 
 BACKENDS = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
+LARGEST_PAGE = 64  # of FlashInfer: a table of larger blocks is not the one that its layers read
 
 
 def unsupported(config: VllmConfig) -> list[str]:
@@ -19,6 +20,10 @@ def unsupported(config: VllmConfig) -> list[str]:
     names = {backend.name for backend in chosen if backend is not None} or {"FLASH_ATTN"}
     if unknown := sorted(names - {*BACKENDS}):
         return [f"attention backend {unknown[0]}: only {', '.join(BACKENDS)} are known"]
+    if "FLASHINFER" in names and (config.cache_config.block_size or 0) > LARGEST_PAGE:
+        return [
+            f"FLASHINFER cuts blocks of more than {LARGEST_PAGE} tokens into pages of its own: --block-size {LARGEST_PAGE}"
+        ]
     if getattr(config.model_config.hf_text_config, "attn_logit_softcapping", None):
         return ["attention with a soft cap on its scores"]
     return [problem for name in sorted(names) for problem in gpu_attention_problems(name)]

@@ -82,6 +82,8 @@ def _merged_kernel(  # type: ignore[no-untyped-def]
         tail_out = tl.dot((weights - high.to(tl.float32)).to(v.dtype), v, tail_out)
     lse_at = lse_ptr + request * lse_request + row * lse_row + head * lse_head
     lse = tl.load(lse_at, mask=row < rows, other=-float("inf"))
+    # FlashAttention 2 says +inf of a prefix without a row, FlashAttention 3 -inf
+    lse = tl.where(lse == float("inf"), -float("inf"), lse)
     # both parts over the larger of their exponents
     top = tl.maximum(lse, best)
     left = tl.exp(lse - top)

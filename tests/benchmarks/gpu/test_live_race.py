@@ -136,7 +136,7 @@ def test_waves_hold_what_fits() -> None:
 
 def test_contenders_by_name() -> None:
     assert tree_named("tree-16") == TreeShape(16, 5, 4)
-    assert tree_named("tree-16-d8-k10") == TreeShape(16, 8, 10)
+    assert tree_named("tree-16-d8-k10") == tree_named("tree-16-d8-k10-fp8") == TreeShape(16, 8, 10)
     assert tree_named("chain-3") is None
     for name in ("tree-17", "tree-4-d5-k2", "tree-4-d0-k2"):
         with pytest.raises(InputError, match=f"--contenders {name}: "):

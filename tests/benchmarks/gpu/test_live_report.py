@@ -99,8 +99,8 @@ def test_bars_are_met_missed_or_unproven() -> None:
         return {"pair": PAIR, "contender": name, "in_flight": flight, "step_ms": ms, "to_plain": ratio}
 
     found = [one("plain", 1, 6.4, 1.0), one("plain", 4, 6.5, 1.0), one("vllm-chain-3", 1, 7.8, 2.4)]
-    found += [one("tree-16-d6-k10", 1, 9.4, 3.0), one("tree-60", 1, 12.5, 3.1), one("auto", 1, 9.4, 2.3)]
-    found += [one("auto", 4, 9.5, None), one("3:4:8", 8, 9.6, 1.0), {**one("tree-16", 4, 1.0, 9.0), "pair": "real"}]
+    found += [one("tree-16-d6-k10", 1, 9.4, 3.0), one("tree-60", 1, 12.5, 3.1), one("load", 1, 9.4, 2.3)]
+    found += [one("load", 4, 9.5, None), one("3:4:8", 8, 9.6, 1.0), {**one("tree-16", 4, 1.0, 9.0), "pair": "real"}]
     details = [{"contender": "tree-16-d6-k10", "launches": n, "syncs": 0.2} for n in (21.0, 26.0)]
     said = {bar.what: str(bar).rsplit(": ", 1)[1] for bar in bars(found, details, "vllm")}
     assert said["a tree of 16, ms at 1"] == "9.4, met" and said["a tree of 16, ms at 4"] == "unproven"
@@ -108,7 +108,7 @@ def test_bars_are_met_missed_or_unproven() -> None:
     assert said["a tree of 16, launches a step"] == "26, MISSED" and said["a tree of 16, syncs a step"] == "0.2, MISSED"
     assert said["the best tree, simulated, x the best chain at 1"] == "1.292, met"
     assert said["the best tree, simulated, x plain at 1"] == "3.1, met"
-    better = "auto, x the better of plain and vllm-chain-3 at"
+    better = "load, x the better of plain and vllm-chain-3 at"
     assert said[f"{better} 1"] == "0.958, MISSED" and said[f"{better} 4"] == "unproven"
     of_sglang = {bar.what: str(bar).rsplit(": ", 1)[1] for bar in bars(found, [], "sglang")}
     assert of_sglang["SGLang, 3:4:8, ms at 8"] == "9.6, met" and of_sglang["SGLang, 3:4:8, ms at 1"] == "unproven"
@@ -236,7 +236,7 @@ def on_cuda(module: Any, pair: Pair, **more: Any) -> dict[str, Contender]:
 
 def test_vllm_is_started_as_it_is_named(pair: Pair) -> None:
     found = on_cuda(vllm_step, pair)
-    assert list(found) == ["plain", "vllm-chain-3", "tree-16", "auto", "tree-60", "tree-8", "chain-3"]
+    assert list(found) == ["plain", "vllm-chain-3", "tree-16", "load", "tree-60", "tree-8", "chain-3", "auto"]
     assert "speculative_config" not in found["plain"].arguments and not found["plain"].environment
     modes = {name: one.environment.get("EAGLE3_MODE") for name, one in found.items()}
     assert modes["vllm-chain-3"] == "vllm" and modes["chain-3"] == "chain" and modes["auto"] == "auto"
@@ -248,7 +248,18 @@ def test_vllm_is_started_as_it_is_named(pair: Pair) -> None:
     assert compilation == {"cudagraph_capture_sizes": [1, 4, 16, 17, 64, 68, 272, 1088]}
     sizes = found["tree-60"].arguments["compilation_config"]["cudagraph_capture_sizes"]
     assert max(sizes) == 16 * 61  # 64 requests of 61 rows run without a graph
-    told = on_cuda(vllm_step, pair, graph_mode="PIECEWISE", attention_backend="FLASHINFER", contenders=("tree-8",))
+    load = found["load"].environment
+    assert load["EAGLE3_TREES"] == "0;3,1,4;4,3,9;5,4,17;8,10,61" and load["EAGLE3_MODE"] == "tree"
+    # nothing is right here: the choice goes by what the law gives each tree
+    gains = dict(part.split(":") for part in load["EAGLE3_ASSUMED_GAINS"].split(";"))
+    assert (
+        list(gains) == ["4", "9", "17", "61"] and 1.9 < float(gains["4"]) < float(gains["17"]) < float(gains["61"]) < 6
+    )
+    assert found["load"].arguments["speculative_config"]["num_speculative_tokens"] == 60
+    told = on_cuda(
+        vllm_step, pair, graph_mode="PIECEWISE", attention_backend="FLASHINFER", contenders=("tree-8", "tree-8-fp8")
+    )
+    assert told["tree-8-fp8"].environment == told["tree-8"].environment | {"EAGLE3_DRAFTER_WEIGHTS": "fp8"}
     assert told["tree-8"].arguments["compilation_config"]["cudagraph_mode"] == "PIECEWISE"
     assert "cudagraph_mode" not in told["plain"].arguments["compilation_config"]
     assert told["plain"].arguments["attention_backend"] == "FLASHINFER"

@@ -55,6 +55,13 @@ def test_never_below_the_better_of_plain_and_chain(batch: int) -> None:
         assert rates[choice.choose(batch)] >= max(rates[PLAIN], rates[CHAIN]) / 1.04
 
 
+def test_assumed_gains_stand_whatever_is_accepted() -> None:
+    choice = Choice(SHAPES, COSTS, GAINS)
+    for _ in range(500):
+        choice.accepted(choice.choose(1).tokens, 0)
+    assert choice.choose(1) == LARGE and choice.choose(64) == CHAIN
+
+
 def test_every_tree_that_may_pay_is_tried_and_then_judged() -> None:
     choice = Choice(SHAPES, COSTS)
     drafted = []

@@ -7,7 +7,7 @@ compat = pytest.importorskip("eagle3_vllm.compat")
 
 def test_the_installed_vllm_is_as_known() -> None:
     assert compat.version_problem() is None
-    assert compat.problems(compat.BOTH_RUNNERS + compat.TREES) == []
+    assert compat.problems(compat.BOTH_RUNNERS + compat.FP8 + compat.TREES) == []
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "1.0", "0.320.0", "dev"])

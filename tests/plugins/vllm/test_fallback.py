@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 from eagle3_vllm import configure, fallback
 from eagle3_vllm.schedule import Profile
-from eagle3_vllm.settings import Settings
+from eagle3_vllm.settings import Settings, parse_trees
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
@@ -104,3 +104,70 @@ def test_a_config_that_trees_cannot_serve_is_told_why(monkeypatch: pytest.Monkey
         configure.settle(SimpleNamespace(speculative_config=speculative), Settings(), logging.getLogger("test"))
     assert speculative.num_speculative_tokens == 3
     assert caplog.messages == ["eagle3: a chain of 3 instead of 16 nodes: LoRA adapters; sliding windows"]
+
+
+@pytest.mark.parametrize("text, served", [("3,2,6", 5), ("0;3,2,6;2,1,3", 5), ("5,4,17", 16), ("", 16)])
+def test_no_more_nodes_are_verified_than_the_largest_tree_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any, text: str, served: int
+) -> None:
+    """Of 16 nodes and a tree of 5, vLLM would ask for 16 at every step: of another shape, and none was captured."""
+    monkeypatch.setattr(configure, "config_reasons", lambda *_: [])
+    speculative = SimpleNamespace(
+        method="eagle3",
+        draft_model_config=object(),
+        num_speculative_tokens=16,
+        num_speculative_tokens_per_batch_size=None,
+    )
+    whole: Any = SimpleNamespace(speculative_config=speculative, scheduler_config=SimpleNamespace(max_num_seqs=8))
+    with caplog.at_level(logging.INFO):
+        configure.settle(whole, Settings(mode="tree", trees=parse_trees(text)), logging.getLogger("test"))
+    assert speculative.num_speculative_tokens == served
+    assert len(caplog.messages) == (served < 16)
+    configure.with_trees.discard(id(speculative))
+
+
+@pytest.mark.parametrize(
+    "asked, line",
+    [
+        ({"trees": "3,4,18"}, "EAGLE3_TREES: 3,4,18 has more tokens than num_speculative_tokens 16 and the root"),
+        ({"depth": 17}, "EAGLE3_TREE_DEPTH 17 is above the 16 nodes of a tree"),
+        ({"trees": "3,4,17"}, None),
+        ({"depth": 16}, None),
+    ],
+)
+def test_a_tree_that_the_nodes_cannot_hold_is_a_line(asked: dict[str, Any], line: str | None) -> None:
+    settings = Settings(trees=parse_trees(asked.get("trees", "")), depth=asked.get("depth"))
+    assert fallback.shape_reasons(settings, 16) == ([line] if line else [])
+
+
+class Zeros(SimpleNamespace):
+    """A configuration in which nothing is asked for but what is said."""
+
+    def __getattr__(self, name: str) -> Any:
+        return 0
+
+
+@pytest.mark.parametrize(
+    "asked, reason",
+    [
+        ("data_parallel_size", "data parallelism"),
+        ("pipeline_parallel_size", "pipeline parallelism"),
+        ("decode_context_parallel_size", "context parallelism"),
+        ("prefill_context_parallel_size", "context parallelism"),
+        ("tensor_parallel_size", None),
+    ],
+)
+def test_how_a_server_may_be_spread(monkeypatch: pytest.MonkeyPatch, asked: str, reason: str | None) -> None:
+    monkeypatch.setattr(fallback, "has_windows", lambda _: False)
+    speculative = Zeros(num_speculative_tokens=16, rejection_sample_method="standard", draft_sample_method="greedy")
+    told: Any = Zeros(
+        speculative_config=speculative,
+        model_config=Zeros(dtype="torch.bfloat16"),
+        parallel_config=Zeros(**{asked: 2}),
+        cache_config=Zeros(cache_dtype="auto"),
+        use_v2_model_runner=True,
+        lora_config=None,
+        kv_transfer_config=None,
+        watermark_config=None,
+    )
+    assert fallback.config_reasons(told, Settings(mode="tree")) == ([reason] if reason else [])

@@ -41,11 +41,14 @@ def test_a_cache_of_another_layout_is_refused() -> None:
         pages(torch.zeros(2, 3, 16, 64), 64)
 
 
-def told(backend: str | None, draft: str | None = None, soft_cap: float | None = None) -> list[str]:
+def told(
+    backend: str | None, draft: str | None = None, soft_cap: float | None = None, block: int | None = None
+) -> list[str]:
     by_name = {name: AttentionBackendEnum[name] if name else None for name in (backend, draft)}
     config = SimpleNamespace(
         attention_config=SimpleNamespace(backend=by_name[backend]),
         speculative_config=SimpleNamespace(attention_backend=by_name[draft]),
+        cache_config=SimpleNamespace(block_size=block),
         model_config=SimpleNamespace(hf_text_config=SimpleNamespace(attn_logit_softcapping=soft_cap)),
     )
     return unsupported(config)
@@ -58,6 +61,7 @@ def test_which_backends_serve_trees(monkeypatch: pytest.MonkeyPatch) -> None:
         "attention backend FLEX_ATTENTION: only FLASH_ATTN, FLASHINFER, TRITON_ATTN are known"
     ]
     assert "FLEX_ATTENTION" in told(None, "FLEX_ATTENTION")[0]
+    assert "--block-size 64" in told("FLASHINFER", block=128)[0] and told("FLASH_ATTN", block=128) == []
     assert told("FLASH_ATTN", soft_cap=50.0) == ["attention with a soft cap on its scores"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
     assert "FLASH_ATTN or FLASHINFER or TRITON_ATTN" in told(None)[0]

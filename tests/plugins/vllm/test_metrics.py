@@ -40,6 +40,15 @@ def test_workers_add_up_and_fallbacks_have_their_reasons(tally: Tally, tmp_path:
     assert samples(tmp_path)["vllm:eagle3_fallbacks_totalrequestgrammar"] == 4
 
 
+def test_ranks_that_count_the_same_are_counted_once(tally: Tally, tmp_path: Path) -> None:
+    second = Tally(torch.device("cpu"), writes=False)
+    second.sums[:3] += 1
+    for one in (tally, second):
+        one.write()
+    assert [path.name for path in tmp_path.iterdir()] == [tally.file.name]  # type: ignore[union-attr]
+    assert samples(tmp_path)["vllm:eagle3_verify_passes_total"] == 0
+
+
 def test_a_damaged_file_stops_nobody(tmp_path: Path) -> None:
     (tmp_path / "7.json").write_text("{")
     assert samples(tmp_path)["vllm:eagle3_accepted_length"] == 1.0

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[3]
 SHIM = HERE.parents[2] / "engines" / "mrv2_on_cpu"
 GROUPS = (
-    ("begin", "accept", "moves", "absorb"),
+    ("begin", "accept", "moves", "absorb", "propose", "trees"),
     ("expand", "select", "launches"),
     ("tree_block", "split_kv", "backend"),
 )

@@ -48,6 +48,17 @@ def test_whole(batch: int, rows: int, tail: int, heads: int, kv_heads: int, dim:
     assert torch.equal(merged(*parts, seen, past, lse, scale, out=past), out)  # in place
 
 
+def test_nothing_before_it() -> None:
+    """FlashAttention 2 says +inf where there was no key, FlashAttention 3 -inf."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 3, heads, 16).to(DEVICE) for heads in (4, 2, 2))
+    mask, past = torch.eye(3).bool()[None].to(DEVICE), torch.zeros(1, 3, 4, 16).to(DEVICE)
+    want = v.repeat_interleave(2, dim=2)  # a row that sees itself alone
+    for nothing in (float("inf"), -float("inf")):
+        lse = torch.full((1, 3, 4), nothing).to(DEVICE)
+        assert (merged(q, k, v, mask, past, lse, 0.25) - want).abs().max() < 1e-6
+
+
 # prefix and result are each rounded once (the interpreter cuts off where a GPU rounds)
 @pytest.mark.parametrize("dtype, most", [(torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
 def test_low_precision(dtype: torch.dtype, most: float) -> None:

@@ -88,6 +88,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(embedded, "chat_ids", lambda tokenizer, text: tokenizer(text)["input_ids"])
     prompts = tmp_path / "p.jsonl"
     prompts.write_text(json.dumps({"id": "1", "family": "f", "turns": ["some prompt"]}))
+    (tmp_path / "config.json").write_text("{}")
     options = ["--target", str(tmp_path), "--drafter", str(tmp_path), "--prompts", str(prompts), "--max-tokens", "8"]
     return ["eval", "--engine", "embedded", *options]
 
