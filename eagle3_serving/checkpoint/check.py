@@ -23,7 +23,6 @@ from eagle3_serving.checkpoint.rewrites import sort_features
 from eagle3_serving.checkpoint.source import StoredTensor, open_source
 from eagle3_serving.errors import CheckError, InputError, NotJudged
 
-_CHUNK = 1 << 24  # bytes
 _KINDS = ("llama", "qwen2", "qwen3", "mistral")  # whose config classes leave absent keys as they are read here
 _PADDED = 1.02  # rows of a padded vocabulary, at most
 _RANDOM = (0.018, 0.022)  # the spread of an embedding that was only initialised
@@ -178,9 +177,8 @@ def _of_values(neutral: Neutral) -> list[Finding]:
             continue
         total = squares = 0.0
         whole, zero = True, True
-        rows = max(1, _CHUNK // max(1, tensor.nbytes // max(tensor.num_rows, 1)))
-        for start in range(0, tensor.num_rows, rows):
-            piece = tensor.rows(start, min(start + rows, tensor.num_rows)).float()
+        for stored in tensor.pieces():
+            piece = stored.float()
             whole &= bool(piece.isfinite().all())
             zero &= not bool(piece.any())
             total += float(piece.sum())

@@ -15,7 +15,6 @@ from eagle3_serving.checkpoint.neutral import Neutral
 from eagle3_serving.checkpoint.source import StoredTensor
 from eagle3_serving.errors import CheckError
 
-_CHUNK = 1 << 24  # bytes
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
@@ -155,10 +154,8 @@ def require_finite(tensors: Iterable[StoredTensor], where: object) -> None:
     for tensor in tensors:
         if not (tensor.dtype.is_floating_point and tensor.nbytes):
             continue
-        step = max(1, _CHUNK // max(1, tensor.nbytes // max(tensor.num_rows, 1)))
-        for start in range(0, tensor.num_rows, step):
-            rows = tensor.rows(start, min(start + step, tensor.num_rows))
-            rows = rows.float() if rows.dtype.itemsize == 1 else rows
+        for piece in tensor.pieces():
+            rows = piece.float() if piece.dtype.itemsize == 1 else piece
             if not bool(rows.isfinite().all()):
                 raise CheckError(not_finite(f"{where}: {tensor.name}", rows))
 

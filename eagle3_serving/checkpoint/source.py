@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ DTYPES = {
 }
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_JSON = 64_000_000
+_PIECE = 1 << 24  # bytes
 _MAX_NAME = 200  # characters
 _SHARD = re.compile(r"-\d+-of-0*(?!1\.)[1-9]\d*\.")  # of several
 
@@ -76,6 +77,15 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         return self.load(0, self.num_rows).reshape(self.shape)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """First and last row (exclusive) of pieces of a few megabytes, so that no more is in memory at a time."""
+        step = max(1, _PIECE // max(1, self.nbytes // max(self.num_rows, 1)))
+        return ((start, min(start + step, self.num_rows)) for start in range(0, self.num_rows, step))
+
+    def pieces(self) -> Iterator[Tensor]:
+        """All rows, piece by piece."""
+        return (self.rows(start, stop) for start, stop in self.spans())
 
     def part(self, start: int, stop: int) -> "StoredTensor":
         """Rows `start` to `stop` as a tensor of its own; nothing is read."""

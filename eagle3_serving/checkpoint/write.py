@@ -62,9 +62,8 @@ def _padding(length: int, order: list[StoredTensor]) -> int:
 
 
 def _write_rows(file: BinaryIO, tensor: StoredTensor, progress: Progress) -> None:
-    rows = max(1, _CHUNK // max(1, tensor.nbytes // max(tensor.num_rows, 1)))
-    for start in range(0, tensor.num_rows, rows):
-        piece = tensor.rows(start, min(start + rows, tensor.num_rows)).contiguous()
+    for rows in tensor.pieces():
+        piece = rows.contiguous()
         if piece.dtype != tensor.dtype:
             raise InputError(f"tensor {tensor.name} changed its dtype while it was read")
         flat = piece.reshape(-1).view(torch.uint8)

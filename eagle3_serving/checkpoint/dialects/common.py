@@ -98,10 +98,8 @@ def unlike_target(neutral: Neutral, facts: TargetFacts) -> float:
         return 0.0
     if own.shape != target.shape:
         return math.inf
-    step = max(1, (1 << 24) // max(own.nbytes // max(own.num_rows, 1), 1))
     apart = whole = 0.0
-    for start in range(0, own.num_rows, step):
-        stop = min(start + step, own.num_rows)
+    for start, stop in own.spans():
         there = target.rows(start, stop).to(own.dtype).float()
         apart += float((own.rows(start, stop).float() - there).double().square().sum())
         whole += float(there.double().square().sum())
