@@ -91,7 +91,10 @@ def run(args: argparse.Namespace) -> int:
     from eagle3_serving.bench.record import read_record
     from eagle3_serving.bench.summary import laws, summarise
     from eagle3_serving.bench.sweep import run_sweep
+    from eagle3_serving.serve.servable import require_pair
 
+    if options.engine != "embedded" and not options.urls:
+        require_pair(options.drafter, options.target)
     run_sweep(options)
     head, rows = read_record(options.out)
     points, found = summarise(head, rows), laws(rows)

@@ -36,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
 
     from eagle3_serving.demo import DEFAULT_K, DemoOptions, default_drafter, run_demo
     from eagle3_serving.eval.report import print_report
+    from eagle3_serving.serve.servable import require_pair
     from eagle3_serving.serve.vllm import require_vllm
 
     require_vllm()  # before the target is fetched
     drafter: Path = args.drafter or default_drafter()
     target: Path = args.target or _embedded_target()
+    require_pair(drafter, target)
     k: int = DEFAULT_K if args.k is None else args.k
     # With --json the show goes to stderr: standard output is for the program that reads it.
     console = Console(file=sys.stderr if args.json else sys.stdout)

@@ -74,6 +74,11 @@ def run(args: argparse.Namespace) -> int:
     options = EvalOptions(**{**values, "prompts": tuple(args.prompts), "dtype": settle_dtype(args.dtype, args.target)})
     from eagle3_serving.eval.law import LawError
 
+    if options.engine != "embedded":
+        from eagle3_serving.serve.servable import require_pair
+
+        require_pair(options.drafter, options.target)
+
     try:
         report = _runner(options.engine)(options)
     except LawError as error:

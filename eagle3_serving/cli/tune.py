@@ -61,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
         dtype=settle_dtype(args.dtype, args.target),
         verify=args.verify,
     )
+    from eagle3_serving.serve.servable import require_pair
     from eagle3_serving.tune.run import tune
+
+    if options.engine != "embedded":
+        require_pair(options.drafter, options.target)
 
     found = tune(options)
     if args.json:

@@ -52,6 +52,13 @@ def servable(drafter: Path, engine: str, target: Path | None = None) -> Servable
     return _as_it_is(copy, broken[0], found)
 
 
+def require_pair(drafter: Path, target: Path) -> None:
+    """Raise CheckError, before a server starts, where the drafter is broken or another target's; headers alone are read."""
+    for finding in check(drafter, engine="vllm", target=target, values=False):
+        if finding.breaks and finding.engine == "any":
+            raise CheckError(f"{drafter}: {finding.line()}")
+
+
 def _as_it_is(directory: Path, mended: Finding | None, found: list[Finding]) -> Servable:
     parallel = [finding for finding in found if finding.unjudged and PARALLEL in finding.what]
     return Servable(

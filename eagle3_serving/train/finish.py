@@ -53,8 +53,8 @@ def prompts_to_measure(target: Path, files: Sequence[Path], held_out: Sequence[A
     """The first `limit` of each family of `files`; without files, of the answers held out of the training."""
     if not files:
         return {"held-out": [list(answer.prompt_ids) for answer in held_out[:limit]]} if held_out else {}
-    tokenizer = load_tokenizer(target)
     families = by_family(read_prompts(files, limit, family="prompts"))
+    tokenizer = load_tokenizer(target)
     return {name: [chat_ids(tokenizer, p.turns[0]) for p in family] for name, family in families.items()}
 
 

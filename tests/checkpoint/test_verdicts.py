@@ -136,6 +136,28 @@ def test_fewer_positions_than_the_target_serves_is_a_warning(tmp_path: Path) -> 
         assert verdict(found) is True and bool(said(found, "max_position_embeddings")) is warned
 
 
+@pytest.mark.parametrize("command", ["eval", "bench", "tune"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_another_targets_drafter_starts_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, engine: str
+) -> None:
+    from eagle3_serving.serve.server import Server
+
+    monkeypatch.setattr(Server, "__enter__", lambda _: pytest.fail("a server was started"))
+    folder = drafters.as_vllm(tmp_path / "d", known())
+    target = drafters.edit(drafters.target_directory(tmp_path / "target"), hidden_size=48)
+    for name in target.glob("*.safetensors"):
+        name.unlink()  # its sizes tell
+    (tmp_path / "p.jsonl").write_text('{"id": "a", "family": "f", "turns": ["hello"]}\n')
+    argv = [command, "--engine", engine, "--target", str(target), "--drafter", str(folder)]
+    argv += [] if command == "tune" else ["--prompts", str(tmp_path / "p.jsonl")]
+    argv += [] if command == "eval" else ["--out", str(tmp_path / "out.json")]
+    assert main(argv) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "it is another target's drafter" in err, err
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_a_dialect_is_told_by_contents(tmp_path: Path) -> None:
     folders = [drafters.as_eagle(tmp_path / name, known()) for name in ("AngelSlim", "plain")]
     assert {read(open_source(folder)).dialect for folder in folders} == {"eagle"}

@@ -81,6 +81,21 @@ def test_nothing_usable_is_one_line(tmp_path: Path) -> None:
         read_answers([file], 100)
 
 
+def test_prompts_to_measure_on_are_read_before_anything_is_trained(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    asked = job(directory, tmp_path, GOOD, eval_prompts=(tmp_path / "empty.jsonl",), eval_limit=2)
+    with pytest.raises(InputError, match=r"no prompt in .*empty.jsonl"):
+        fit(asked)
+    assert not asked.out.exists()
+
+
+def test_answers_of_another_tokenizer_leave_no_folder(directory: Path, tmp_path: Path) -> None:
+    asked = job(directory, tmp_path, [*GOOD, line("far", [1, 9999], [1, 2, 3])], eval_limit=0)
+    with pytest.raises(InputError, match="token 9999 is outside the target's vocabulary"):
+        fit(asked)
+    assert not asked.out.exists()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
