@@ -1,5 +1,5 @@
-"""What the plugin changes in a vLLM process: the draft architecture, on a CPU the sampling of chains, and for trees four
-seams of Model Runner V2."""
+"""What the plugin changes in a vLLM process: the draft architecture, on a CPU the sampling of chains, and for trees the
+attention backends, the target's graphs, the scheduler and the seams of Model Runner V2."""
 
 from typing import Any
 
