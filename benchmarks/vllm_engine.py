@@ -51,7 +51,7 @@ class Job:
 
 def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
     """What came out: `rounds` (`tokens`, `seconds`, and where asked for `logprobs`, `drafted` and `accepted` by step), `metrics`, `blocks` (free KV blocks
-    before and after), `log`. Raises CheckError with the log's end where the engine failed."""
+    before and after), `log`, over several ranks `last_drafts` of each. Raises CheckError with the log's end where the engine failed."""
     arguments: dict[str, Any] = {
         "model": str(job.target),
         "dtype": "float32",
@@ -73,6 +73,7 @@ def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_USE_V2_MODEL_RUNNER": str(job.runner - 1),
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # a function of this file is sent to other ranks
         **job.settings,
     }
     if job.runner == 2:
@@ -114,7 +115,20 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
         value = getattr(metric, "value", getattr(metric, "values", None))
         name = "".join([metric.name, *(f"{{{k}={v}}}" for k, v in sorted(labels.items()))])
         metrics[name] = value
-    return {"rounds": rounds, "metrics": metrics, "blocks": [before, pool.get_num_free_blocks()]}
+    result = {"rounds": rounds, "metrics": metrics, "blocks": [before, pool.get_num_free_blocks()]}
+    if job["engine"].get("tensor_parallel_size", 1) > 1:
+        result["last_drafts"] = llm.collective_rpc(_last_drafts)
+    return result
+
+
+def _last_drafts(worker: Any) -> list[list[list[int]]]:
+    """Of one rank: parents and tokens of the last tree that was drafted in each slot; nothing where chains are drafted."""
+    runner = worker.model_runner
+    trees = getattr(getattr(runner, "speculator", None), "trees", None)
+    if trees is None:
+        return []
+    slots, nodes = runner.req_states.draft_tokens.shape
+    return [trees.parents_SK[:slots, :nodes].tolist(), runner.req_states.draft_tokens.tolist()]
 
 
 def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
