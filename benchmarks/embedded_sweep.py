@@ -21,9 +21,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import add_pair, write_json
+from benchmarks.redraw.by_load import embedded_png
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.profile import costs_for
 from eagle3_serving.eval.prompts import by_family, read_prompts
+from eagle3_serving.files import write_whole
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 
@@ -64,32 +66,6 @@ def decode(engine: EmbeddedEngine, prompts: list[list[int]], options: DecodeOpti
         "nodes_per_pass": nodes / passes,
         "tokens": tokens,
     }
-
-
-def plot(rows: list[dict[str, Any]], out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-    batches = sorted({row["batch"] for row in rows})
-    for number, name in enumerate(dict.fromkeys(row["setting"] for row in rows)):
-        mine = sorted((row for row in rows if row["setting"] == name), key=lambda row: row["batch"])
-        x = [batches.index(row["batch"]) for row in mine]
-        width = 2.6 if name.startswith("auto") else 1.4
-        axis.plot(x, [row["ratio"] for row in mine], marker="o", linewidth=width, color=f"C{number}", label=name)
-        low, high = ([row["ratio_range"][side] for row in mine] for side in (0, 1))
-        axis.fill_between(x, low, high, color=f"C{number}", alpha=0.12)
-    axis.axhline(1.0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-    axis.set(xlabel="requests in flight", ylabel="speed over plain decoding", title="Embedded engine, fp32, T = 0, CPU")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    beside = out.with_name(f".{out.name}")
-    figure.savefig(beside, dpi=130)
-    plt.close(figure)
-    beside.replace(out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         about = {"tokens": args.tokens, "threads": torch.get_num_threads(), "dtype": "fp32"}
         write_json(args.out, {"about": about, "rows": rows})
-        plot(rows, args.out.with_suffix(".png"))
+        write_whole(args.out.with_suffix(".png"), embedded_png(rows))
     bar.close()
     return 0
 

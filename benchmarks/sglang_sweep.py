@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import add_pair, write_json
+from benchmarks.redraw.by_load import sglang_png
 from benchmarks.sglang_cases import Body, body
 from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.prompts import read_prompts
+from eagle3_serving.files import write_whole
 from eagle3_serving.serve.client import Answer
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
@@ -158,36 +160,6 @@ def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, float
     return made
 
 
-def plot(figures: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4))
-    batches: list[int] = []
-    for name, by_batch in figures.items():
-        if name == "plain":
-            continue
-        batches = sorted(by_batch)
-        style = {"linewidth": 3, "color": "black", "zorder": 5} if name == "auto" else {"linewidth": 1.2}
-        ratios, least, most = ([by_batch[b][of] for b in batches] for of in ("ratio", "least", "most"))
-        axes.plot(batches, ratios, marker="o", label=_NAMES.get(name, name), **style)
-        if name == "auto":
-            axes.fill_between(batches, least, most, color="black", alpha=0.12, linewidth=0)
-    axes.axhline(1.0, color="grey", linewidth=0.8)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(batches, list(map(str, batches)))
-    axes.set_xlabel("requests in flight")
-    axes.set_ylabel("tokens a second, plain SGLang = 1")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
-_NAMES = {"own:5:4:8": "SGLang's own 5:4:8", "own-adaptive": "SGLang's own, adaptive", "auto": "ours, auto"}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_pair(parser)
@@ -256,7 +228,7 @@ def main() -> None:
     figures, auto = table(rows), bounds(rows)
     made = {"bounds": auto, "figures": figures, "rows": rows, "tokens": args.tokens, "waves": args.waves}
     write_json(args.out.with_suffix(".json"), made)
-    plot(figures, args.out.with_suffix(".png"))
+    write_whole(args.out.with_suffix(".png"), sglang_png(figures))
     print(json.dumps({"bounds": auto, "figures": figures}, indent=1))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from eagle3_serving.files import write_whole
+from eagle3_serving.plotting import OURS, PLAIN, WIDTH, canvas, colours, png
+
 Record = dict[str, Any]
 FIGURES = ("chain", "tree", "small_tree")
 
@@ -52,59 +55,59 @@ def print_table(rows: Sequence[Record], console: Console) -> None:
 
 
 def plot(records: Sequence[Record], common: str, out: Path) -> Path:
+    write_whole(out, findings_png(records, common))
+    return out
+
+
+def findings_png(records: Sequence[Record], common: str) -> bytes:
     """Every variant at equal tokens and, where there is more than one point of it, the curve of data.
 
     Dots are seeds, bars and whiskers mean and deviation.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = {row["name"]: row for row in summary(records, common)}
     equal = [name for name, row in rows.items() if row["group"] != "scaling"]
     curve = sorted(
         (n for n, r in rows.items() if r["group"] == "scaling" or n == common), key=lambda n: rows[n]["tokens"]
     )
-    panels = 2 if len(curve) > 1 else 1
-    size = {"figsize": (12, 4.6), "width_ratios": (max(2, len(equal)), 4)} if panels == 2 else {"figsize": (7, 4.6)}
-    figure, axes = plt.subplots(1, panels, squeeze=False, layout="constrained", **size)
-    left, *right = axes[0]
-    _bars(left, records, rows, equal)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper right", ncols=2)
-    if right:
-        _curve(right[0], rows, curve)
-    beside = out.with_name(f".{out.name}.partial.png")
-    figure.savefig(beside, dpi=120)
-    plt.close(figure)
-    return beside.replace(out)
+    tall = max(2.4, 1.6 + 0.36 * len(equal))
+    title = "Tokens a target pass at equal answer tokens"
+    if len(curve) > 1:
+        figure, axes = canvas(title, panels=2, size=(WIDTH, tall + 2.6), height_ratios=(tall - 0.4, 2.6))
+        _curve(axes[1], rows, curve)
+    else:
+        figure, axes = canvas(title, size=(WIDTH, tall))
+    _bars(axes[0], records, rows, equal)
+    return png(figure)
 
 
 def _bars(panel: Any, records: Sequence[Record], rows: dict[str, Record], names: Sequence[str]) -> None:
     for number, kind in enumerate(_DRAWN):
-        places = [place + (number - 0.5) * 0.38 for place in range(len(names))]
+        at = [place + (number - 0.5) * 0.38 for place in range(len(names))]
         means, deviations = _columns(rows, names, kind)
-        panel.bar(places, means, 0.36, yerr=deviations, capsize=3, color=f"C{number}", alpha=0.8, label=kind)
-        for place, name in zip(places, names, strict=True):
+        look = {"color": _COLOURS[number], "hatch": ("//", "")[number], "edgecolor": "white"}
+        panel.barh(at, means, 0.36, xerr=deviations, capsize=2.5, alpha=0.85, label=_TITLES[kind], **look)
+        for place, name in zip(at, names, strict=True):
             seeds = [record[kind] for record in records if record["name"] == name]
-            panel.scatter([place] * len(seeds), seeds, s=9, color="black", zorder=3)
-    panel.set_xticks(range(len(names)), names, rotation=25, ha="right")
-    panel.set(ylabel="tokens a target pass (plain decoding: 1)", title="at equal training tokens", ylim=(1.0, None))
-    panel.grid(alpha=0.3, axis="y")
+            panel.scatter(seeds, [place] * len(seeds), s=9, color=PLAIN, zorder=3)
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.set(xlabel="tokens a target pass (plain decoding: 1; dots: seeds)", xlim=(1.0, None))
+    panel.grid(axis="y", visible=False)
 
 
 def _curve(panel: Any, rows: dict[str, Record], names: Sequence[str]) -> None:
     tokens = [rows[name]["tokens"] for name in names]
     for number, kind in enumerate(_DRAWN):
         means, deviations = _columns(rows, names, kind)
-        panel.errorbar(tokens, means, yerr=deviations, marker="o", capsize=3, color=f"C{number}", label=kind)
-    panel.set(xlabel="answer tokens trained on", title="the curve of data", xscale="log")
+        panel.errorbar(tokens, means, yerr=deviations, marker="so"[number], capsize=3, color=_COLOURS[number])
+    panel.set(xlabel="answer tokens trained on (log)", ylabel="tokens a target pass", xscale="log")
     panel.set_xticks(tokens, [f"{count / 1000:.0f}K" for count in tokens])
     panel.minorticks_off()
-    panel.grid(alpha=0.3)
 
 
 _DRAWN = ("chain", "tree")
+_TITLES = {"chain": "chain of 5", "tree": "tree of 60"}
+_COLOURS = (colours(0)[0], OURS)
 
 
 def _columns(rows: dict[str, Record], names: Sequence[str], kind: str) -> tuple[list[float], list[float]]:

@@ -4,32 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from eagle3_serving.errors import InputError
+from eagle3_serving.files import write_whole
+from eagle3_serving.plotting import HEIGHT, WIDTH, canvas, colours, png
 
 
 def plot_training(log: Path, out: Path) -> Path:
     """Read `log` (JSON lines of the run) and write `out` (PNG). Held-out values are drawn thick, training ones thin."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("matplotlib is missing: pip install 'eagle3-serving[train]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     training = [record for record in records if "loss" in record]
     held_out = [{**record["held_out"], "tokens": record["tokens"]} for record in records if record.get("held_out")]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = canvas("By draft step; thick: held out", panels=2, size=(WIDTH, 1.6 * HEIGHT), sharex=True)
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         _curves(axis, training, name, thick=False)
         _curves(axis, held_out, name, thick=True)
-        axis.set(xlabel="answer tokens seen", ylabel=name, title=f"{name} by draft step")
-        axis.grid(alpha=0.3)
-    axes[0].legend(title="thick: held out", fontsize=8)
-    beside = out.with_name(f".{out.name}.partial.png")
-    figure.savefig(beside, dpi=120)
-    plt.close(figure)
-    return beside.replace(out)
+        axis.set_ylabel(name)
+    axes[-1].set_xlabel("answer tokens seen")
+    write_whole(out, png(figure))
+    return out
 
 
 def _curves(axis: Any, records: list[dict[str, Any]], name: str, thick: bool) -> None:
@@ -38,5 +29,5 @@ def _curves(axis: Any, records: list[dict[str, Any]], name: str, thick: bool) ->
     tokens = [record["tokens"] for record in records]
     for step in range(len(records[0][name])):
         values = [record[name][step] for record in records]
-        style = {"linewidth": 2.2, "label": f"step {step}"} if thick else {"linewidth": 0.8, "alpha": 0.35}
-        axis.plot(tokens, values, color=f"C{step}", **style)
+        style = {"linewidth": 2.2, "label": f"step {step}"} if thick else {"linewidth": 0.8, "alpha": 0.45}
+        axis.plot(tokens, values, color=colours(step)[0], **style)

@@ -1,0 +1,143 @@
+"""What one H100 said, once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.redraw import raw
+from benchmarks.redraw.catalogue import markdown, picture, text
+from eagle3_serving.plotting import PLAIN, Line, canvas, line, places, png
+
+# law's accepted length (best child 0.8, siblings 0.75 of the rest): `python -m benchmarks.gpu`'s default, for these shapes
+CHAIN_LENGTH, TREE_LENGTH = 2.95, 4.99
+STEPS = {
+    "plain": ("vllm", "B plain"),
+    "vLLM's own chain of 3, our drafter, full graphs": ("vllm", "B chain 3"),
+    "our tree of 16 (depth 8, top-k 10), as committed then": ("vllm", "B tree 16"),
+    "prototype: the same tree in CUDA graphs": ("vllm-prototype", "B tree 16 proto"),
+}
+IN_FLIGHT = (1, 4, 16, 64)
+
+
+def _steps(file: str, engine: str) -> dict[int, Mapping[str, Any]]:
+    return {row["flight"]: row for row in raw.lines(f"h100/{file}") if row["engine"] == engine and "ms_median" in row}
+
+
+def _profile(file: str, engine: str) -> tuple[float, float, float]:
+    """Launches, copies and stream waits of a step at one in flight."""
+    rows = raw.lines(f"h100/{file}")
+    found = next(r for r in rows if (r["engine"], r.get("part"), r.get("flight")) == (engine, "profile", 1))
+    waits = found["syncs_per_step"]
+    return found["cuda_launches_per_step"], waits["cudaMemcpyAsync"], waits.get("cudaStreamSynchronize", 0.0)
+
+
+@text("h100-steps")
+def steps() -> str:
+    rows: list[list[str]] = []
+    plain = _steps(*STEPS["plain"])
+    for name, where in STEPS.items():
+        launches, copies, waits = _profile(*where)
+        marks = [f"{launches:,.0f}", f"{copies:.0f}", f"{waits:.1f}" if waits else "0"]
+        cells = [name, *(f"{_steps(*where)[n]['ms_median']:.2f}" for n in IN_FLIGHT), *marks]
+        rows.append([f"**{cell}**" for cell in cells] if "committed" in name else cells)
+    for name, where in list(STEPS.items())[1:]:
+        length = CHAIN_LENGTH if "chain" in name else TREE_LENGTH
+        ratios = [length * plain[n]["ms_median"] / _steps(*where)[n]["ms_median"] for n in IN_FLIGHT]
+        title = f"SIMULATED, x plain: {name.split(' (')[0].split(',')[0].split(':')[0]}"
+        rows.append([title, *(f"{ratio:.2f}" for ratio in ratios), "", "", ""])
+    return markdown(["ms a step, in flight", *IN_FLIGHT, "launches", "copies", "stream waits"], rows)
+
+
+@picture("h100-steps.png")
+def steps_png() -> bytes:
+    figure, axes = canvas("One H100, vLLM 0.32, shape of Llama-3.1-8B: a step", size=(5.4, 4.4))
+    for number, (name, where) in enumerate(STEPS.items()):
+        found = _steps(*where)
+        x, y = range(len(IN_FLIGHT)), [found[n]["ms_median"] for n in IN_FLIGHT]
+        low, high = ([found[n][side] for n in IN_FLIGHT] for side in ("p10", "p90"))
+        if name == "plain":
+            axes[0].plot(x, y, color=PLAIN, linestyle="--", marker=".", label="plain decoding")
+        else:
+            line(axes[0], Line(name.replace("full graphs", "graphs"), x, y, low, high), number - 1, ours="committed" in name)
+    places(axes[0], IN_FLIGHT)
+    axes[0].set(xlabel="requests in flight", ylabel="milliseconds a step (p10 to p90)", ylim=(0, None))
+    return png(figure, columns=1)
+
+
+@text("answer-h100")
+def answer() -> str:
+    plain, tree, proto = (_steps(*STEPS[name]) for name in ("plain", *list(STEPS)[2:]))
+    of = [plain[16]["ms_median"], tree[16]["ms_median"], proto[16]["ms_median"]]
+    return (
+        f"It was right at first contact and did not pay in vLLM: at 16 in flight a step of a tree of 16 took {of[1]:.1f} ms where a plain one took "
+        f"{of[0]:.1f}, for want of CUDA graphs; a prototype with graphs, no part of this project, took {of[2]:.1f}, and what was committed since has not run on a GPU."
+    )
+
+
+@text("h100-real")
+def real() -> str:
+    """SmolLM2-135M with the drafter that shipped then: tokens a second, and answers that differ from plain vLLM's."""
+    rows = [row for row in raw.lines("h100/vllm") if row.get("set") == "A" and row.get("flight") in (1, 8) and "tokens_per_s" in row]
+    names = {"A plain": "plain", "A chain 3": "vLLM's own chain of 3", "A tree 16": "our tree of 16", "A tree 60": "our tree of 60"}
+    made = []
+    for engine, name in names.items():
+        one, eight = (next(r for r in rows if (r["engine"], r["flight"]) == (engine, n)) for n in (1, 8))
+        lengths = " / ".join(f"{r['tokens_per_request_step']:.2f}" for r in (one, eight)) if "tokens_per_request_step" in one else "1"
+        differ = " / ".join(str(r["against_plain_same_flight"]["differing"]) for r in (one, eight)) if engine != "A plain" else ""
+        made.append([name, f"{one['tokens_per_s']:,.0f}", f"{eight['tokens_per_s']:,.0f}", lengths, differ])
+    return markdown(
+        ["SmolLM2-135M, bf16, 40 prompts", "tokens/s, 1 in flight", "8 in flight", "tokens a pass, 1 / 8", "answers that differ, of 40, 1 / 8"], made
+    )
+
+
+@text("h100-sglang")
+def sglang() -> str:
+    names = {
+        "l8b-plain": "8B shape, plain",
+        "l8b-fixed": "8B shape, our worker, one tree 3,4,8, CUDA graphs, nothing accepted",
+        "plain": "SmolLM2, plain",
+        "own": "SmolLM2, SGLang's own tree 3,4,8",
+    }
+    rows = [row for row in raw.lines("h100/sglang") if "tokens_s" in row]
+    made = []
+    for engine, name in names.items():
+        cells = []
+        for n in (1, 8):
+            row = next(r for r in rows if (r["engine"], r["in_flight"]) == (engine, n))
+            passes = row["verify_steps"] or row["tokens"]
+            step = 1000 * row["seconds"] / passes * n
+            cells.append(f"{row['tokens_s']:,.1f} ({step:.1f})" if engine.startswith("l8b") else f"{row['tokens_s']:,.1f}")
+        length = next(r for r in rows if r["engine"] == engine)["accepted_length"]
+        made.append([name, *cells, f"{length:.2f}" if length else "1"])
+    return markdown(["tokens/s (ms a step, prefill included)", "1 in flight", "8 in flight", "tokens a pass"], made)
+
+
+@text("h100-curve")
+def curve() -> str:
+    rows = {(row["setting"], row["batch"]): row for row in raw.lines("h100/curve") if "setting" in row}
+    made = []
+    for setting in ("chain-3", "tree-16", "tree-60", "auto"):
+        cells = []
+        for batch in (1, 8, 64):
+            row, plain = rows[setting, batch], rows["plain", batch]
+            clock = row["tokens_per_second"] / plain["tokens_per_second"]
+            if "draft_kernels_ms" not in row:
+                cells.append(f"**{clock:.2f}**")
+                continue
+            graphs = row["accepted_length"] * plain["verify_kernels_ms"] / (row["draft_kernels_ms"] + row["verify_kernels_ms"])
+            cells.append(f"{clock:.2f} / {graphs:.2f}")
+        made.append([setting, *cells])
+    return markdown(["SIMULATED acceptance, over plain, in flight", 1, 8, 64], made)
+
+
+@text("h100-attention")
+def attention() -> str:
+    rows = {row["key"]: row for row in raw.lines("h100/attention") if "key" in row}
+    made = []
+    for row in rows.values():
+        if not row["key"].startswith("best-"):
+            continue
+        shape = row["key"].removeprefix("best-")
+        batch, nodes, prefix = shape.split("-")
+        ways = (f"{rows[f'{way}-{shape}']['us']:,.1f}" for way in ("split-triton", "flashinfer-mask", "masked"))
+        made.append([f"{batch} x {prefix}, {nodes}", f"{row['floor_us']:.1f}", *ways, f"{row['share']:.2f}"])
+    return markdown(["batch x prefix, nodes", "floor, µs", "split-triton", "FlashInfer's mask", "SDPA under the mask", "floor / best"], made)

@@ -1,0 +1,120 @@
+"""What training gives: the paper's findings again, and a public trainer beside ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.redraw import raw
+from benchmarks.redraw.catalogue import PICTURES, markdown, picture, text
+from benchmarks.train_findings_report import findings_png
+from eagle3_serving.plotting import OURS, canvas, colours, places, png
+
+NAMES = {
+    "paper": "the paper's method, all answer tokens",
+    "steps-1": "one step in place of training-time test",
+    "steps-3": "3 steps of training-time test",
+    "steps-7": "7 steps",
+    "eagle-2": "EAGLE-2's method",
+    "top": "the top feature alone, no fusion",
+    "low-middle-top": "low, middle and top fused (the paper: low, middle, high)",
+    "constraint": "EAGLE-2's feature constraint alone",
+    "data-1/2": "1/2 of the data",
+    "data-1/4": "1/4",
+    "data-1/8": "1/8",
+    "total-variation": "objective: total variation (one seed)",
+    "acceptance": "objective: likelihood of acceptance (one seed)",
+    "norm-output": "post-norm state fed back (one seed)",
+    "calibrated": "calibrated (one seed)",
+}
+COMMON = "paper"
+
+for _name in ("train-findings", "train-fusion"):
+    PICTURES[f"{_name}.png"] = lambda name=_name: findings_png(raw.table(name)["runs"], COMMON)  # type: ignore[misc]
+
+
+def _rows(name: str) -> dict[str, Mapping[str, Any]]:
+    return {row["name"]: row for row in raw.table(name)["summary"]}
+
+
+@text("answer-training")
+def answer() -> str:
+    rows = _rows("train-findings")
+    one, eagle2 = rows["steps-1"]["tree_against_paper"], rows["eagle-2"]["tree_against_paper"]
+    top, eighth = rows["top"]["tree_against_paper"], rows["data-1/8"]["tree_against_paper"]
+    return (
+        f"At {rows[COMMON]['tokens']:,} answer tokens training-time test is worth {-one['mean']:.2f} tokens a pass and the method as a whole "
+        f"{-eagle2['mean']:.2f} over EAGLE-2's, eight times the data {-eighth['mean']:.2f}; that fused features beat the top one is not shown "
+        f"({-top['mean']:.3f}, deviation {top['deviation']:.3f})."
+    )
+
+
+@text("train-findings")
+def findings() -> str:
+    return markdown(["", "tree of 60: tokens a pass", "against the paper's, seed by seed", "chain of 5", "seeds"], _table("train-findings"))
+
+
+@text("train-findings-short")
+def findings_short() -> str:
+    chosen = ("paper", "steps-1", "eagle-2", "top", "low-middle-top", "data-1/2", "data-1/4", "data-1/8")
+    rows = [row for name, row in zip(NAMES, _table("train-findings"), strict=True) if name in chosen]
+    return markdown(["", "tokens a pass", "against the paper's method, seed by seed"], [row[:3] for row in rows])
+
+
+@text("train-fusion")
+def fusion() -> str:
+    return markdown(["400,000 tokens", "tree of 60", "against fusion, seed by seed", "chain of 5", "seeds"], _table("train-fusion"))
+
+
+def _table(name: str) -> list[list[object]]:
+    rows = _rows(name)
+    return [
+        [NAMES[n], _value(rows[n]["tree"]), _value(rows[n][f"tree_against_{COMMON}"], sign="+"), _value(rows[n]["chain"]), rows[n]["seeds"]]
+        for n in NAMES
+        if n in rows
+    ]
+
+
+def _value(found: Mapping[str, float | None] | None, sign: str = "") -> str:
+    if found is None:
+        return ""
+    spread = "" if found["deviation"] is None else f" ({found['deviation']:.3f})"
+    return f"{found['mean']:{sign}.3f}{spread}"
+
+
+@text("answer-trainers-compared")
+def trainers_answer() -> str:
+    ours, theirs = raw.table("train-public")["runs"]
+    return (
+        f"On the same {ours['answer_tokens']:,} answer tokens and two CPU cores ours trains {ours['tokens_per_second']:.0f} tokens a second against "
+        f"{theirs['tokens_per_second']:.0f} of speculators 0.9, and the drafter yields {ours['tree']:.3f} against {theirs['tree']:.3f} tokens a pass as a tree of 60."
+    )
+
+
+@text("train-public")
+def trainers() -> str:
+    names = {"eagle3-serving": "`eagle3 train`", "speculators": "speculators 0.9", "eagle3-serving-compiled": "`eagle3 train --compile`"}
+    rows = [
+        [names[run["name"]], run["seed"], f"{run['tokens_per_second']:.0f}", f"{run['seconds']:.0f}", f"{run['chain']:.3f}", f"{run['tree']:.3f}"]
+        for file in ("train-public", "train-compiled")
+        for run in raw.table(file)["runs"]
+    ]
+    rows = [[f"{row[0]}, another day" if place > 1 else row[0], *row[1:]] for place, row in enumerate(rows)]
+    return markdown(["", "seed", "answer tokens a second", "seconds", "tokens a pass, chain of 5", "tree of 60"], rows)
+
+
+@picture("train-public.png")
+def trainers_png() -> bytes:
+    ours, theirs = raw.table("train-public")["runs"]
+    figure, axes = canvas("Same answers, features, cores; one seed", panels=2, across=True, width_ratios=(1, 2))
+    for place, (run, name) in enumerate(((ours, "eagle3 train"), (theirs, "speculators 0.9"))):
+        colour, hatch = (colours(0)[0], "//") if place else (OURS, "")
+        speed = axes[0].bar([place], [run["tokens_per_second"]], 0.8, color=colour, hatch=hatch, edgecolor="white", label=name)
+        at = [kind + (place - 0.5) * 0.4 for kind in range(2)]
+        length = axes[1].bar(at, [run["chain"], run["tree"]], 0.38, color=colour, hatch=hatch, edgecolor="white")
+        axes[0].bar_label(speed, fmt="%.0f", fontsize=9)
+        axes[1].bar_label(length, fmt="%.2f", fontsize=9)
+    axes[0].set(ylabel="answer tokens trained on a second", xticks=[])
+    places(axes[1], ["chain of 5", "tree of 60"])
+    axes[1].set(ylabel="tokens a target pass (plain: 1)", ylim=(1.0, None))
+    for axis in axes:
+        axis.grid(axis="x", visible=False)
+    return png(figure)
