@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.redraw import by_load, exact, gpu, index, learning, lengths, raw  # noqa: F401  they fill the catalogue
+from benchmarks.redraw import by_load, exact, front, gpu, index, knobs, learning, lengths, raw  # noqa: F401  they fill the catalogue
 from benchmarks.redraw.catalogue import PICTURES, TEXTS
 from benchmarks.redraw.pages import COPIES, copies, filled, pages, shown
 from benchmarks.redraw.raw import RESULTS, ROOT

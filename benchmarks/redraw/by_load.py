@@ -44,14 +44,14 @@ def _sweep_of(engine: str) -> None:
 def _table_of(engine: str) -> str:
     points = raw.bench(engine)[1]
     rows = [
-        [NAMES[mode], *(times(_at(points, mode, load).ratio, _at(points, mode, load).ratio_range) for load in loads(points))]
+        [NAMES[mode], *(times(at(points, mode, load).ratio, at(points, mode, load).ratio_range) for load in loads(points))]
         for mode in modes(points)[1:]
     ]
-    plain = [f"{_at(points, 'plain', load).tokens_per_second:.1f}" for load in loads(points)]
+    plain = [f"{at(points, 'plain', load).tokens_per_second:.1f}" for load in loads(points)]
     return markdown(["in flight", *loads(points)], [*rows, ["plain decoding, tokens/s", *plain]])
 
 
-def _at(points: Sequence[Point], mode: str, load: int) -> Point:
+def at(points: Sequence[Point], mode: str, load: int) -> Point:
     return next(point for point in points if (point.mode, point.concurrency) == (mode, load))
 
 
@@ -63,11 +63,11 @@ for _engine in ENGINES:
 @text("answer-vllm-by-load")
 def vllm_answer() -> str:
     points = raw.bench("vllm")[1]
-    auto = [_at(points, "auto", load).ratio for load in loads(points)]
-    own = [_at(points, "own-chain-3", load).ratio for load in loads(points)]
+    auto = [at(points, "auto", load).ratio for load in loads(points)]
+    own = [at(points, "own-chain-3", load).ratio for load in loads(points)]
     return (
-        f"On two CPU cores `auto` serves {_list(auto)} of plain vLLM's tokens a second at {_list(loads(points), '')} requests in flight, "
-        f"vLLM's own chain of 3 {_list(own)}; every answer is plain decoding's."
+        f"On two CPU cores `auto` serves {slashes(auto)} of plain vLLM's tokens a second at {slashes(loads(points), '')} requests in flight, "
+        f"vLLM's own chain of 3 {slashes(own)}; every answer is plain decoding's."
     )
 
 
@@ -85,19 +85,19 @@ def _schedule_row(name: str, found: Mapping[str, Any]) -> list[str]:
     return [name, times(found["speedup"], found["range"]), f"{found['accepted_length']:.2f}", same]
 
 
-def sglang_curves(figures: Figures, names: Sequence[str] = tuple(SERVERS)) -> tuple[list[Line], list[int]]:
-    """Curves of benchmarks.sglang_sweep's `figures`, server -> batch -> ratio, least, most; and the batches."""
+def sglang_curves(figures: Figures, names: Mapping[str, str] = SERVERS) -> tuple[list[Line], list[int]]:
+    """Curves of benchmarks.sglang_sweep's `figures`, server -> batch -> ratio, least, most, in the order of `names`, others
+    behind; and the batches."""
     batches = sorted({int(batch) for by_batch in figures.values() for batch in by_batch})
     curves = []
-    for name in [name for name in [*names, *figures] if name in figures and name != "plain"]:
-        label = SERVERS.get(name, name)
-        if label in [curve.label for curve in curves]:
+    for name in [*(name for name in names if name in figures), *(name for name in figures if name not in names)]:
+        if name == "plain":
             continue
         of = {int(batch): found for batch, found in figures[name].items()}
         found = [of[batch] for batch in batches]
         spread = any(one["least"] != one["most"] for one in found)
         low, high = ([one[side] for one in found] if spread else None for side in ("least", "most"))
-        curves.append(Line(label, range(len(batches)), [one["ratio"] for one in found], low, high))
+        curves.append(Line(names.get(name, name), range(len(batches)), [one["ratio"] for one in found], low, high))
     return curves, batches
 
 
@@ -140,9 +140,9 @@ def sglang_answer() -> str:
     own = [found["ratio"] for found in made["figures"]["own:5:4:8"].values()]
     bounds = made["bounds"]
     return (
-        f"On two CPU cores, with the batch choosing the tree, {_list([found['to_plain'] for found in bounds.values()])} of plain SGLang's "
-        f"tokens a second at {_list(list(bounds), '')} requests in flight, and "
-        f"{_list([found['to_best_fixed'] for found in bounds.values()])} of the best fixed tree's; SGLang's own tree 5,4,8 gives {_list(own)}."
+        f"On two CPU cores, with the batch choosing the tree, {slashes([found['to_plain'] for found in bounds.values()])} of plain SGLang's "
+        f"tokens a second at {slashes(list(bounds), '')} requests in flight, and "
+        f"{slashes([found['to_best_fixed'] for found in bounds.values()])} of the best fixed tree's; SGLang's own tree 5,4,8 gives {slashes(own)}."
     )
 
 
@@ -194,7 +194,7 @@ def embedded_answer() -> str:
     of = {name: [row["ratio"] for row in rows if row["setting"] == name] for name in ("auto-lookup", "chain-3", "tree-60")}
     batches = sorted({row["batch"] for row in rows})
     return (
-        f"`--mode auto --lookup` decodes {_list(of['auto-lookup'])} as fast as plain decoding at {_list(batches, '')} requests in flight, "
+        f"`--mode auto --lookup` decodes {slashes(of['auto-lookup'])} as fast as plain decoding at {slashes(batches, '')} requests in flight, "
         f"where a fixed chain of 3 falls to {min(of['chain-3']):.2f}x and a fixed tree of 60 to {min(of['tree-60']):.2f}x; every token is the same."
     )
 
@@ -244,42 +244,7 @@ def tuning_png() -> bytes:
     return png(figure)
 
 
-@picture("speed-by-load.png")
-def front_png() -> bytes:
-    """The front page's: both real engines, plain decoding, their own EAGLE-3, and ours."""
-    figure, axes = canvas(
-        "SmolLM2-135M, fp32, two CPU cores", panels=2, size=(6.4, 3.9), across=True, sharey=True
-    )
-    points = raw.bench("vllm")[1]
-    own, ours = "engine's own (chain of 3; tree 5,4,8)", "eagle3-serving, auto"
-    adaptive = "SGLang's own, adaptive"
-    curves = []
-    for mode, label in (("auto", ours), ("own-chain-3", own)):
-        of = [_at(points, mode, load) for load in loads(points)]
-        low, high = zip(*(point.ratio_range for point in of), strict=True)
-        curves.append(Line(label, range(len(of)), [point.ratio for point in of], low, high))
-    speed_by_load(axes[0], curves, loads(points), ours=[ours])
-    named = {"auto": ours, "own:5:4:8": own, "own-adaptive": adaptive}
-    figures = raw.table("sglang-sweep")["figures"]
-    found, batches = sglang_curves({name: figures[name] for name in named}, tuple(named))
-    found = [
-        Line(label, curve.x, curve.y, curve.low, curve.high) for curve, label in zip(found, named.values(), strict=True)
-    ]
-    speed_by_load(axes[1], found, batches, ours=[ours])
-    for axis, name in zip(axes, ("stock vLLM 0.32", "stock SGLang 0.5.23"), strict=True):
-        axis.set_title(name, loc="left", fontsize=11)
-    axes[1].set_ylabel("")
-    return png(figure, columns=2)
-
-
-def _list(values: Sequence[object], unit: str = "x") -> str:
+def slashes(values: Sequence[object], unit: str = "x") -> str:
+    """`1.30x / 1.25x`."""
     return " / ".join(f"{value:.2f}{unit}" if isinstance(value, float) else f"{value}{unit}" for value in values)
-
-
-@text("gains")
-def gains() -> str:
-    """One line an engine for the front page."""
-    points, sglang = raw.bench("vllm")[1], raw.table("sglang-sweep")["bounds"]
-    vllm = [_at(points, "auto", load).ratio for load in loads(points)]
-    return f"vLLM {_list(vllm)}, SGLang {_list([found['to_plain'] for found in sglang.values()])} at {_list(loads(points), '')} in flight"
 

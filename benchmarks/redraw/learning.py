@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.redraw import raw
-from benchmarks.redraw.catalogue import PICTURES, markdown, picture, text
+from benchmarks.redraw.catalogue import PICTURES, listed, markdown, picture, text
 from benchmarks.train_findings_report import findings_png
 from eagle3_serving.plotting import OURS, canvas, colours, places, png
 
@@ -118,3 +118,21 @@ def trainers_png() -> bytes:
     for axis in axes:
         axis.grid(axis="x", visible=False)
     return png(figure)
+
+
+@text("fusion-by-seed")
+def fusion_by_seed() -> str:
+    runs = {(run["name"], run["seed"]): run for run in raw.table("train-fusion")["runs"]}
+    tree, chain = (
+        listed([f"{run[kind] - runs['top', seed][kind]:+.3f}" for (name, seed), run in runs.items() if name == COMMON])
+        for kind in ("tree", "chain")
+    )
+    return f"Fusion less the top feature alone, seed by seed: {tree} as a tree, {chain} as a chain; each is ahead in one seed."
+
+
+@text("data-doublings")
+def doublings() -> str:
+    rows = _rows("train-findings")
+    curve = [rows[name]["tree"]["mean"] for name in ("data-1/8", "data-1/4", "data-1/2", COMMON)]
+    gains = [f"{more - less:.2f}" for less, more in zip(curve, curve[1:], strict=False)]
+    return f"Each doubling of the data gave {listed(gains)} tokens a pass."
