@@ -15,6 +15,7 @@ from eagle3_serving.errors import InputError
 WIDTH, HEIGHT, DPI = 5.4, 4.0, 160  # inches; at a phone's 360 pixels its type is 9 pixels high
 PLAIN, OURS = "#222222", "#0072B2"
 OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+_HATCHES = ("//", "..", "\\\\")
 MARKERS = ("s", "^", "D", "v", "P", "X")
 _TYPE = {
     "font.size": 10.5,
@@ -62,9 +63,11 @@ def canvas(
     except ImportError:
         raise InputError("matplotlib is missing: pip install 'eagle3-serving[bench]' or [train]") from None
     with rc_context(_TYPE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure: Any = Figure(figsize=size, layout="constrained")
         # ten letters an inch of this type
-        figure.suptitle("\n".join(textwrap.wrap(title, int(10 * size[0]))), x=0.01, ha="left", fontweight="bold", fontsize=11.5)
+        figure.suptitle(
+            "\n".join(textwrap.wrap(title, int(10 * size[0]))), x=0.01, ha="left", fontweight="bold", fontsize=11.5
+        )
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
         rows, columns = (1, panels) if across else (panels, 1)
         axes = list(figure.subplots(rows, columns, squeeze=False, **layout).flat)
@@ -91,6 +94,32 @@ def line(axis: Any, curve: Line, number: int, ours: bool = False, shift: float =
         capsize=2.5,
         zorder=order,
     )
+
+
+def bars(
+    axis: Any,
+    values: Sequence[float],
+    number: int,
+    of: int,
+    label: str,
+    ours: bool = False,
+    spread: Sequence[Sequence[float]] | None = None,
+    shown: str = "",
+) -> None:
+    """The `number`th of `of` bars in each group, groups at 0, 1, 2, ...; `spread` below and above, `shown`: how values are written."""
+    width = 0.8 / of
+    at = [place + (number - (of - 1) / 2) * width for place in range(len(values))]
+    colour = OURS if ours else colours(number)[0]
+    look = {"color": colour, "hatch": "" if ours else _HATCHES[number % len(_HATCHES)], "edgecolor": "white"}
+    drawn = axis.bar(at, values, 0.95 * width, yerr=spread, capsize=2.5, label=label, **look)
+    if shown:
+        axis.bar_label(drawn, fmt=shown, fontsize=9, padding=2)
+    axis.grid(axis="x", visible=False)
+
+
+def plain_at_one(axis: Any) -> None:
+    """What everything is measured against."""
+    axis.axhline(1.0, color=PLAIN, linewidth=1.2, linestyle="--", label="plain decoding")
 
 
 def places(axis: Any, labels: Sequence[object]) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.redraw import by_load, exact, front, gpu, index, knobs, learning, lengths, raw  # noqa: F401  they fill the catalogue
+from benchmarks.redraw import arithmetic, by_load, exact, front, gpu, index, knobs, learning, lengths, raw, vllm_alone  # noqa: F401
 from benchmarks.redraw.catalogue import PICTURES, TEXTS
 from benchmarks.redraw.pages import COPIES, copies, filled, pages, shown
 from benchmarks.redraw.raw import RESULTS, ROOT
@@ -36,6 +36,9 @@ def draw(name: str) -> bytes:
 def redraw(only: Sequence[str]) -> list[Path]:
     """Write what is made of the raw files, all or `only` some of it, and return the files that changed."""
     changed = []
+    if not only or set(only) & set(TEXTS):  # first: a text may show a picture
+        for page in pages():
+            changed += _write(page, filled(page).encode())
     on_the_site = copies()
     for name in PICTURES:
         if only and name not in only:
@@ -43,9 +46,6 @@ def redraw(only: Sequence[str]) -> list[Path]:
         content = draw(name)
         for folder in (RESULTS, COPIES) if name in on_the_site else (RESULTS,):
             changed += _write(folder / name, content)
-    if not only or set(only) & set(TEXTS):
-        for page in pages():
-            changed += _write(page, filled(page).encode())
     return changed
 
 
@@ -63,7 +63,9 @@ def stale() -> list[str]:
         name = page.relative_to(ROOT)
         if filled(page) != page.read_text(encoding="utf-8"):
             found.append(f"{name}: a table or a sentence is not that of the raw files")
-        found += [f"{name} shows {one.name}, which nothing makes" for one in sorted(shown(page)) if one.name not in PICTURES]
+        found += [
+            f"{name} shows {one.name}, which nothing makes" for one in sorted(shown(page)) if one.name not in PICTURES
+        ]
     drawn = [name for name in PICTURES if name.endswith(".png")]
     files = [RESULTS / name for name in drawn] + [COPIES / name for name in copies() if name in PICTURES]
     found += [f"{file.relative_to(ROOT)} {why}" for file in files if (why := wrong(file))]
@@ -76,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--list", action="store_true", help="names of all pictures and texts")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these; of texts, all are written")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where something is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where something is out of date"
+    )
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.only if name not in PICTURES and name not in TEXTS]:
         parser.error(f"nothing is called {', '.join(unknown)}; --list names all")

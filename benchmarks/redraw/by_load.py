@@ -44,7 +44,10 @@ def _sweep_of(engine: str) -> None:
 def _table_of(engine: str) -> str:
     points = raw.bench(engine)[1]
     rows = [
-        [NAMES[mode], *(times(at(points, mode, load).ratio, at(points, mode, load).ratio_range) for load in loads(points))]
+        [
+            NAMES[mode],
+            *(times(at(points, mode, load).ratio, at(points, mode, load).ratio_range) for load in loads(points)),
+        ]
         for mode in modes(points)[1:]
     ]
     plain = [f"{at(points, 'plain', load).tokens_per_second:.1f}" for load in loads(points)]
@@ -74,9 +77,10 @@ def vllm_answer() -> str:
 @text("vllm-schedule")
 def vllm_schedule() -> str:
     once, again = raw.table("vllm-chain")["batches"], raw.table("vllm-chain-batch16")["batches"]
-    rows = [
-        [*(_schedule_row(batch, once[batch])), "3"] for batch in ("1", "4")
-    ] + [[*_schedule_row("16", again["16"]), "9"], [*_schedule_row("16, the first three rounds", once["16"]), "3"]]
+    rows = [[*(_schedule_row(batch, once[batch])), "3"] for batch in ("1", "4")] + [
+        [*_schedule_row("16", again["16"]), "9"],
+        [*_schedule_row("16, the first three rounds", once["16"]), "3"],
+    ]
     return markdown(["in flight", "against plain vLLM", "tokens a pass", "answers identical", "rounds"], rows)
 
 
@@ -116,7 +120,13 @@ def sglang_table() -> str:
     figures = raw.table("sglang-sweep")["figures"]
     batches = list(figures["plain"])
     rows = [
-        [name, *(times(figures[server][b]["ratio"], (figures[server][b]["least"], figures[server][b]["most"])) for b in batches)]
+        [
+            name,
+            *(
+                times(figures[server][b]["ratio"], (figures[server][b]["least"], figures[server][b]["most"]))
+                for b in batches
+            ),
+        ]
         for server, name in SERVERS.items()
     ]
     plain = [f"{figures['plain'][b]['tokens_per_second']:.1f}" for b in batches]
@@ -128,7 +138,10 @@ def sglang_bounds() -> str:
     bounds = raw.table("sglang-sweep")["bounds"]
     rows = [
         [title, *(times(found[key], found[f"{key}_spread"]) for found in bounds.values())]
-        for title, key in (("`auto` over plain SGLang", "to_plain"), ("`auto` over the best fixed tree", "to_best_fixed"))
+        for title, key in (
+            ("`auto` over plain SGLang", "to_plain"),
+            ("`auto` over the best fixed tree", "to_best_fixed"),
+        )
     ]
     best = ["the best fixed tree", *(found["best_fixed"].replace(":", ",") for found in bounds.values())]
     return markdown(["in flight", *bounds], [*rows, best])
@@ -166,7 +179,12 @@ PICTURES["embedded-sweep.png"] = lambda: embedded_png(raw.table("embedded-sweep"
 @text("embedded-sweep")
 def embedded_table() -> str:
     rows = raw.table("embedded-sweep")["rows"]
-    names = {"chain-3": "chain of 3", "tree-60": "tree of 60", "auto": "`--mode auto`", "auto-lookup": "`--mode auto --lookup`"}
+    names = {
+        "chain-3": "chain of 3",
+        "tree-60": "tree of 60",
+        "auto": "`--mode auto`",
+        "auto-lookup": "`--mode auto --lookup`",
+    }
     batches = sorted({row["batch"] for row in rows})
     ratios = {(row["setting"], row["batch"]): (row["ratio"], row["ratio_range"]) for row in rows}
     return markdown(
@@ -181,7 +199,12 @@ def embedded_one() -> str:
     return markdown(
         ["setting", "over plain decoding", "tokens a pass", "nodes a pass"],
         [
-            [row["setting"], times(row["ratio"], row["ratio_range"]), f"{row['accepted_length']:.2f}", f"{row['nodes_per_pass']:.1f}"]
+            [
+                row["setting"],
+                times(row["ratio"], row["ratio_range"]),
+                f"{row['accepted_length']:.2f}",
+                f"{row['nodes_per_pass']:.1f}",
+            ]
             for row in rows
             if row["setting"] != "plain"
         ],
@@ -191,7 +214,9 @@ def embedded_one() -> str:
 @text("answer-embedded-by-load")
 def embedded_answer() -> str:
     rows = raw.table("embedded-sweep")["rows"]
-    of = {name: [row["ratio"] for row in rows if row["setting"] == name] for name in ("auto-lookup", "chain-3", "tree-60")}
+    of = {
+        name: [row["ratio"] for row in rows if row["setting"] == name] for name in ("auto-lookup", "chain-3", "tree-60")
+    }
     batches = sorted({row["batch"] for row in rows})
     return (
         f"`--mode auto --lookup` decodes {slashes(of['auto-lookup'])} as fast as plain decoding at {slashes(batches, '')} requests in flight, "
@@ -202,7 +227,9 @@ def embedded_answer() -> str:
 @text("answer-tuning")
 def tuning_answer() -> str:
     off = {
-        engine: [abs(row["prediction_off_percent"]) for row in raw.table("sweep-all")["rows"] if row["engine"] == engine]
+        engine: [
+            abs(row["prediction_off_percent"]) for row in raw.table("sweep-all")["rows"] if row["engine"] == engine
+        ]
         for engine in ENGINES
     }
     wide = [f"{value:.0f}" for value in sorted(off["sglang"]) if value > 10]
@@ -228,7 +255,9 @@ def tuning_table() -> str:
 @picture("tuning.png")
 def tuning_png() -> bytes:
     rows = raw.table("sweep-all")["rows"]
-    figure, axes = canvas("What `eagle3 tune` foretold, and what was measured", panels=3, size=(5.4, 6.6), sharex=True, sharey=True)
+    figure, axes = canvas(
+        "What `eagle3 tune` foretold, and what was measured", panels=3, size=(5.4, 6.6), sharex=True, sharey=True
+    )
     for axis, (engine, name) in zip(axes, ENGINES.items(), strict=True):
         mine = [row for row in rows if row["engine"] == engine]
         low, high = zip(*(row["range"] for row in mine), strict=True)
@@ -247,4 +276,3 @@ def tuning_png() -> bytes:
 def slashes(values: Sequence[object], unit: str = "x") -> str:
     """`1.30x / 1.25x`."""
     return " / ".join(f"{value:.2f}{unit}" if isinstance(value, float) else f"{value}{unit}" for value in values)
-

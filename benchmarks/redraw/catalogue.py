@@ -18,9 +18,7 @@ def text(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
     return _into(TEXTS, name)
 
 
-def _into(
-    catalogue: dict[str, Callable[[], Made]], name: str
-) -> Callable[[Callable[[], Made]], Callable[[], Made]]:
+def _into(catalogue: dict[str, Callable[[], Made]], name: str) -> Callable[[Callable[[], Made]], Callable[[], Made]]:
     def add(make: Callable[[], Made]) -> Callable[[], Made]:
         if name in catalogue:
             raise ValueError(f"two make {name}")

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.redraw import raw
 from benchmarks.redraw.catalogue import listed, markdown, picture, text
-from eagle3_serving.plotting import OURS, canvas, colours, png
+from eagle3_serving.plotting import bars, canvas, png
 
 CASES = {
     "batches of 8": "50 prompts, eight in flight",
@@ -23,7 +23,9 @@ def answer() -> str:
     rows, trees = raw.table("identity")["rows"], raw.table("vllm-trees-graphs")
     servers = raw.table("sglang-identity")["servers"]
     law = raw.table("vllm-law")["law"]
-    equal = all(row["identical"] == row["of"] for row in rows) and not sum(s["differing"] for s in trees["settings"].values())
+    equal = all(row["identical"] == row["of"] for row in rows) and not sum(
+        s["differing"] for s in trees["settings"].values()
+    )
     batches = [server["cases"]["batches of 8"] for server in servers.values()]
     if not equal or any(case["identical"] != case["requests"] for case in batches):
         raise ValueError("an answer differs: the sentence would be untrue")
@@ -41,7 +43,9 @@ def identity() -> str:
     batches = sorted({row["batch"] for row in rows})
     by = {(row["mode"], row["batch"]): f"{row['identical']} of {row['of']}" for row in rows}
     modes = list(dict.fromkeys(row["mode"] for row in rows))
-    return markdown(["embedded engine, in flight", *batches], [[m, *(by.get((m, b), "-") for b in batches)] for m in modes])
+    return markdown(
+        ["embedded engine, in flight", *batches], [[m, *(by.get((m, b), "-") for b in batches)] for m in modes]
+    )
 
 
 @text("sglang-identity")
@@ -74,13 +78,11 @@ def law_png() -> bytes:
     found = raw.table("vllm-law")["law"]["tests"][1]
     counts = list(found["counts"].values())
     figure, axes = canvas(f"T = 1: second tokens to “{found['prompt']}” (p = {found['p_value']:.2f})")
-    for number, (name, colour) in enumerate((("trees", OURS), ("plain vLLM, other noise", colours(0)[0]))):
-        at = [place + (number - 0.5) * 0.4 for place in range(len(counts))]
+    for number, name in enumerate(("trees", "plain vLLM, other noise")):
         values = [count[number] for count in counts]
-        # two standard deviations of a count
-        axes[0].bar(at, values, 0.38, yerr=[2 * value**0.5 for value in values], capsize=2, color=colour, hatch="//" if number else "", edgecolor="white", label=name)
+        spread = [[2 * value**0.5 for value in values]] * 2  # two standard deviations of a count
+        bars(axes[0], values, number, 2, name, ours=name == "trees", spread=spread)
     axes[0].set(xlabel="tokens, the most frequent first", ylabel="times said (± 2 √count)", xticks=[])
-    axes[0].grid(axis="x", visible=False)
     return png(figure)
 
 
@@ -94,7 +96,13 @@ def vllm_trees() -> str:
             length += f" ({found['embedded']['tokens_per_pass']:.3f})"
         marks = [found["differing"], found["leaked_blocks"], found["preemptions"], found["prefix_hits"]]
         rows.append([name, length, f"{before[name]['tokens_per_pass']:.3f}", *marks])
-    headings = ["setting", "tokens a pass (embedded engine's)", "before graphs, the drafter before", "answers that differ", "lost blocks"]
+    headings = [
+        "setting",
+        "tokens a pass (embedded engine's)",
+        "before graphs, the drafter before",
+        "answers that differ",
+        "lost blocks",
+    ]
     return markdown([*headings, "preemptions", "prefix hits"], rows)
 
 
@@ -120,15 +128,24 @@ def soak() -> str:
         [
             ["requests", vllm["requests"], asked],
             ["aborted or hung up on", vllm["requests"] - vllm["finished"], sglang["requests"]["aborted"]],
-            ["free KV blocks before and after (vLLM), used slots (SGLang)", *(" / ".join(f"{n:.0f}" for n in pair) for pair in (vllm["free_blocks"], sglang["used_slots"]))],
+            [
+                "free KV blocks before and after (vLLM), used slots (SGLang)",
+                *(" / ".join(f"{n:.0f}" for n in pair) for pair in (vllm["free_blocks"], sglang["used_slots"])),
+            ],
             ["errors in the log", vllm["errors_in_log"], len(sglang["log_lines"])],
-            ["drafted as a path, or plainly", fell.replace("min_tokens", "a minimum length"), _sglang_kinds(sglang["requests"])],
+            [
+                "drafted as a path, or plainly",
+                fell.replace("min_tokens", "a minimum length"),
+                _sglang_kinds(sglang["requests"]),
+            ],
         ],
     )
 
 
 def _sglang_kinds(requests: dict[str, int]) -> str:
-    return ", ".join(f"{count} with {name}" for name, count in requests.items() if name not in ("aborted", "plain text"))
+    return ", ".join(
+        f"{count} with {name}" for name, count in requests.items() if name not in ("aborted", "plain text")
+    )
 
 
 @text("answer-soak")
@@ -156,7 +173,10 @@ def checkpoints_answer() -> str:
 @text("fuzz")
 def fuzz() -> str:
     codes = raw.table("fuzz-checkpoints")["exit_codes"]
-    return markdown(["damage", "exit 0", "exit 1", "exit 2"], [[kind, *(found.get(c, 0) for c in "012")] for kind, found in codes.items()])
+    return markdown(
+        ["damage", "exit 0", "exit 1", "exit 2"],
+        [[kind, *(found.get(c, 0) for c in "012")] for kind, found in codes.items()],
+    )
 
 
 @text("convert-memory")
@@ -167,8 +187,16 @@ def convert_memory() -> str:
         ["", "renaming", "with the parity proof"],
         [
             ["peak memory above the interpreter, MB", f"{made['rename_peak_mb']:.0f}", f"{made['proof_peak_mb']:.0f}"],
-            ["over a plain copy's time", f"{ratio['median']:.1f} ({min(ratio['all']):.1f}-{max(ratio['all']):.1f})", ""],
-            ["seconds", f"{sorted(made['rename_s'])[len(made['rename_s']) // 2]:.2f}", listed([f"{s:.1f}" for s in made["proof_s"]])],
+            [
+                "over a plain copy's time",
+                f"{ratio['median']:.1f} ({min(ratio['all']):.1f}-{max(ratio['all']):.1f})",
+                "",
+            ],
+            [
+                "seconds",
+                f"{sorted(made['rename_s'])[len(made['rename_s']) // 2]:.2f}",
+                listed([f"{s:.1f}" for s in made["proof_s"]]),
+            ],
         ],
     )
 

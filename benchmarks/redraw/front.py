@@ -61,8 +61,8 @@ def table() -> str:
             ],
             [
                 "either",
-                "a drafter of any dialect, checked or converted before weights load; the target's law at T > 0 on a CPU too; `eagle3 tune`",
-                f"[ids of another dialect: SGLang reads other layers in silence, ours serves what is meant]({results}/checkpoints.md)",
+                "drafters of every dialect, checked or converted before weights load; at T > 0 the target's law on a CPU too; `eagle3 tune` says whether to turn it on",
+                f"[layer ids of another dialect: SGLang ignores them in silence, ours serves what is meant]({results}/checkpoints.md)",
             ],
             [
                 "speculators",

@@ -57,7 +57,12 @@ def steps_png() -> bytes:
         if name == "plain":
             axes[0].plot(x, y, color=PLAIN, linestyle="--", marker=".", label="plain decoding")
         else:
-            line(axes[0], Line(name.replace("full graphs", "graphs"), x, y, low, high), number - 1, ours="committed" in name)
+            line(
+                axes[0],
+                Line(name.replace("full graphs", "graphs"), x, y, low, high),
+                number - 1,
+                ours="committed" in name,
+            )
     places(axes[0], IN_FLIGHT)
     axes[0].set(xlabel="requests in flight", ylabel="milliseconds a step (p10 to p90)", ylim=(0, None))
     return png(figure, columns=1)
@@ -76,16 +81,40 @@ def answer() -> str:
 @text("h100-real")
 def real() -> str:
     """SmolLM2-135M with the drafter that shipped then: tokens a second, and answers that differ from plain vLLM's."""
-    rows = [row for row in raw.lines("h100/vllm") if row.get("set") == "A" and row.get("flight") in (1, 8) and "tokens_per_s" in row]
-    names = {"A plain": "plain", "A chain 3": "vLLM's own chain of 3", "A tree 16": "our tree of 16", "A tree 60": "our tree of 60"}
+    rows = [
+        row
+        for row in raw.lines("h100/vllm")
+        if row.get("set") == "A" and row.get("flight") in (1, 8) and "tokens_per_s" in row
+    ]
+    names = {
+        "A plain": "plain",
+        "A chain 3": "vLLM's own chain of 3",
+        "A tree 16": "our tree of 16",
+        "A tree 60": "our tree of 60",
+    }
     made = []
     for engine, name in names.items():
         one, eight = (next(r for r in rows if (r["engine"], r["flight"]) == (engine, n)) for n in (1, 8))
-        lengths = " / ".join(f"{r['tokens_per_request_step']:.2f}" for r in (one, eight)) if "tokens_per_request_step" in one else "1"
-        differ = " / ".join(str(r["against_plain_same_flight"]["differing"]) for r in (one, eight)) if engine != "A plain" else ""
+        lengths = (
+            " / ".join(f"{r['tokens_per_request_step']:.2f}" for r in (one, eight))
+            if "tokens_per_request_step" in one
+            else "1"
+        )
+        differ = (
+            " / ".join(str(r["against_plain_same_flight"]["differing"]) for r in (one, eight))
+            if engine != "A plain"
+            else ""
+        )
         made.append([name, f"{one['tokens_per_s']:,.0f}", f"{eight['tokens_per_s']:,.0f}", lengths, differ])
     return markdown(
-        ["SmolLM2-135M, bf16, 40 prompts", "tokens/s, 1 in flight", "8 in flight", "tokens a pass, 1 / 8", "answers that differ, of 40, 1 / 8"], made
+        [
+            "SmolLM2-135M, bf16, 40 prompts",
+            "tokens/s, 1 in flight",
+            "8 in flight",
+            "tokens a pass, 1 / 8",
+            "answers that differ, of 40, 1 / 8",
+        ],
+        made,
     )
 
 
@@ -105,7 +134,9 @@ def sglang() -> str:
             row = next(r for r in rows if (r["engine"], r["in_flight"]) == (engine, n))
             passes = row["verify_steps"] or row["tokens"]
             step = 1000 * row["seconds"] / passes * n
-            cells.append(f"{row['tokens_s']:,.1f} ({step:.1f})" if engine.startswith("l8b") else f"{row['tokens_s']:,.1f}")
+            cells.append(
+                f"{row['tokens_s']:,.1f} ({step:.1f})" if engine.startswith("l8b") else f"{row['tokens_s']:,.1f}"
+            )
         length = next(r for r in rows if r["engine"] == engine)["accepted_length"]
         made.append([name, *cells, f"{length:.2f}" if length else "1"])
     return markdown(["tokens/s (ms a step, prefill included)", "1 in flight", "8 in flight", "tokens a pass"], made)
@@ -123,7 +154,11 @@ def curve() -> str:
             if "draft_kernels_ms" not in row:
                 cells.append(f"**{clock:.2f}**")
                 continue
-            graphs = row["accepted_length"] * plain["verify_kernels_ms"] / (row["draft_kernels_ms"] + row["verify_kernels_ms"])
+            graphs = (
+                row["accepted_length"]
+                * plain["verify_kernels_ms"]
+                / (row["draft_kernels_ms"] + row["verify_kernels_ms"])
+            )
             cells.append(f"{clock:.2f} / {graphs:.2f}")
         made.append([setting, *cells])
     return markdown(["SIMULATED acceptance, over plain, in flight", 1, 8, 64], made)
@@ -140,4 +175,14 @@ def attention() -> str:
         batch, nodes, prefix = shape.split("-")
         ways = (f"{rows[f'{way}-{shape}']['us']:,.1f}" for way in ("split-triton", "flashinfer-mask", "masked"))
         made.append([f"{batch} x {prefix}, {nodes}", f"{row['floor_us']:.1f}", *ways, f"{row['share']:.2f}"])
-    return markdown(["batch x prefix, nodes", "floor, µs", "split-triton", "FlashInfer's mask", "SDPA under the mask", "floor / best"], made)
+    return markdown(
+        [
+            "batch x prefix, nodes",
+            "floor, µs",
+            "split-triton",
+            "FlashInfer's mask",
+            "SDPA under the mask",
+            "floor / best",
+        ],
+        made,
+    )

@@ -1,12 +1,13 @@
 """What training gives: the paper's findings again, and a public trainer beside ours."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.redraw import raw
 from benchmarks.redraw.catalogue import PICTURES, listed, markdown, picture, text
 from benchmarks.train_findings_report import findings_png
-from eagle3_serving.plotting import OURS, canvas, colours, places, png
+from eagle3_serving.plotting import bars, canvas, places, png
 
 NAMES = {
     "paper": "the paper's method, all answer tokens",
@@ -49,7 +50,10 @@ def answer() -> str:
 
 @text("train-findings")
 def findings() -> str:
-    return markdown(["", "tree of 60: tokens a pass", "against the paper's, seed by seed", "chain of 5", "seeds"], _table("train-findings"))
+    return markdown(
+        ["", "tree of 60: tokens a pass", "against the paper's, seed by seed", "chain of 5", "seeds"],
+        _table("train-findings"),
+    )
 
 
 @text("train-findings-short")
@@ -61,13 +65,21 @@ def findings_short() -> str:
 
 @text("train-fusion")
 def fusion() -> str:
-    return markdown(["400,000 tokens", "tree of 60", "against fusion, seed by seed", "chain of 5", "seeds"], _table("train-fusion"))
+    return markdown(
+        ["400,000 tokens", "tree of 60", "against fusion, seed by seed", "chain of 5", "seeds"], _table("train-fusion")
+    )
 
 
 def _table(name: str) -> list[list[object]]:
     rows = _rows(name)
     return [
-        [NAMES[n], _value(rows[n]["tree"]), _value(rows[n][f"tree_against_{COMMON}"], sign="+"), _value(rows[n]["chain"]), rows[n]["seeds"]]
+        [
+            NAMES[n],
+            _value(rows[n]["tree"]),
+            _value(rows[n][f"tree_against_{COMMON}"], sign="+"),
+            _value(rows[n]["chain"]),
+            rows[n]["seeds"],
+        ]
         for n in NAMES
         if n in rows
     ]
@@ -91,9 +103,20 @@ def trainers_answer() -> str:
 
 @text("train-public")
 def trainers() -> str:
-    names = {"eagle3-serving": "`eagle3 train`", "speculators": "speculators 0.9", "eagle3-serving-compiled": "`eagle3 train --compile`"}
+    names = {
+        "eagle3-serving": "`eagle3 train`",
+        "speculators": "speculators 0.9",
+        "eagle3-serving-compiled": "`eagle3 train --compile`",
+    }
     rows = [
-        [names[run["name"]], run["seed"], f"{run['tokens_per_second']:.0f}", f"{run['seconds']:.0f}", f"{run['chain']:.3f}", f"{run['tree']:.3f}"]
+        [
+            names[run["name"]],
+            run["seed"],
+            f"{run['tokens_per_second']:.0f}",
+            f"{run['seconds']:.0f}",
+            f"{run['chain']:.3f}",
+            f"{run['tree']:.3f}",
+        ]
         for file in ("train-public", "train-compiled")
         for run in raw.table(file)["runs"]
     ]
@@ -105,18 +128,12 @@ def trainers() -> str:
 def trainers_png() -> bytes:
     ours, theirs = raw.table("train-public")["runs"]
     figure, axes = canvas("Same answers, features, cores; one seed", panels=2, across=True, width_ratios=(1, 2))
-    for place, (run, name) in enumerate(((ours, "eagle3 train"), (theirs, "speculators 0.9"))):
-        colour, hatch = (colours(0)[0], "//") if place else (OURS, "")
-        speed = axes[0].bar([place], [run["tokens_per_second"]], 0.8, color=colour, hatch=hatch, edgecolor="white", label=name)
-        at = [kind + (place - 0.5) * 0.4 for kind in range(2)]
-        length = axes[1].bar(at, [run["chain"], run["tree"]], 0.38, color=colour, hatch=hatch, edgecolor="white")
-        axes[0].bar_label(speed, fmt="%.0f", fontsize=9)
-        axes[1].bar_label(length, fmt="%.2f", fontsize=9)
+    for number, (run, name) in enumerate(((ours, "eagle3 train"), (theirs, "speculators 0.9"))):
+        bars(axes[0], [run["tokens_per_second"]], number, 2, name, ours=run is ours, shown="%.0f")
+        bars(axes[1], [run["chain"], run["tree"]], number, 2, name, ours=run is ours, shown="%.2f")
     axes[0].set(ylabel="answer tokens trained on a second", xticks=[])
     places(axes[1], ["chain of 5", "tree of 60"])
     axes[1].set(ylabel="tokens a target pass (plain: 1)", ylim=(1.0, None))
-    for axis in axes:
-        axis.grid(axis="x", visible=False)
     return png(figure)
 
 
@@ -134,5 +151,5 @@ def fusion_by_seed() -> str:
 def doublings() -> str:
     rows = _rows("train-findings")
     curve = [rows[name]["tree"]["mean"] for name in ("data-1/8", "data-1/4", "data-1/2", COMMON)]
-    gains = [f"{more - less:.2f}" for less, more in zip(curve, curve[1:], strict=False)]
+    gains = [f"{more - less:.2f}" for less, more in itertools.pairwise(curve)]
     return f"Each doubling of the data gave {listed(gains)} tokens a pass."

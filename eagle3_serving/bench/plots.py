@@ -6,7 +6,7 @@ from typing import Any
 from eagle3_serving.bench.record import Row
 from eagle3_serving.bench.summary import Point, loads, modes
 from eagle3_serving.bench.table import title
-from eagle3_serving.plotting import PLAIN, Line, canvas, line, places, png
+from eagle3_serving.plotting import PLAIN, Line, canvas, line, places, plain_at_one, png
 
 OURS = "auto"  # the setting that is drawn thick
 
@@ -18,7 +18,7 @@ def speed_by_load(axis: Any, curves: Sequence[Line], in_flight: Sequence[int], o
         mine = curve not in others
         shift = 0.07 * (number - (len(curves) - 1) / 2)
         line(axis, curve, 0 if mine else others.index(curve), ours=mine, shift=shift)
-    axis.axhline(1.0, color=PLAIN, linewidth=1.2, linestyle="--", label="plain decoding")
+    plain_at_one(axis)
     axis.plot([0, 0], [0.85, 1.15], alpha=0.0)  # or noise fills a plot in which nothing happens
     places(axis, in_flight)
     axis.set(xlabel="requests in flight", ylabel="tokens/s (plain = 1)")
