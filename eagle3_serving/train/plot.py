@@ -18,7 +18,7 @@ def plot_training(log: Path, out: Path) -> Path:
         _curves(axis, training, name, thick=False)
         _curves(axis, held_out, name, thick=True)
         axis.set_ylabel(name)
-    axes[-1].set_xlabel("answer tokens seen")
+    axes[-1].set_xlabel("answer tokens seen, thousands")
     write_whole(out, png(figure))
     return out
 
@@ -26,7 +26,7 @@ def plot_training(log: Path, out: Path) -> Path:
 def _curves(axis: Any, records: list[dict[str, Any]], name: str, thick: bool) -> None:
     if not records:
         return
-    tokens = [record["tokens"] for record in records]
+    tokens = [record["tokens"] / 1000 for record in records]
     for step in range(len(records[0][name])):
         values = [record[name][step] for record in records]
         style = {"linewidth": 2.2, "label": f"step {step}"} if thick else {"linewidth": 0.8, "alpha": 0.45}
