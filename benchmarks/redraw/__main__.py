@@ -14,7 +14,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.redraw import arithmetic, by_load, exact, front, gpu, index, knobs, learning, lengths, raw, terminal, vllm_alone  # noqa: F401
+from benchmarks.redraw import (  # noqa: F401
+    arithmetic,
+    by_load,
+    exact,
+    front,
+    gpu,
+    index,
+    knobs,
+    learning,
+    lengths,
+    raw,
+    terminal,
+    vllm_alone,
+)
 from benchmarks.redraw.catalogue import PICTURES, TEXTS
 from benchmarks.redraw.pages import COPIES, copies, filled, pages, shown
 from benchmarks.redraw.raw import RESULTS, ROOT
