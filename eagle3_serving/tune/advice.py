@@ -8,6 +8,8 @@ from eagle3_serving.serve.server import ServerCommand
 
 WORTH = 1.03  # less than this over plain decoding is within what a measurement errs by
 
+NO_DRAFT = "no draft"  # the setting of a load at which nothing is drafted
+
 QUANTITY = "tokens a second of whole requests, prefill included"
 
 
@@ -28,7 +30,8 @@ class Advice:
 
     @property
     def pays(self) -> bool:
-        return self.speedup >= WORTH
+        # a gain without a draft is the machine's noise
+        return self.setting != NO_DRAFT and self.speedup >= WORTH
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "speedup": self.speedup, "pays": self.pays}

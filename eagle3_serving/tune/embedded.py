@@ -12,7 +12,7 @@ from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.profile import measure_costs
 from eagle3_serving.targets.chat import load_tokenizer
 from eagle3_serving.targets.dtypes import DTYPES
-from eagle3_serving.tune.advice import Advice
+from eagle3_serving.tune.advice import NO_DRAFT, Advice
 from eagle3_serving.tune.options import TuneOptions
 
 
@@ -44,7 +44,7 @@ def _advise(load: int, plain: list[Outcome], auto: list[Outcome]) -> Advice:
     counters = auto[-1].counters
     nodes = counters.draft_tokens / counters.drafts if counters.drafts else 0.0
     why = f"{slow:.1f} tokens/s plain, {fast:.1f} in mode auto, which verified drafts in {counters.drafts} requests' steps"
-    return Advice(load, slow, fast, f"auto, {nodes:.1f} nodes" if nodes else "no draft", counters.accepted_length, why)
+    return Advice(load, slow, fast, f"auto, {nodes:.1f} nodes" if nodes else NO_DRAFT, counters.accepted_length, why)
 
 
 def commands(options: TuneOptions, prompts: Path) -> tuple[str, str]:

@@ -23,7 +23,7 @@ from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
-from eagle3_serving.tune.advice import Advice, spoken
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, spoken
 from eagle3_serving.tune.closed_loop import Course, between, rate
 from eagle3_serving.tune.options import TuneOptions
 
@@ -188,7 +188,7 @@ def advise(
     nothing = 1e3 * (costs.seconds(load, Shape.nothing(shape.top_k)) or 0.0)
     why = f"a step is {nothing:.1f} ms with no draft, {1e3 * (costs.seconds(load, shown) or 0.0):.1f} ms with the tree {shown} for {gain:.2f} tokens"
     return Advice(
-        load, plain, expected, f"tree {shape}" if shape.drafts else "no draft", gain if shape.drafts else 1.0, why
+        load, plain, expected, f"tree {shape}" if shape.drafts else NO_DRAFT, gain if shape.drafts else 1.0, why
     )
 
 

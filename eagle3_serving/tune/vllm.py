@@ -18,7 +18,7 @@ from eagle3_serving.bench.load import Load
 from eagle3_serving.bench.sweep import count_for, mixed_prompts, requests_for
 from eagle3_serving.dtypes import TORCH
 from eagle3_serving.serve.vllm import VllmOptions, on_cpu, vllm_command
-from eagle3_serving.tune.advice import Advice, spoken
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, spoken
 from eagle3_serving.tune.child import run_child
 from eagle3_serving.tune.closed_loop import Course, between, play, rate
 from eagle3_serving.tune.options import TuneOptions
@@ -128,7 +128,7 @@ def advise(profile: "Profile", load: int, tokens: int, least: int, measured: flo
         f"a step is {1e3 * row[0]:.1f} ms plain, {1e3 * row[shown]:.1f} ms with {shown} draft token{'s' * (shown > 1)} "
         f"for {accepted:.2f} tokens"
     )
-    setting = f"{k} draft token{'s' * (k > 1)}" if k else "no draft"
+    setting = f"{k} draft token{'s' * (k > 1)}" if k else NO_DRAFT
     return Advice(load, plain, drafting, setting, accepted if k else 1.0, why)
 
 

@@ -13,7 +13,7 @@ from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.serve.server import ServerCommand
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tune import sglang, vllm
-from eagle3_serving.tune.advice import spoken
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, spoken
 from eagle3_serving.tune.child import run_child
 from eagle3_serving.tune.options import TuneOptions
 from eagle3_serving.tune.traffic import OURS, asked
@@ -38,6 +38,11 @@ def test_vllm_alone_is_told_to_use_it_and_a_full_batch_to_leave_it() -> None:
     assert full.speedup == pytest.approx((2 + 8 + 60 * 2.0) / (4 + 16 + 60 * 2.5))
     assert not full.pays and full.setting == "no draft"
     assert "2000.0 ms plain, 5000.0 ms with 1 draft token for 2.00 tokens" in full.why
+
+
+def test_a_gain_without_a_draft_is_noise() -> None:
+    drafting = Advice(16, 100.0, 109.0, "1 draft token", 1.4, "")
+    assert drafting.pays and not replace(drafting, setting=NO_DRAFT).pays
 
 
 def test_what_a_server_adds_to_a_step_counts_for_both_sides() -> None:
