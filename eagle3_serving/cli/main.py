@@ -17,7 +17,7 @@ from eagle3_serving.errors import Eagle3Error, InputError
 
 # Each module has add_parser(subparsers) and its parser sets run=callable(args) -> exit code. None imports torch, transformers
 # or an engine before it runs: help and errors of usage come at once.
-COMMANDS = ("demo", "fetch_target", "serve", "check", "convert", "eval", "bench", "tune", "train", "calibrate")
+COMMANDS = ("demo", "fetch_target", "serve", "check", "convert", "eval", "show", "bench", "tune", "train", "calibrate")
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA out of memory")  # torch's own words
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what a package that is missing belongs to

@@ -17,6 +17,7 @@ from eagle3_serving.engine.pair import check_pair, load_for
 from eagle3_serving.engine.policy import Experience
 from eagle3_serving.engine.speculate import Speculator
 from eagle3_serving.engine.target import Target
+from eagle3_serving.engine.watch import Watch
 from eagle3_serving.errors import InputError
 from eagle3_serving.tree.budget import CostModel
 from eagle3_serving.tree.calibrate import Calibration
@@ -52,6 +53,7 @@ class EmbeddedEngine:
         """Raises InputError where the drafter is for another target. Without a drafter only plain decoding works."""
         self.target, self.drafter, self.calibration, self.costs = target, drafter, calibration, costs
         self.experience: dict[tuple[float, bool, bool], Experience] = {}  # what auto has seen, by what shapes it
+        self.watch: Watch | None = None  # is shown every verify pass
         if drafter is not None:
             check_pair(drafter, target)
             target.watch(drafter.config.aux_layers)
@@ -129,7 +131,7 @@ class EmbeddedEngine:
             assert self.drafter is not None
             kind = (options.sampling.temperature, options.lookup, options.calibrated)
             experience = self.experience.setdefault(kind, Experience())
-            speculator = Speculator(self.drafter, batch, options, self.calibration, self.costs, experience)
+            speculator = Speculator(self.drafter, batch, options, self.calibration, self.costs, experience, self.watch)
         waiting = list(enumerate(prompts))[::-1]
         ends = self.target.eos_ids if options.eos_ids is None else frozenset(options.eos_ids)
         left = [options.max_new_tokens] * len(prompts)

@@ -15,6 +15,7 @@ from eagle3_serving.engine.draft import DraftSession
 from eagle3_serving.engine.options import DecodeOptions, Step
 from eagle3_serving.engine.policy import AutoPolicy, Experience, FixedPolicy, Policy
 from eagle3_serving.engine.rows import plan_rows
+from eagle3_serving.engine.watch import Verified, Watch
 from eagle3_serving.tree import (
     PADDING,
     Acceptance,
@@ -44,7 +45,8 @@ LOOKUP_TOKENS = 8
 
 
 class Speculator:
-    """The drafter beside a batch. `calibration` None ranks by the drafter's own probabilities."""
+    """The drafter beside a batch. `calibration` None ranks by the drafter's own probabilities. `watch` is shown every verify
+    pass."""
 
     def __init__(
         self,
@@ -54,8 +56,9 @@ class Speculator:
         calibration: Calibration | None,
         costs: CostModel | None = None,
         experience: Experience | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        self.batch, self.options = batch, options
+        self.batch, self.options, self.watch = batch, options, watch
         self.calibration = calibration if options.calibrated else None
         shape = options.shape
         if self.calibration is not None:
@@ -145,6 +148,8 @@ class Speculator:
             )
         else:
             accepted = self._accept_sampled(draft, tree, tokens_BR, layout, plan.padded(output.logits_TV), depth)
+        if self.watch is not None:
+            self.watch(Verified(draft, tree, plan.padded(output.logits_TV), accepted))
         # the step's wait for the device: how many were accepted decides the shapes of the next pass
         packed = torch.cat([accepted.rows_BD, accepted.count_B[:, None]], dim=1).tolist()
         kept = [[0, *rows[: rows[-1]]] for rows in packed]

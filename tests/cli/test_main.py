@@ -25,6 +25,7 @@ WRONG = {  # besides an option that there is not: what its own checks find
     "check": ["{folder}/nowhere"],
     "convert": ["{folder}", "{folder}", "--to", "vllm"],
     "eval": ["--engine", "embedded", *PAIR, "--prompts", "x.jsonl"],
+    "show": [*PAIR, "--prompt", "x"],
     "bench": ["--engine", "vllm", *PAIR, "--prompts", "x.jsonl", "--out", "{folder}/o.jsonl"],
     "tune": ["--engine", "vllm", *PAIR, "--out", "{folder}/p.json"],
     "train": ["--target", "owner/name", "--answers", "x.jsonl", "--out", "{folder}/run"],
