@@ -81,7 +81,7 @@ class Observer:
         sources = draft.source_BC[0].tolist()
         reach = tree.scores_BN[0].float().exp().tolist()
         pool, tokens, parents = (x_BN[0].tolist() for x_BN in (tree.pool_BN, tree.tokens_BN, tree.parents_BN))
-        on_path, nodes = set(path), []
+        on_path, nodes = set(path), list[Node]()
         for index, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
             if parent == PADDING:
                 break
