@@ -36,7 +36,9 @@ def rate(metric: str, by: str = "", where: str = "") -> str:
 
 
 def quantiles(metric: str) -> tuple[tuple[str, str], ...]:
-    return tuple((f"histogram_quantile({q}, {rate(f'{metric}_bucket', 'le')})", f"p{100 * q:g}") for q in (0.5, 0.95, 0.99))
+    return tuple(
+        (f"histogram_quantile({q}, {rate(f'{metric}_bucket', 'le')})", f"p{100 * q:g}") for q in (0.5, 0.95, 0.99)
+    )
 
 
 def stat(title: str, unit: str, tells: str, query: str) -> Panel:
@@ -269,7 +271,12 @@ SGLANG = Dashboard(
                 "none",
                 "Tokens verified beside each request's own, passes without a draft included. It must fall as the load rises; where "
                 "it does not, run eagle3 tune.",
-                ((f"{rate('eagle3:verified_nodes_total')} / {rate('eagle3:verified_requests_total')}", "draft tokens"),),
+                (
+                    (
+                        f"{rate('eagle3:verified_nodes_total')} / {rate('eagle3:verified_requests_total')}",
+                        "draft tokens",
+                    ),
+                ),
             ),
             Panel(
                 "Share of passes that drafted",

@@ -32,7 +32,7 @@ def figure(story: Story, number: int, about: About) -> str:
     """Step `number`, counted from 0, as SVG text."""
     step = story.steps[number]
     tree = draw(step)
-    title = f"One pass of {about.target}: {heading(step)}"
+    title = heading(step)
     asked = f"{about.target} answers: {visible(story.prompt, ' ')} The drafter is {about.drafter}."
     width = (
         max(tree.width, _TITLE_CELL * cells(title), _CELL * max(cells(what) for _, _, what in LEGEND) + _SAMPLE)
