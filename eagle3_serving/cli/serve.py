@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     log = args.log or Path(tempfile.mkdtemp(prefix="eagle3-serve-")) / "server.log"
     with Server(command, log, args.port, args.ready_timeout) as server:
         _say(f"ready after {server.startup_s:.0f} s: {server.url}/v1 (log: {log})")
+        _say("accepted length: tokens that a pass of the target yields a request, 1 where nothing is drafted")
         return watch(server, args.engine)
 
 

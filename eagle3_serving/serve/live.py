@@ -1,6 +1,7 @@
 """What a running server says of its drafting, read from its own metrics, as one line that is rewritten."""
 
 import re
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def watch(server: Server, engine: str) -> int:
             continue  # busy, or about to end: the next look tells
         looked += passed
         if terminal:
-            print(f"\r\033[K{now.since(before, passed)}", end="", file=sys.stderr, flush=True)
+            # cut to the window: a line that wraps cannot be rewritten
+            room = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{now.since(before, passed)[:room]}", end="", file=sys.stderr, flush=True)
         elif now.tokens > before.tokens:
             print(now.since(before, passed), file=sys.stderr, flush=True)
         before = now

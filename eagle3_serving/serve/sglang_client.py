@@ -1,9 +1,11 @@
 """A streaming client for SGLang's native endpoint, which takes and returns token ids, and its record of speculation."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from eagle3_serving.errors import CheckError
 from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.serve.client import Answer, ChatClient
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+
+_NODES = re.compile(r"^eagle3:verified_nodes_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 class SglangClient(ChatClient):
@@ -95,9 +99,19 @@ class SglangClient(ChatClient):
         return [tuple(reply["output_ids"]) for reply in ([replies] if isinstance(replies, dict) else replies)]
 
     def counters(self) -> SpecCounters:
-        """Of the requests that have ended, by this client."""
+        """Of the requests that have ended, by this client; draft tokens by the plugin's count over the whole server, where it
+        has one, for SGLang itself tells the most that each pass could have held."""
+        nodes = self._verified_nodes()
         with self._lock:
-            return self._counted
+            return self._counted if nodes is None else replace(self._counted, draft_tokens=nodes)
+
+    def _verified_nodes(self) -> int | None:
+        try:
+            page = self._http.get(f"{self.url}/metrics")
+        except httpx.HTTPError:
+            return None
+        found = _NODES.findall(page.text) if page.status_code == 200 else []
+        return int(sum(map(float, found))) if found else None
 
     def _count(self, about: dict[str, Any]) -> SpecCounters:
         histogram: list[int] = about.get("spec_correct_drafts_histogram") or []

