@@ -45,6 +45,33 @@ def stat(title: str, unit: str, tells: str, query: str) -> Panel:
     return Panel(title, unit, tells, ((query, ""),), "stat", 6, least=None)
 
 
+def _felt(engine: str) -> tuple[Panel, ...]:
+    """Latencies: both engines name them alike."""
+    return (
+        Panel(
+            "Time to the first token",
+            "s",
+            "With the queue. Drafting does not shorten it: where it grows, the servers are full.",
+            quantiles(f"{engine}:time_to_first_token_seconds"),
+        ),
+        Panel(
+            "Time of a token",
+            "s",
+            "A request's decoding time over its tokens: what drafting shortens. Compare it with drafting off at the same load.",
+            quantiles(f"{engine}:request_time_per_output_token_seconds"),
+        ),
+        Panel(
+            "Tokens a second",
+            "none",
+            "Generated, and read from prompts. Long prompts take passes from everybody's decoding.",
+            (
+                (rate(f"{engine}:generation_tokens_total"), "generated"),
+                (rate(f"{engine}:prompt_tokens_total"), "of prompts"),
+            ),
+        ),
+    )
+
+
 _ACCEPTED, _DRAFTS = rate("vllm:spec_decode_num_accepted_tokens_total"), rate("vllm:spec_decode_num_drafts_total")
 _DRAFTED = rate("vllm:spec_decode_num_draft_tokens_total")
 _NODES, _PASSES = rate("vllm:eagle3_nodes_verified_total"), rate("vllm:eagle3_verify_passes_total")
@@ -153,29 +180,7 @@ VLLM = Dashboard(
                 ((_DRAFTS, "drafted"),),
             ),
         ),
-        "What users feel": (
-            Panel(
-                "Time to the first token",
-                "s",
-                "With the queue. Drafting does not shorten it: where it grows, the servers are full.",
-                quantiles("vllm:time_to_first_token_seconds"),
-            ),
-            Panel(
-                "Time of a token",
-                "s",
-                "A request's decoding time over its tokens: what drafting shortens. Compare it with drafting off at the same load.",
-                quantiles("vllm:request_time_per_output_token_seconds"),
-            ),
-            Panel(
-                "Tokens a second",
-                "none",
-                "Generated, and read from prompts. Long prompts take passes from everybody's decoding.",
-                (
-                    (rate("vllm:generation_tokens_total"), "generated"),
-                    (rate("vllm:prompt_tokens_total"), "of prompts"),
-                ),
-            ),
-        ),
+        "What users feel": _felt("vllm"),
         "Load": (
             Panel(
                 "Requests",
@@ -309,29 +314,7 @@ SGLANG = Dashboard(
                 stacked=True,
             ),
         ),
-        "What users feel": (
-            Panel(
-                "Time to the first token",
-                "s",
-                "With the queue. Drafting does not shorten it: where it grows, the servers are full.",
-                quantiles("sglang:time_to_first_token_seconds"),
-            ),
-            Panel(
-                "Time of a token",
-                "s",
-                "A request's decoding time over its tokens: what drafting shortens. Compare it with drafting off at the same load.",
-                quantiles("sglang:request_time_per_output_token_seconds"),
-            ),
-            Panel(
-                "Tokens a second",
-                "none",
-                "Generated, and read from prompts. Long prompts take passes from everybody's decoding.",
-                (
-                    (rate("sglang:generation_tokens_total"), "generated"),
-                    (rate("sglang:prompt_tokens_total"), "of prompts"),
-                ),
-            ),
-        ),
+        "What users feel": _felt("sglang"),
         "Load": (
             Panel(
                 "Requests",

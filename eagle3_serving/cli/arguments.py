@@ -50,6 +50,27 @@ def dtype(word: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_draft(parser: argparse.ArgumentParser) -> None:
+    """What is drafted: the shape of a chain or a tree, and by what its nodes are chosen."""
+    parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
+    parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
+    parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
+    parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
+    parser.add_argument(
+        "--lookup",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="continuations from the text itself join the tree (default: with --mode auto, which prices them)",
+    )
+    parser.add_argument(
+        "--calibrated",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="rank by the measured chance of acceptance, where the drafter has a calibration",
+    )
+    parser.add_argument("--profile", type=Path, help="measured costs for --mode auto (default: measured, then kept)")
+
+
 _MOST = 2**31 - 1  # of any count: what lies beyond is a slip of the finger, and overflows somewhere
 _DRAFTERS = re.compile(r"eagle-?3|peagle", re.IGNORECASE)  # in the architectures of drafters, and of no model
 

@@ -4,10 +4,9 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eagle3_serving.cli.arguments import add_dtype, add_json, add_subject, settle_dtype
+from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_subject, settle_dtype
 from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
 
 if TYPE_CHECKING:
@@ -34,10 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--engine", choices=ENGINES, required=True)
     add_subject(parser)
     parser.add_argument("--mode", choices=MODES, default="chain")
-    parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
-    parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
-    parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
-    parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
+    add_draft(parser)
     parser.add_argument("--batch", type=int, default=1, help="requests in flight (default 1)")
     add_dtype(parser, "fp32")
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -49,19 +45,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default="top",
         help="most probable draft tokens, or draws (default top)",
     )
-    parser.add_argument(
-        "--lookup",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="continuations from the text itself join the tree (default: with --mode auto, which prices them)",
-    )
-    parser.add_argument(
-        "--calibrated",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="rank by the measured chance of acceptance, where the drafter has a calibration",
-    )
-    parser.add_argument("--profile", type=Path, help="measured costs for --mode auto (default: measured, then kept)")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (default 128)")
     parser.add_argument("--limit", type=int, help="only the first N prompts of each family")
     parser.add_argument("--repeats", type=int, default=1, help="timed rounds; the median is reported (default 1)")

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from eagle3_serving.cli.arguments import add_dtype, add_json, add_pair, settle_dtype
+from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_pair, settle_dtype
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.files import require_file_place, write_whole
@@ -36,23 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     source.add_argument("--prompts", type=Path, nargs="+", help="JSONL files, or directories of them")
     parser.add_argument("--limit", type=int, default=1, help="of --prompts, the first N of each family (default 1)")
     parser.add_argument("--mode", choices=("chain", "tree", "auto"), default="tree", help="default tree")
-    parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
-    parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
-    parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
-    parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
-    parser.add_argument(
-        "--lookup",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="continuations from the text itself join the tree (default: with --mode auto)",
-    )
-    parser.add_argument(
-        "--calibrated",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="rank by the measured chance of acceptance, where the drafter has a calibration",
-    )
-    parser.add_argument("--profile", type=Path, help="measured costs for --mode auto (default: measured, then kept)")
+    add_draft(parser)
     parser.add_argument("--max-tokens", type=int, default=48, help="tokens an answer (default 48)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     parser.add_argument("--seed", type=int, default=0, help="of the draws of --temperature (default 0)")

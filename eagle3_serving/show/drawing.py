@@ -12,6 +12,7 @@ from eagle3_serving.show.words import percent, tip
 ROW, BOX, GAP, PAD = 25, 20, 44, 7  # of a row, a box, between two columns, beside a box's text
 LETTER, SIZE = 7.25, 12  # a fixed-width font's letter is 0.6 of its size wide, or a little more
 MARGIN, HEAD = 2, 24
+NARROWEST = 46.0  # of a column, for what stands at its head
 MOST_CELLS = 16  # of a token
 ON_PATH = ("accepted", "own")
 THIN, THICK = 0.75, 6.0
@@ -53,7 +54,7 @@ def draw(step: Step) -> Drawing:
             children[box.parent].append(index)
     row = rows(children)
     depths = max(box.depth for box in boxes) + 1
-    widths = [max(box.width for box in boxes if box.depth == depth) for depth in range(depths)]
+    widths = [max([NARROWEST, *(box.width for box in boxes if box.depth == depth)]) for depth in range(depths)]
     left = [MARGIN + sum(widths[:depth]) + GAP * depth for depth in range(depths)]
     middle = [HEAD + ROW * at + ROW / 2 for at in row]
     width, height = left[-1] + widths[-1] + MARGIN, HEAD + ROW * (max(row) + 1) + MARGIN

@@ -59,7 +59,7 @@ for (const story of document.querySelectorAll("article")) {
   last = last || story;
 }
 document.addEventListener("keydown", (event) => {
-  if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input")) return;
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches?.("input")) return;
   if (event.key === "ArrowLeft" || event.key === "ArrowRight") { last.turn(event.key === "ArrowLeft" ? -1 : 1); event.preventDefault(); }
 });
 """
