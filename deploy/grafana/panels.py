@@ -162,11 +162,11 @@ VLLM = Dashboard(
             Panel(
                 "Fallbacks",
                 "none",
-                "Requests that were drafted a chain in the place of a tree, and servers that draft no trees, by reason. A few requests "
+                "Since the servers started: requests drafted a chain in the place of a tree, and servers without trees, by reason. Requests "
                 "with penalties or grammars are as meant; scope server is not: its log says why in one line.",
                 (
                     (
-                        f"sum by (scope, reason) (increase(vllm:eagle3_fallbacks_total{{{WHERE}}}{OVER}))",
+                        f"sum by (scope, reason) (vllm:eagle3_fallbacks_total{{{WHERE}}})",
                         "{{scope}}: {{reason}}",
                     ),
                 ),
