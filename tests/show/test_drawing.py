@@ -40,7 +40,7 @@ def shapes(drawing_of: Step) -> ElementTree.Element:
 
 
 @given(parents(), texts)
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_boxes_lie_beside_one_another(tree: list[int], said: list[str]) -> None:
     drawing, root = draw(step(tree, said)), shapes(step(tree, said))
     boxes = [[float(rect.attrib[name]) for name in ("x", "y", "width", "height")] for rect in root.iter("rect")]
@@ -53,7 +53,7 @@ def test_boxes_lie_beside_one_another(tree: list[int], said: list[str]) -> None:
 
 
 @given(parents(20), texts)
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_no_text_gets_out_of_its_place(tree: list[int], said: list[str]) -> None:
     told = story(step(tree, said))
     svg, html = figure(told, 1, ABOUT), page([told], ABOUT)

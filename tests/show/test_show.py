@@ -66,6 +66,9 @@ def test_every_node_has_a_fate_that_the_walk_explains(told: dict[str, Any]) -> N
             assert node["probability"] is None or 0 < node["probability"] <= 1
             if node["parent"] == end:  # greedy: the target's own token is its likeliest
                 assert node["target_probability"] <= step["own_probability"] and node["token"] != step["own"]
+            if index in path:  # the target's likeliest token there, of all that it knows
+                beside = [other for other in nodes if other["parent"] == node["parent"]]
+                assert node["target_probability"] == max(other["target_probability"] for other in beside) > 0.02
             above = nodes[node["parent"]]["reach"] if node["parent"] >= 0 else 1.0
             assert node["reach"] == pytest.approx(above * node["chance"], rel=1e-3)
 
