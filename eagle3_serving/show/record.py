@@ -68,7 +68,7 @@ class Story:
     prompt: str
     answer: str
     steps: tuple[Step, ...]
-    tokens_per_pass: float
+    accepted_length: float
 
     @property
     def tokens(self) -> int:

@@ -53,7 +53,7 @@ def summary(story: Story) -> str:
     passes = len(story.steps)
     return (
         f"{count(story.tokens, 'token')} in {count(passes, 'pass' if passes == 1 else 'passe')} of the target: "
-        f"{story.tokens_per_pass:.2f} tokens a pass after the prompt's own (without a drafter: 1)"
+        f"{story.accepted_length:.2f} tokens a pass after the prompt's own (without a drafter: 1)"
     )
 
 

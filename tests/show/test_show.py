@@ -46,7 +46,7 @@ def test_the_steps_are_the_engines(told: dict[str, Any], target_dir: Path) -> No
     prompt = chat_ids(load_tokenizer(target_dir), PROMPT)
     assert tuple(ids) == engine.generate(prompt, DecodeOptions(TOKENS, "plain")).token_ids
     assert story["tokens"] == len(ids) and story["passes"] == len(story["steps"]) < len(ids)
-    assert story["tokens_per_pass"] == pytest.approx((len(ids) - 1) / (len(story["steps"]) - 1))
+    assert story["accepted_length"] == pytest.approx((len(ids) - 1) / (len(story["steps"]) - 1))
 
 
 def test_every_node_has_a_fate_that_the_walk_explains(told: dict[str, Any]) -> None:
