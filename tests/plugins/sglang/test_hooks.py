@@ -9,7 +9,7 @@ import pytest
 from eagle3_sglang import hooks
 from eagle3_sglang.backends import tree_problem, window_problem
 from eagle3_sglang.compat_check import Name, name_problem, version_problem
-from eagle3_sglang.settings import DEFAULT_CHAINS, DEFAULT_TREES, DEFAULT_TREES_ON_GPU, parse_trees
+from eagle3_sglang.settings import DEFAULT_CHAINS, DEFAULT_TREES, DEFAULT_TREES_ON_GPU, read_trees
 
 
 def test_versions() -> None:
@@ -88,7 +88,7 @@ def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
     monkeypatch.setenv("EAGLE3_TREES", "")
     with caplog.at_level(logging.INFO):
         assert hooks.choose_trees(lambda *_: theirs, arguments(**changed), "AnyForCausalLM") == shape
-    assert hooks.read_settings().trees == parse_trees(trees)
+    assert hooks.read_settings().trees == read_trees(trees)
     assert "no tree was asked for" in caplog.text
 
 
