@@ -11,10 +11,13 @@ import pytest
 
 pytest.importorskip("vllm")
 
+TESTS = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def found() -> Any:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EAGLE3_")}
+    clean["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TESTS), clean.get("PYTHONPATH"))))
     script = Path(__file__).with_name("faults_in_vllm.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=clean)
     assert done.returncode == 0, done.stderr[-3000:]
