@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-from functools import cache
 from typing import Any, NamedTuple
 
 from eagle3_serving.notice import in_a_line
@@ -108,7 +107,6 @@ def version_problem(version: str) -> str:
     return f"SGLang {version} is not one of those it was written for ({VERSIONS[0]} to {VERSIONS[-1]})"
 
 
-@cache  # asked at every reservation of memory
 def name_problem(names: tuple[Name, ...] = NAMES) -> str:
     """The first name that is missing or takes other parameters, "" where all are as expected."""
     for name in names:

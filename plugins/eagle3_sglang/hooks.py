@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
+from importlib import import_module
 from typing import Any, NoReturn
 
 from eagle3_serving.errors import CheckError, Eagle3Error, InputError
@@ -72,6 +73,18 @@ def stop(problem: str, code: int = CheckError.exit_code) -> NoReturn:
     sys.exit(code)
 
 
+@cache
+def worker_problem() -> str:
+    """Why our worker cannot serve here, "" where it can. Asked late: it imports SGLang's workers."""
+    if problem := name_problem():
+        return problem
+    try:
+        import_module("eagle3_sglang.worker")
+    except Exception as error:
+        return in_a_line(error)
+    return ""
+
+
 # ---- hooks: each gets the original first
 
 
@@ -117,7 +130,7 @@ def _check(server_args: Any) -> None:
 @after
 def choose_trees(theirs: tuple[int, int, int], server_args: Any, model_arch: str) -> tuple[int, int, int]:
     """SGLang asks where the user gave no tree: the largest of ours, for which memory is kept."""
-    if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or name_problem():
+    if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or worker_problem():
         return theirs
     trees, (backends, page_size, _) = read_settings().trees, attention_of(server_args)
     if not trees:
@@ -141,7 +154,7 @@ def reserve(tokens: int | None, algorithm: Any, server_args: Any) -> int | None:
     if tokens is None or algorithm.name != "EAGLE3":
         return tokens
     trees = read_settings().trees
-    if not trees or name_problem():
+    if not trees or worker_problem():
         return tokens
     return max([tokens, *(max(shape.tokens, shape.top_k * shape.steps) for shape in trees)])
 
@@ -151,7 +164,7 @@ def create_worker(theirs: Any, algorithm: Any, server_args: Any) -> Any:
     """Our worker class for EAGLE3, SGLang's for everything else and wherever ours would not fit."""
     if algorithm.name != "EAGLE3":
         return theirs
-    if problem := _unfit(theirs, server_args) or name_problem():
+    if problem := _unfit(theirs, server_args) or worker_problem():
         give_way(problem)
         return theirs
     backends, page_size, top_k = attention_of(server_args)

@@ -48,7 +48,7 @@ def arguments(**changed: object) -> SimpleNamespace:
 def test_sglangs_own_worker_serves_where_ours_does_not_fit(
     changed: dict[str, object], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "SGLang has no such name")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "SGLang has no such name")
     with caplog.at_level(logging.WARNING):
         made = hooks.create_worker(lambda *_: EAGLEWorkerV2, SimpleNamespace(name="EAGLE3"), arguments(**changed))
     assert made is EAGLEWorkerV2
@@ -66,7 +66,7 @@ def test_other_algorithms_are_left_alone(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_memory_is_kept_for_the_largest_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "0;1,8,3;5,8,12")
     # a draft of 5 steps of 8 branches writes 40 slots, more than its 12 tokens
     assert hooks.reserve(lambda *_: 12, SimpleNamespace(name="EAGLE3"), arguments()) == 40
@@ -91,7 +91,7 @@ def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "")
     with caplog.at_level(logging.INFO):
         assert hooks.choose_trees(lambda *_: theirs, arguments(**changed), "AnyForCausalLM") == shape
@@ -103,7 +103,7 @@ def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
 def test_an_attention_backend_that_knows_no_tree_ends_the_server_with_one_line(
     asks: Callable[..., object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "0;3,4,6")
     given = arguments(decode_attention_backend="flashmla")
     with pytest.raises(SystemExit):
@@ -118,7 +118,7 @@ def test_an_attention_backend_that_knows_no_tree_ends_the_server_with_one_line(
 def test_where_trees_are_not_known_to_work_sglangs_own_worker_serves(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     for changed, why in (
         ({"attention_backend": "fa4"}, "fa4 verifies trees is not known"),
         ({"attention_backend": "intel_amx", "page_size": 16}, "--page-size 1 alone"),
@@ -228,7 +228,7 @@ def test_a_hook_that_fails_leaves_sglangs_own_answer(
     def broken(*_: object) -> str:
         raise RuntimeError("planted")
 
-    for name in ("name_problem", "_is_ours", "_unfit", "read_settings"):
+    for name in ("worker_problem", "_is_ours", "_unfit", "read_settings"):
         monkeypatch.setattr(hooks, name, broken)
     first = SimpleNamespace(name="EAGLE3") if hook != "choose_trees" else arguments()
     assert getattr(hooks, hook)(lambda *_: EAGLEWorkerV2, first, arguments()) is EAGLEWorkerV2
