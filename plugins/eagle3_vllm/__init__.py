@@ -17,6 +17,8 @@ def register() -> None:
     """
     logger = logging.getLogger("vllm.eagle3")
     try:
+        import vllm.logger  # noqa: F401  (gives lines their form)
+
         from eagle3_vllm.registration import register_all
 
         problem = register_all(logger)
