@@ -5,7 +5,7 @@ the callers for what does; add the version to `versions.SUPPORTED`. Until then i
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,8 @@ __all__ = [
     "init_logger",
     "is_global_first_rank",
     "model_runner",
+    "own_drafter",
+    "own_drafters",
     "register_backend",
     "resolve_model_state_cls",
     "scaled_fp8_quant",
@@ -110,6 +112,14 @@ except ImportError:
 
 # the known EAGLE-3 architectures of the Llama and Qwen3 families: ours reads what any of them reads
 ARCHITECTURES = ("Eagle3LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3Qwen3ForCausalLM")
+
+
+own_drafters: dict[str, Any] = {}  # of vLLM's registry, by architecture, before ours took their places
+
+
+def own_drafter(architectures: Sequence[str]) -> Any:
+    """vLLM's own class for a drafter of one of these."""
+    return next(own_drafters[name] for name in architectures if name in own_drafters).load_model_cls()
 
 
 def model_runner() -> Any:

@@ -90,18 +90,22 @@ def _register_architecture(patches: Patches) -> None:
     known = compat.ModelRegistry.models
     for name in compat.ARCHITECTURES:
         patches.item(known, name)
+        compat.own_drafters[name] = known[name]
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
 
 
 def _register_settling(patches: Patches, settings: Settings, logger: Logger) -> None:
     from eagle3_vllm import compat
-    from eagle3_vllm.configure import settle, with_trees
+    from eagle3_vllm.configure import require_right, settle, with_trees
 
     made = compat.VllmConfig.__post_init__
 
     def post_init(self: Any) -> None:
         try:
+            require_right(self)
             settle(self, settings, logger)
+        except Eagle3Error as error:
+            end(f"{error}; EAGLE3_MODE=vllm leaves it to vLLM's own EAGLE-3", error.exit_code)
         except Exception as error:
             logger.warning("eagle3: draft tokens are as they were asked for: %s", in_a_line(error))
         made(self)
@@ -194,11 +198,13 @@ def _tree_speculator(
 ) -> Any:
     """The speculator of a server that verifies trees, which is then one of `servers`; None where vLLM's own chain serves."""
     from eagle3_vllm import compat
-    from eagle3_vllm.architecture import announce_boundaries
+    from eagle3_vllm.architecture import announce_boundaries, not_judged
     from eagle3_vllm.fallback import server_reasons
     from eagle3_vllm.speculator import TreeSpeculator
     from eagle3_vllm.trees import Trees
 
+    if not_judged(vllm_config.speculative_config.draft_model_config):
+        return None  # said when the model is made
     announce_boundaries(vllm_config)
     if reasons := server_reasons(vllm_config, settings):
         logger.warning("eagle3: vLLM's own chain serves, and no trees: %s", "; ".join(reasons))
