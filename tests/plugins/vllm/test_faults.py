@@ -125,7 +125,8 @@ def test_a_speculator_that_cannot_be_made_leaves_vllms(monkeypatch: pytest.Monke
         assert set(made) == {"vLLM's own"}
     patches.undo()
     assert vars(runner) == own
-    assert caplog.messages == ["eagle3: vLLM's own chain serves, and no trees: RuntimeError: planted"]
+    said = [message for message in caplog.messages if "eagle3" in message]
+    assert said == ["eagle3: vLLM's own chain serves, and no trees: RuntimeError: planted"]
 
 
 def test_a_backend_of_ours_that_cannot_be_imported_is_vllms_and_no_trees_are_served(
