@@ -11,7 +11,8 @@ from benchmarks.gpu.live.step import Kind, kv_gib, run_race
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.sink import Sink
 from eagle3_serving.engine.draft import TreeShape
-from eagle3_serving.serve.sglang import CHECK, PROFILE, SWITCH, TREES
+from eagle3_serving.serve.sglang import CHECK, PROFILE, SWITCH
+from eagle3_serving.serve.shape import TREES
 
 RESERVE_GIB = 3.5  # of an engine beside weights and cache: context, activations, graphs of all trees
 WIDEST = 12  # tokens of the largest tree that may be chosen

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--port is {args.port}: it must be at most 65535")
     if not 0 < args.ready_timeout < float("inf"):
         raise InputError(f"--ready-timeout is {args.ready_timeout}: seconds, above 0")
+    _require(args.engine)
     from eagle3_serving.serve.live import watch
     from eagle3_serving.serve.servable import servable
     from eagle3_serving.serve.server import Server
@@ -76,6 +77,14 @@ def run(args: argparse.Namespace) -> int:
         _say(f"ready after {server.startup_s:.0f} s: {server.url}/v1 (log: {log})")
         _say("accepted length: tokens that a pass of the target yields a request, 1 where nothing is drafted")
         return watch(server, args.engine)
+
+
+def _require(engine: str) -> None:
+    """Raise InputError, before a drafter is read, where the engine is not installed."""
+    from eagle3_serving.serve.sglang import sglang_python
+    from eagle3_serving.serve.vllm import require_vllm
+
+    require_vllm() if engine == "vllm" else sglang_python()
 
 
 def _command(args: argparse.Namespace, drafter: "Servable") -> "ServerCommand":

@@ -16,11 +16,10 @@ import torch
 from eagle3_serving.dtypes import ENGINES
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import HOST, ServerCommand
-from eagle3_serving.serve.shape import Shape
+from eagle3_serving.serve.shape import TREES, Shape
 
 INTERPRETER = "EAGLE3_SGLANG_PYTHON"
 SWITCH = "EAGLE3_SERVING"  # "off" gives SGLang's own EAGLE-3 back
-TREES = "EAGLE3_TREES"  # the trees to choose from, as "0;1,4,3;5,4,8"
 CHECK = "EAGLE3_CHECK"  # "off" serves a drafter that the check at start refuses
 CHOICE = "EAGLE3_CHOICE"  # trees in turn: "cycle", a step each, for tests; "survey", some steps each, for tuning
 PROFILE = "EAGLE3_PROFILE"  # a file of measured costs for trees that follow the batch

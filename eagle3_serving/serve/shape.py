@@ -1,6 +1,10 @@
-"""A draft tree as SGLang counts it."""
+"""A draft tree as SGLang counts it, and how a user writes some of them."""
 
 from typing import NamedTuple
+
+from eagle3_serving.errors import InputError
+
+TREES = "EAGLE3_TREES"  # the trees to choose from, as "0;1,4,3;5,4,8"
 
 
 class Shape(NamedTuple):
@@ -38,3 +42,24 @@ class Shape(NamedTuple):
         if not self.steps < self.tokens <= most:
             return f"tree {self}: {self.steps} steps of {self.top_k} hold {self.steps + 1} to {most} tokens"
         return ""
+
+
+def parse_trees(text: str) -> list[Shape]:
+    """`0;1,4,3;5,4,8`: trees as steps,top-k,tokens, in the order given; `0` is a plain decoding step, of top-k 1. Raises
+    InputError naming a wrong one, or where none drafts."""
+    shapes = [_parse_tree(part) for part in map(str.strip, text.split(";")) if part]
+    if shapes and not any(shape.drafts for shape in shapes):
+        raise InputError(f"{TREES} holds no tree that drafts: {text!r}")
+    return shapes
+
+
+def _parse_tree(part: str) -> Shape:
+    if part == "0":
+        return Shape.nothing(1)
+    try:
+        steps, top_k, tokens = map(int, part.split(","))
+    except ValueError:
+        raise InputError(f"{TREES}: {part!r} is not steps,top-k,tokens") from None
+    if wrong := Shape(steps, top_k, tokens).wrong():
+        raise InputError(f"{TREES}: {wrong}")
+    return Shape(steps, top_k, tokens)

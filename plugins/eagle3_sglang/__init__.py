@@ -1,5 +1,24 @@
 """EAGLE-3 trees that follow the batch, under stock SGLang's `--speculative-algorithm EAGLE3`."""
 
-from eagle3_sglang.hooks import register
+import logging
 
-__all__ = ["register"]
+from eagle3_serving.notice import in_a_line, say_once
+
+log = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """The entry point, called once in each of SGLang's processes. Where anything is not as known SGLang is left as it is, and
+    one line says why."""
+    try:
+        from eagle3_sglang.hooks import register_hooks
+
+        problem = register_hooks()
+    except Exception as error:
+        problem = in_a_line(error)
+    if problem:
+        give_way(problem)
+
+
+def give_way(problem: str) -> None:
+    say_once(log, f"SGLang's own EAGLE3 serves where it is asked for, with one tree for the server's life: {problem}")

@@ -29,6 +29,8 @@ from sglang.srt.speculative.eagle_worker_common import prepare_for_draft_extend
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 from torch import Tensor
 
+from eagle3_serving.errors import InputError
+from eagle3_serving.patches import Patches
 from eagle3_serving.serve.shape import Shape
 from eagle3_sglang import compat_graphs
 from eagle3_sglang.compat_check import SAMPLED, name_problem
@@ -182,7 +184,7 @@ def after_a_gap(batch: Any) -> bool:
     return bool(getattr(batch, "after_idle_gap", False))
 
 
-def sample_on_cpu() -> str:
+def sample_on_cpu(patches: Patches) -> str:
     """Sampled requests are drawn from the target's law where SGLang would take the argmax; why not, "" where they are."""
     if problem := name_problem(SAMPLED):
         return problem
@@ -191,7 +193,8 @@ def sample_on_cpu() -> str:
         eagle_utils.verify_tree_greedy_func,
         sampler.top_k_top_p_min_p_sampling_from_probs_torch,
     )
-    eagle_worker_common.eagle_sample, eagle_utils.verify_tree_greedy_func = around.sampling, around.verifying
+    patches.attribute(eagle_worker_common, "eagle_sample", around.sampling)
+    patches.attribute(eagle_utils, "verify_tree_greedy_func", around.verifying)
     return ""
 
 
@@ -216,9 +219,9 @@ def shapes_of(worker: Any, settings: Settings) -> tuple[Shape, ...]:
     """The trees of this server: those of the environment with the one SGLang was started with, or that one alone."""
     given = Shape(worker.speculative_num_steps, worker.topk, worker.speculative_num_draft_tokens)
     if any(shape.top_k != given.top_k for shape in settings.trees):
-        raise ValueError(f"the trees in the environment have another top-k than the server's {given}")
+        raise InputError(f"the trees in the environment have another top-k than the server's {given}")
     if any(shape.tokens > given.tokens or shape.steps > given.steps for shape in settings.trees):
-        raise ValueError(f"a tree in the environment is larger than the server's {given}, which memory is kept for")
+        raise InputError(f"a tree in the environment is larger than the server's {given}, which memory is kept for")
     return tuple(sorted({given, *settings.trees}, key=lambda shape: (shape.tokens, shape.steps)))
 
 

@@ -4,6 +4,8 @@ import importlib
 import inspect
 from typing import Any, NamedTuple
 
+from eagle3_serving.notice import in_a_line
+
 # read in and run on the first and the last; the others read only
 VERSIONS = ("0.5.20", "0.5.21", "0.5.22", "0.5.23")
 
@@ -17,7 +19,8 @@ class Name(NamedTuple):
 
 
 _WORKER = "sglang.srt.speculative.eagle_worker_v2"
-NAMES = (
+# what `hooks` stands around
+HOOKED = (
     Name("sglang.srt.speculative.spec_info", "SpeculativeAlgorithm.create_worker", ("server_args",)),
     Name(
         "sglang.srt.speculative.spec_info",
@@ -26,6 +29,9 @@ NAMES = (
     ),
     Name("sglang.srt.arg_groups.speculative_hook", "_auto_choose_speculative_params", ("server_args", "model_arch")),
     Name("sglang.srt.server_args", "ServerArgs.resolve_once"),
+)
+NAMES = (
+    *HOOKED,
     Name(_WORKER, "EAGLEWorkerV2.__init__", ("server_args", "target_worker")),
     Name(_WORKER, "EAGLEWorkerV2.init_cuda_graphs"),
     Name(_WORKER, "EAGLEWorkerV2.forward_batch_generation", ("batch",)),
@@ -108,9 +114,9 @@ def name_problem(names: tuple[Name, ...] = NAMES) -> str:
             found: object = importlib.import_module(name.module)
             for part in name.path.split("."):
                 found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            return f"SGLang has no {name.module}.{name.path} ({error})"
-        parameters = inspect.signature(found).parameters  # type: ignore[arg-type]
+            parameters = inspect.signature(found).parameters  # type: ignore[arg-type]
+        except Exception as error:  # whatever an import raises
+            return f"SGLang has no {name.module}.{name.path} ({in_a_line(error)})"
         missing = [parameter for parameter in name.parameters if parameter not in parameters]
         if missing:
             return f"SGLang's {name.module}.{name.path} takes no {missing[0]}"

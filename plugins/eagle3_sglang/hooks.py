@@ -4,19 +4,26 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import cache, partial, wraps
+from importlib import import_module
 from typing import Any, NoReturn
 
-from eagle3_serving.errors import Eagle3Error
-from eagle3_serving.serve.sglang import SWITCH, TREES
+from eagle3_serving.errors import CheckError, Eagle3Error, InputError
+from eagle3_serving.notice import in_a_line, say_once
+from eagle3_serving.patches import Patches
+from eagle3_serving.serve.sglang import SWITCH
+from eagle3_serving.serve.shape import TREES
+from eagle3_sglang import give_way
 from eagle3_sglang.backends import chains_alone, tree_problem
-from eagle3_sglang.compat_check import attention_of, name_problem, version_problem
+from eagle3_sglang.compat_check import HOOKED, attention_of, name_problem, version_problem
 from eagle3_sglang.settings import (
     DEFAULT_CHAINS,
     DEFAULT_TREES,
     DEFAULT_TREES_ON_GPU,
+    Settings,
     largest,
-    parse_trees,
     read_settings,
+    read_trees,
 )
 
 log = logging.getLogger(__name__)
@@ -25,62 +32,105 @@ _ALGORITHM = "sglang.srt.speculative.spec_info.SpeculativeAlgorithm"
 _ARGUMENTS = "sglang.srt.arg_groups.speculative_hook"
 
 
-def register() -> None:
-    """Called by SGLang once in each of its processes. Whatever is wrong, SGLang's own EAGLE3 serves, and a line says why."""
-    try:
-        settings = read_settings()
-    except ValueError as error:
-        stop(str(error))
-    if not settings.on:
-        log.info("eagle3: off (%s); SGLang's own EAGLE3 serves", SWITCH)
-        return
+def register_hooks() -> str:
+    """Why SGLang is left as it is; "" where it is not, or shall be. All hooks or none."""
     import sglang
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     if problem := version_problem(sglang.__version__):
-        give_way(problem)
-        return
-    HookRegistry.register("sglang.srt.server_args.ServerArgs.resolve_once", before_resolution, HookType.AROUND)
-    HookRegistry.register(f"{_ARGUMENTS}._auto_choose_speculative_params", choose_trees, HookType.AROUND)
-    HookRegistry.register(f"{_ALGORITHM}.resolve_max_speculative_num_draft_tokens", reserve, HookType.AROUND)
-    HookRegistry.register(f"{_ALGORITHM}.create_worker", create_worker, HookType.AROUND)
+        return problem
+    if not _settings_or_on().on:
+        log.info("eagle3: off (%s); SGLang's own EAGLE3 serves", SWITCH)
+        return ""
+    hooks = {
+        "sglang.srt.server_args.ServerArgs.resolve_once": before_resolution,
+        f"{_ARGUMENTS}._auto_choose_speculative_params": choose_trees,
+        f"{_ALGORITHM}.resolve_max_speculative_num_draft_tokens": reserve,
+        f"{_ALGORITHM}.create_worker": create_worker,
+    }
+    # SGLang puts them in place one by one, whatever becomes of the others
+    if problem := name_problem(HOOKED):
+        return problem
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    with Patches() as patches:
+        for target, hook in hooks.items():
+            HookRegistry.register(target, hook, HookType.AROUND)
+            patches.undone_by(partial(HookRegistry._hooks.pop, target, None))
+    return ""
 
 
-def give_way(problem: str) -> None:
-    log.warning("eagle3: %s; SGLang's own EAGLE3 serves, with one tree for the server's life", problem)
+def _settings_or_on() -> Settings:
+    """A setting that cannot be read ends a server with EAGLE3 (`before_resolution`); any other does not look at it."""
+    try:
+        return read_settings()
+    except InputError:
+        return Settings()
 
 
-def stop(problem: str) -> NoReturn:
+def stop(problem: str, code: int = CheckError.exit_code) -> NoReturn:
     """Ends the server with one line."""
     print(f"eagle3: {problem}", file=sys.stderr, flush=True)
-    sys.exit(1)
+    sys.exit(code)
+
+
+@cache
+def worker_problem() -> str:
+    """Why our worker cannot serve here, "" where it can. Asked late: it imports SGLang's workers."""
+    if problem := name_problem():
+        return problem
+    try:
+        import_module("eagle3_sglang.worker")
+    except Exception as error:
+        return in_a_line(error)
+    return ""
 
 
 # ---- hooks: each gets the original first
 
 
-def before_resolution(original: Callable[..., None], server_args: Any) -> None:
-    """Before SGLang reads any file: is the drafter one it can serve?"""
-    drafter = server_args.speculative_draft_model_path
-    resolved = getattr(server_args, "_resolution_finished", False)  # SGLang asks again in each of its processes
-    if _is_ours(server_args.speculative_algorithm) and drafter and not resolved and read_settings().check:
-        from eagle3_sglang.preflight import servable
+def after(ours: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that is given what SGLang's own function returned, and whose failure leaves it at that."""
 
+    @wraps(ours)
+    def hook(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        theirs = original(*args, **kwargs)
         try:
-            path = servable(str(drafter), str(server_args.model_path))
-        except Eagle3Error as error:
-            stop(str(error))
-        if path != drafter:
-            server_args.speculative_draft_model_path = path
+            return ours(theirs, *args, **kwargs)
+        except Exception as error:
+            give_way(in_a_line(error))
+            return theirs
+
+    return hook
+
+
+def before_resolution(original: Callable[..., None], server_args: Any) -> None:
+    """Before SGLang reads any file: are the settings right, and is the drafter one it can serve?"""
+    try:
+        _check(server_args)
+    except Eagle3Error as error:
+        stop(str(error), error.exit_code)
+    except Exception as error:  # a server's arguments, or a check, that are not as known
+        say_once(log, f"the drafter goes unchecked: {in_a_line(error)}")
     original(server_args)
 
 
-def choose_trees(
-    original: Callable[..., tuple[int, int, int]], server_args: Any, model_arch: str
-) -> tuple[int, int, int]:
+def _check(server_args: Any) -> None:
+    drafter = server_args.speculative_draft_model_path
+    if not _is_ours(server_args.speculative_algorithm):
+        return
+    resolved = getattr(server_args, "_resolution_finished", False)  # SGLang asks again in each of its processes
+    if read_settings().check and drafter and not resolved:
+        from eagle3_sglang.preflight import servable
+
+        path = servable(str(drafter), str(server_args.model_path))
+        if path != drafter:
+            server_args.speculative_draft_model_path = path
+
+
+@after
+def choose_trees(theirs: tuple[int, int, int], server_args: Any, model_arch: str) -> tuple[int, int, int]:
     """SGLang asks where the user gave no tree: the largest of ours, for which memory is kept."""
-    theirs = original(server_args, model_arch)
-    if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or name_problem():
+    if not _is_ours(server_args.speculative_algorithm) or server_args.speculative_adaptive or worker_problem():
         return theirs
     trees, (backends, page_size, _) = read_settings().trees, attention_of(server_args)
     if not trees:
@@ -88,7 +138,7 @@ def choose_trees(
         by_device = DEFAULT_TREES if server_args.device == "cpu" else DEFAULT_TREES_ON_GPU
         text = DEFAULT_CHAINS if theirs[1] == 1 or chains_alone(backends) else by_device
         # the scheduler's process learns of it from the environment it inherits
-        trees, os.environ[TREES] = parse_trees(text), text
+        trees, os.environ[TREES] = read_trees(text), text
     shape = largest(trees)
     if chains_alone(backends) and (problem := tree_problem(shape.top_k, backends, page_size)):
         stop(problem)
@@ -98,21 +148,23 @@ def choose_trees(
     return shape.steps, shape.top_k, shape.tokens
 
 
-def reserve(original: Callable[..., int | None], algorithm: Any, server_args: Any) -> int | None:
+@after
+def reserve(tokens: int | None, algorithm: Any, server_args: Any) -> int | None:
     """Cache slots a request may need in a step: whichever tree comes next, its draft or its verification."""
-    tokens = original(algorithm, server_args)
+    if tokens is None or algorithm.name != "EAGLE3":
+        return tokens
     trees = read_settings().trees
-    if tokens is None or algorithm.name != "EAGLE3" or not trees:
+    if not trees or worker_problem():
         return tokens
     return max([tokens, *(max(shape.tokens, shape.top_k * shape.steps) for shape in trees)])
 
 
-def create_worker(original: Callable[..., Any], algorithm: Any, server_args: Any) -> Any:
+@after
+def create_worker(theirs: Any, algorithm: Any, server_args: Any) -> Any:
     """Our worker class for EAGLE3, SGLang's for everything else and wherever ours would not fit."""
-    theirs = original(algorithm, server_args)
     if algorithm.name != "EAGLE3":
         return theirs
-    if problem := _unfit(theirs, server_args) or name_problem():
+    if problem := _unfit(theirs, server_args) or worker_problem():
         give_way(problem)
         return theirs
     backends, page_size, top_k = attention_of(server_args)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eagle3_serving.serve.sglang import CHECK, CHOICE, GRAPH_GB, GRAPH_SECONDS, PROFILE, SWITCH, TREES
-from eagle3_serving.serve.shape import Shape
+from eagle3_serving.errors import InputError
+from eagle3_serving.serve.sglang import CHECK, CHOICE, GRAPH_GB, GRAPH_SECONDS, PROFILE, SWITCH
+from eagle3_serving.serve.shape import TREES, Shape, parse_trees
 
 DEFAULT_TREES = "0;1,4,3;3,4,6;5,4,12"
 # a step's rows cost little there until they are many: 1,4,2 and 3,4,4 verify no more than a chain of one and of three does
@@ -28,11 +29,11 @@ class Settings:
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Raises ValueError where a value cannot be read."""
+    """Raises InputError where a value cannot be read."""
     profile = environment.get(PROFILE)
     return Settings(
         on=_switch(environment, SWITCH),
-        trees=parse_trees(environment.get(TREES, "")),
+        trees=read_trees(environment.get(TREES, "")),
         profile=Path(profile) if profile else None,
         check=_switch(environment, CHECK),
         choice=_choice(environment),
@@ -41,30 +42,15 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     )
 
 
-def parse_trees(text: str) -> tuple[Shape, ...]:
-    """`0;1,4,3;5,4,8`: trees as steps,top-k,tokens; 0 is a plain decoding step. Raises ValueError naming a wrong one."""
-    parts = [part.strip() for part in text.split(";") if part.strip()]
-    if not parts:
-        return ()
-    shapes: list[Shape] = []
-    for part in parts:
-        if part == "0":
-            continue
-        try:
-            steps, top_k, tokens = map(int, part.split(","))
-        except ValueError:
-            raise ValueError(f"{TREES}: {part!r} is not steps,top-k,tokens") from None
-        if wrong := Shape(steps, top_k, tokens).wrong():
-            raise ValueError(f"{TREES}: {wrong}")
-        shapes.append(Shape(steps, top_k, tokens))
-    if not shapes:
-        raise ValueError(f"{TREES} holds no tree that drafts: {text!r}")
-    if len({shape.top_k for shape in shapes}) > 1:
+def read_trees(text: str) -> tuple[Shape, ...]:
+    """The trees of `EAGLE3_TREES`, fewest tokens first. Raises InputError naming what is wrong."""
+    shapes = set(parse_trees(text))
+    widths = {shape.top_k for shape in shapes if shape.drafts}
+    if len(widths) > 1:
         # what one step's draft hands to the next is top-k wide, and SGLang fixes that width at start
-        raise ValueError(f"{TREES}: the trees of one server have the same top-k: {text!r}")
-    if "0" in parts:
-        shapes.append(Shape.nothing(shapes[0].top_k))
-    return tuple(sorted(set(shapes), key=lambda shape: (shape.tokens, shape.steps)))
+        raise InputError(f"{TREES}: the trees of one server have the same top-k: {text!r}")
+    shapes = {shape if shape.drafts else Shape.nothing(*widths) for shape in shapes}
+    return tuple(sorted(shapes, key=lambda shape: (shape.tokens, shape.steps)))
 
 
 def largest(shapes: Sequence[Shape]) -> Shape:
@@ -78,14 +64,14 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is {text!r}: a number, at least 0")
+        raise InputError(f"{name} is {text!r}: a number, at least 0")
     return value
 
 
 def _choice(environment: Mapping[str, str]) -> str:
     value = environment.get(CHOICE, "")
     if value not in ("", "cycle", "survey"):
-        raise ValueError(f"{CHOICE} is {value!r}: cycle or survey")
+        raise InputError(f"{CHOICE} is {value!r}: cycle or survey")
     return value
 
 
@@ -95,4 +81,4 @@ def _switch(environment: Mapping[str, str], name: str) -> bool:
         return True
     if value in ("off", "0", "false", "no"):
         return False
-    raise ValueError(f"{name} is {value!r}: on or off")
+    raise InputError(f"{name} is {value!r}: on or off")

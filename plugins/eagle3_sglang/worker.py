@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from eagle3_serving.notice import in_a_line
+from eagle3_serving.patches import Patches
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.tree.calibrate import Calibration
-from eagle3_sglang import compat, compat_graphs
+from eagle3_sglang import compat, compat_graphs, give_way
 from eagle3_sglang.backends import window_problem
 from eagle3_sglang.catch_up import Backlog, take_in
 from eagle3_sglang.costs import StepCosts, measured_with
@@ -43,14 +45,24 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def __init__(self, server_args: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(server_args, *args, **kwargs)
-        if self.device == "cpu" and (problem := compat.sample_on_cpu()):
+        self._patches = Patches()
+        try:
+            self._prepare(server_args)
+        except Exception as error:
+            self._give_back(error)
+
+    def _give_back(self, error: Exception) -> None:
+        """From here on this is SGLang's own worker: nothing of ours is left in it."""
+        give_way(in_a_line(error))
+        self._patches.undo()
+        self.__class__ = compat.EAGLEWorkerV2
+
+    def _prepare(self, server_args: Any) -> None:
+        if self.device == "cpu" and (problem := compat.sample_on_cpu(self._patches)):
             log.warning("eagle3: sampled requests get the likeliest tokens on a CPU, as SGLang has it: %s", problem)
         self.settings = read_settings()
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
-        try:
-            self.shapes = compat.shapes_of(self, self.settings)
-        except ValueError as error:
-            stop(str(error))
+        self.shapes = compat.shapes_of(self, self.settings)
         self.nothing = Shape.nothing(self.topk)
         # whoever surveys waits for the file
         self._save_every_s = 1.0 if self.settings.choice == "survey" else SAVE_EVERY_S
@@ -67,10 +79,19 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def init_cuda_graphs(self) -> None:
         """The last of SGLang's steps at start: pools and backends are there, so each tree's state can be built."""
+        try:
+            self._build_states()
+        except Exception as error:
+            self._give_back(error)
+            self.init_cuda_graphs()  # SGLang's own
+
+    def _build_states(self) -> None:
         arguments = self._server_args
         if problem := window_problem(self.topk, *compat.attention_of_server(self)):
             stop(problem)
         calibration = _calibration(Path(arguments.speculative_draft_model_path))
+        theirs = type(self._draft_worker)
+        self._patches.undone_by(lambda: setattr(self._draft_worker, "__class__", theirs))
         draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.sessions(self))
         super().init_cuda_graphs()
         given = compat.present_state(self)

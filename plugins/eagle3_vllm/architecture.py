@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eagle3_serving.checkpoint import check
+from eagle3_serving.checkpoint.findings import verdict
 from eagle3_serving.checkpoint.load import load_drafter
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.errors import InputError
-from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, LogitsProcessor, VllmConfig, init_logger
+from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, LogitsProcessor, VllmConfig, init_logger, own_drafter
 from eagle3_vllm.fp8 import fp8_reasons, keep_in_fp8
 from eagle3_vllm.layers import VllmLayers, copy_weights, linear_layers
 from eagle3_vllm.settings import Settings
@@ -30,6 +32,15 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
     The checkpoint is read, whole, by `eagle3_serving.checkpoint` (what is missing, left over or of the wrong shape
     stops the server with one line), not from vLLM's stream of weights.
     """
+
+    def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> Any:
+        """vLLM's own class for a drafter that may be right, and means what is not computed here."""
+        assert vllm_config.speculative_config is not None
+        draft = vllm_config.speculative_config.draft_model_config
+        if why := not_judged(draft):
+            logger.warning("eagle3: vLLM's own EAGLE-3 drafts: what this drafter means is not known here: %s", why)
+            return own_drafter(draft.hf_config.architectures)(vllm_config=vllm_config, prefix=prefix)
+        return super().__new__(cls)
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         nn.Module.__init__(self)
@@ -146,6 +157,13 @@ def wanted_weights() -> str:
         return Settings.read().drafter_weights
     except InputError:
         return Settings.drafter_weights
+
+
+def not_judged(draft_model_config: Any) -> str:
+    """What our reader does not know of a drafter that may be right, "" where it knows it all or knows it wrong."""
+    directory = checkpoint_directory(str(draft_model_config.model), draft_model_config.revision)
+    found = check(directory, engine="vllm", values=False)
+    return "" if verdict(found) is not None else next(finding.line() for finding in found if finding.unjudged)
 
 
 def read_checkpoint(draft_model_config: Any, num_target_layers: int) -> Drafter:

@@ -1,12 +1,11 @@
 """Every name of vLLM's that is not its public interface, and the check that it still is what we know.
 
 A new version of vLLM is added so: run `python -m eagle3_vllm.compat` in its environment, which prints what differs; mend
-the callers for what does; add the version to `SUPPORTED`. Until then its users get vLLM's own EAGLE-3 and one line.
+the callers for what does; add the version to `versions.SUPPORTED`. Until then its users get vLLM's own EAGLE-3 and one line.
 """
 
 import inspect
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +42,14 @@ from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.spec_decode import init_speculator
 from vllm.v1.worker.gpu.spec_decode.eagle.speculator import EagleSpeculator
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import SpeculatorCudaGraphManager
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import TargetDependentARSpeculator
 from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
+
+from eagle3_vllm.versions import version_problem
 
 __all__ = [
     "Attention",
@@ -92,6 +94,8 @@ __all__ = [
     "init_logger",
     "is_global_first_rank",
     "model_runner",
+    "own_drafter",
+    "own_drafters",
     "register_backend",
     "resolve_model_state_cls",
     "scaled_fp8_quant",
@@ -106,9 +110,16 @@ except ImportError:
         """Without Triton nobody raises it."""
 
 
-SUPPORTED = ("0.32", "0.33")
 # the known EAGLE-3 architectures of the Llama and Qwen3 families: ours reads what any of them reads
 ARCHITECTURES = ("Eagle3LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3Qwen3ForCausalLM")
+
+
+own_drafters: dict[str, Any] = {}  # of vLLM's registry, by architecture, before ours took their places
+
+
+def own_drafter(architectures: Sequence[str]) -> Any:
+    """vLLM's own class for a drafter of one of these."""
+    return next(own_drafters[name] for name in architectures if name in own_drafters).load_model_cls()
 
 
 def model_runner() -> Any:
@@ -189,7 +200,7 @@ BOTH_RUNNERS = (
     ),
 )
 
-# what sampling of chains on runner V1 stands on; where it differs, vLLM's own sampler stays
+# what sampling of chains on runner V1 stands on
 SAMPLING = (
     Signature(
         "V1's RejectionSampler.apply_logits_processors",
@@ -232,6 +243,7 @@ FP8 = (
 )
 
 TREES = (
+    Signature("init_speculator", init_speculator, ("vllm_config", "device", "req_states")),
     Signature("init_model_state", model_states.init_model_state, ("vllm_config", "model", "encoder_cache", "device")),
     Signature(
         "EagleSpeculator.propose",
@@ -309,17 +321,19 @@ TREES = (
 )
 
 
-def version_problem(version: str = vllm.__version__) -> str | None:
-    """Why this version of vLLM is not one that we know; None where it is."""
-    found = re.match(r"(\d+\.\d+)\b", version)
-    if found and found[1] in SUPPORTED:
-        return None
-    return f"vLLM {version} is not one of the versions known to work ({', '.join(SUPPORTED)})"
-
-
 def problems(signatures: tuple[Signature, ...]) -> list[str]:
     """What differs from what we know."""
     return [problem for signature in signatures if (problem := signature.problem())]
+
+
+# looked up by Model Runner V2 in its own module, where they are replaced
+RUNNER = ("init_speculator", "init_model_state", "DraftTokensHandler", "ModelCudaGraphManager")
+
+
+def all_problems() -> list[str]:
+    """Everything that differs; backends for GPUs are looked at where one is chosen."""
+    missing = [f"Model Runner V2 knows no {name}" for name in RUNNER if not hasattr(model_runner(), name)]
+    return problems(BOTH_RUNNERS + SAMPLING + FP8 + TREES) + missing
 
 
 def gpu_attention_problems(name: str) -> list[str]:
@@ -332,6 +346,6 @@ def gpu_attention_problems(name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    lines = [line for line in (version_problem(), *problems(BOTH_RUNNERS + SAMPLING + FP8 + TREES)) if line]
+    lines = [line for line in (version_problem(vllm.__version__), *all_problems()) if line]
     print("\n".join(lines) or f"vLLM {vllm.__version__}: every private name is as known")
     raise SystemExit(1 if lines else 0)

@@ -1,8 +1,10 @@
 """What is settled before a server's processes start: how many tokens are drafted, by batch size, or in a tree's place."""
 
+from pathlib import Path
 from typing import Any
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.serve.servable import require_pair
 from eagle3_vllm.choice import first_schedule
 from eagle3_vllm.fallback import config_reasons
 from eagle3_vllm.schedule import Profile
@@ -11,6 +13,17 @@ from eagle3_vllm.settings import Settings
 with_trees: set[int] = set()  # ids of the speculative configs of servers that verify trees
 LONGEST_CHAIN = 8  # tokens; whoever asks for more means a tree
 FREE_ROWS = 256  # an H100 verifies so many rows of an 8B target in about the time of one
+
+
+def require_right(config: Any) -> None:
+    """Raise CheckError, before a server's processes start, for a drafter that is broken or another target's. What vLLM alone
+    would read wrongly is read rightly here; a hub's name is vLLM's to find first."""
+    speculative = config.speculative_config
+    if speculative is None or speculative.method != "eagle3" or speculative.draft_model_config is None:
+        return
+    drafter, target = Path(speculative.draft_model_config.model), Path(config.model_config.model)
+    if drafter.is_dir() and target.is_dir() and drafter != target:  # vLLM makes a config of the drafter too
+        require_pair(drafter, target)
 
 
 def settle(config: Any, settings: Settings, logger: Any) -> None:

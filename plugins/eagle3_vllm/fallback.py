@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from eagle3_vllm.compat import TREES, VllmConfig, cpu_attn, current_platform, problems, version_problem
+from eagle3_serving.notice import in_a_line
+from eagle3_vllm.compat import VllmConfig, cpu_attn, current_platform
 from eagle3_vllm.settings import Settings
 
 UNPROVEN = "on a GPU trees are not known to be faster than vLLM's own chain; EAGLE3_MODE=tree serves them all the same"
@@ -12,11 +13,23 @@ UNPROVEN = "on a GPU trees are not known to be faster than vLLM's own chain; EAG
 
 def server_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     """Why this server verifies chains, by vLLM's own code; empty where it verifies trees."""
-    return config_reasons(config, settings) or attention_reasons(config)
+    if reasons := config_reasons(config, settings):
+        return reasons
+    try:
+        return attention_reasons(config)
+    except Exception as error:
+        return [in_a_line(error)]
 
 
 def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     """The same, of a config that is not whole yet: the KV cache's layout is not settled."""
+    try:
+        return _config_reasons(config, settings)
+    except Exception as error:  # a field that is no longer there
+        return [in_a_line(error)]
+
+
+def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     if settings.mode == "chain":
         return ["EAGLE3_MODE is chain"]
     if settings.mode == "auto" and current_platform.is_cuda():
@@ -25,11 +38,8 @@ def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     assert speculative is not None
     if wrong := shape_reasons(settings, speculative.num_speculative_tokens):
         return wrong
-    if (version := version_problem()) is not None:
-        return [version]
     if not config.use_v2_model_runner:
         return ["Model Runner V1 runs: it verifies chains only"]
-    found = problems(TREES)
     checks = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
@@ -53,8 +63,7 @@ def config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         "draft_sample_method probabilistic": speculative.draft_sample_method != "greedy",
         "parallel drafting": speculative.parallel_drafting,
     }
-    found += [what for what, there in checks.items() if there]
-    return found
+    return [what for what, there in checks.items() if there]
 
 
 def shape_reasons(settings: Settings, nodes: int) -> list[str]:
@@ -78,14 +87,21 @@ def has_windows(model: Any) -> bool:
 
 
 def attention_reasons(config: VllmConfig) -> list[str]:
-    """Why the attention backend cannot attend over trees."""
-    if torch.cuda.is_available():
-        from eagle3_vllm.attention.cuda import unsupported
+    """Why the attention backend cannot attend over trees; raises what the import of ours does."""
+    from eagle3_vllm.attention.chosen import tree_backend
+    from eagle3_vllm.attention.support import backend_names, unsupported
 
-        return unsupported(config)
-    model = config.model_config
-    isa = cpu_attn._get_attn_isa(model.dtype, config.cache_config.block_size, model.get_head_size(), "auto")
-    return [] if isa == "vec" else [f'the CPU keeps its KV cache in the "{isa}" layout; only "vec" is known']
+    if torch.cuda.is_available():
+        reasons, names = unsupported(config), backend_names(config)
+    else:
+        model = config.model_config
+        isa = cpu_attn._get_attn_isa(model.dtype, config.cache_config.block_size, model.get_head_size(), "auto")
+        known = f'the CPU keeps its KV cache in the "{isa}" layout; only "vec" is known'
+        reasons, names = [] if isa == "vec" else [known], {"CPU_ATTN"}
+    if not reasons:
+        for name in names:
+            tree_backend(name)
+    return reasons
 
 
 def chain_reason(params: Any) -> str | None:

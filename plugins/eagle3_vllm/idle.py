@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from eagle3_serving.patches import Patches
 from eagle3_vllm.compat import SpecDecodeBaseProposer
 
 if TYPE_CHECKING:
@@ -72,9 +73,8 @@ def caches_alone(model: "Eagle3ServingForCausalLM") -> bool:
     return len(attention) == 1 and not attention[0].attn_backend.forward_includes_kv_cache_update
 
 
-def register_idle() -> None:
-    if not getattr(SpecDecodeBaseProposer.propose, "eagle3", False):
-        SpecDecodeBaseProposer.propose = _proposing(SpecDecodeBaseProposer.propose)
+def register_idle(patches: Patches) -> None:
+    patches.attribute(SpecDecodeBaseProposer, "propose", _proposing(SpecDecodeBaseProposer.propose))
 
 
 def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,7 +119,6 @@ def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
         backlog.miss(Missed(target_hidden_states[:rows], tokens_T, target_positions.clone(), slots_T))
         return next_token_ids.new_empty(len(next_token_ids), 0, dtype=torch.int64)
 
-    propose.eagle3 = True  # type: ignore[attr-defined]
     return propose
 
 

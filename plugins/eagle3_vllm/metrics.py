@@ -134,6 +134,6 @@ def open_folder() -> None:
     from prometheus_client import REGISTRY
 
     folder = tempfile.TemporaryDirectory(prefix="eagle3-metrics-")
+    REGISTRY.register(TreeCollector(Path(folder.name)))
     atexit.register(folder.cleanup)
     os.environ[FOLDER] = folder.name
-    REGISTRY.register(TreeCollector(Path(folder.name)))

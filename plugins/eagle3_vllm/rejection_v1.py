@@ -16,37 +16,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from eagle3_serving.patches import Patches
 from eagle3_serving.tree import PADDING, Proposals, SamplingParams, accept_sampled, tree_layout, with_root
 from eagle3_serving.tree.layout import chain_parents
 from eagle3_serving.tree.sampling import GREEDY_BELOW
-from eagle3_vllm.compat import SAMPLING, RejectionSamplerV1, SamplerOutputV1, problems
+from eagle3_vllm.compat import RejectionSamplerV1, SamplerOutputV1
 
 REJECTED = -1  # vLLM's mark of a place without a token
 
 
-def register_sampling() -> None:
+def register_sampling(patches: Patches) -> None:
     """Put the sampler of this module in the place of vLLM's, where that one's kernels do not run."""
-    if not getattr(RejectionSamplerV1.forward, "eagle3", False):
-        RejectionSamplerV1.forward = _sampling(RejectionSamplerV1.forward)
-
-
-def exact_here() -> bool:
-    """Whether sampled chains follow the target's law on this machine's Model Runner V1."""
-    return torch.cuda.is_available() or not problems(SAMPLING)
+    patches.attribute(RejectionSamplerV1, "forward", _sampling(RejectionSamplerV1.forward))
 
 
 def _sampling(made: Callable[..., Any]) -> Callable[..., Any]:
-    known = not problems(SAMPLING)
-
     @wraps(made)
     def forward(self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
         if not metadata.max_spec_len:
             return self.sampler(logits=logits, sampling_metadata=sampling_metadata)  # as in plain decoding
-        if not known or logits.device.type != "cpu" or sampling_metadata.all_greedy or self.synthetic_mode:
+        if logits.device.type != "cpu" or sampling_metadata.all_greedy or self.synthetic_mode:
             return made(self, metadata, draft_probs, logits, sampling_metadata)
         return sample_chains(self, metadata, draft_probs, logits, sampling_metadata)
 
-    forward.eagle3 = True  # type: ignore[attr-defined]
     return forward
 
 

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from eagle3_serving.errors import InputError
+from eagle3_serving.notice import in_a_line
+from eagle3_serving.patches import Patches
 from eagle3_vllm.choice import Choice, Costs, read_costs
 from eagle3_vllm.metrics import FOLDER
 from eagle3_vllm.schedule import Profile
@@ -31,16 +32,16 @@ class ByLoad(list[int]):
 
 def choose_by_load(scheduler: Any, settings: Settings, logger: Any) -> None:
     """Give a `Scheduler` that was just made its choice, where there are trees to choose from and costs to choose by."""
-    if scheduler.dynamic_sd_lookup is None or len(settings.trees) < 2:
-        return
     try:
+        if scheduler.dynamic_sd_lookup is None:
+            return
         costs = _costs(settings)
         if costs is None:
             logger.info("eagle3: trees by batch size alone: no costs were measured; EAGLE3_PROFILE may name some")
             return
         choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs, dict(settings.assumed_gains))
-    except InputError as error:
-        logger.warning("eagle3: trees by batch size alone: %s", error)
+    except Exception as error:  # no costs to choose by, or a scheduler that we do not know
+        logger.warning("eagle3: trees by batch size alone: %s", in_a_line(error))
         return
     scheduler.dynamic_sd_lookup = ByLoad(scheduler.dynamic_sd_lookup, choice)
     for batch in sorted(costs):
@@ -61,15 +62,15 @@ def costs_file() -> Path | None:
     return Path(os.environ[FOLDER]) / COSTS if FOLDER in os.environ else None
 
 
-def register_choice(settings: Settings, logger: Any) -> None:
-    """Every scheduler made from now on in this process, of a server with trees."""
+def register_choice(patches: Patches, settings: Settings, logger: Any) -> None:
+    """Every scheduler made from now on in this process, of a server with trees to choose from."""
+    if len(settings.trees) < 2:
+        return
     from eagle3_vllm import compat
     from eagle3_vllm.fallback import server_reasons
 
     scheduler = compat.Scheduler
     made, told = scheduler.__init__, scheduler.make_spec_decoding_stats
-    if getattr(made, "eagle3", False):
-        return
 
     def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         made(self, vllm_config, *args, **kwargs)
@@ -82,5 +83,5 @@ def register_choice(settings: Settings, logger: Any) -> None:
             self.dynamic_sd_lookup.choice.accepted(num_draft_tokens + 1, num_accepted_tokens)
         return told(self, before, num_draft_tokens, num_accepted_tokens, *rest, **more)
 
-    init.eagle3 = True  # type: ignore[attr-defined]
-    scheduler.__init__, scheduler.make_spec_decoding_stats = init, stats
+    patches.attribute(scheduler, "__init__", init)
+    patches.attribute(scheduler, "make_spec_decoding_stats", stats)

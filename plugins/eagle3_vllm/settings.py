@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eagle3_serving.errors import InputError
-from eagle3_serving.serve.shape import Shape
+from eagle3_serving.serve.shape import TREES, Shape, parse_trees
 
 Mode = Literal["auto", "tree", "chain", "vllm"]
-TREES = "EAGLE3_TREES"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Settings:
             raise InputError(f"EAGLE3_PROFILE: no file {profile}; write it with python -m eagle3_vllm.profile")
         return cls(
             mode=mode,  # type: ignore[arg-type]
-            trees=parse_trees(said.get(TREES, "")),
+            trees=read_trees(said.get(TREES, "")),
             depth=_positive(said, "EAGLE3_TREE_DEPTH", 1) if "EAGLE3_TREE_DEPTH" in said else None,
             top_k=_positive(said, "EAGLE3_TREE_TOP_K", cls.top_k),
             batch_nodes=_positive(said, "EAGLE3_BATCH_NODES", 1) if "EAGLE3_BATCH_NODES" in said else None,
@@ -83,23 +82,10 @@ class Settings:
         )
 
 
-def parse_trees(text: str) -> tuple[Shape, ...]:
-    """`0;3,1,4;5,8,17`, in any order. Raises InputError naming a wrong one, or two of the same number of tokens: it is by
-    that number that a pass knows its tree."""
-    shapes: list[Shape] = []
-    for part in filter(None, (part.strip() for part in text.split(";"))):
-        if part == "0":
-            shapes.append(Shape.nothing(1))
-            continue
-        try:
-            shape = Shape(*map(int, part.split(",")))
-        except (TypeError, ValueError):
-            raise InputError(f"{TREES}: {part!r} is not steps,top-k,tokens") from None
-        if wrong := shape.wrong():
-            raise InputError(f"{TREES}: {wrong}")
-        shapes.append(shape)
-    if shapes and not any(shape.drafts for shape in shapes):
-        raise InputError(f"{TREES} holds no tree that drafts: {text!r}")
+def read_trees(text: str) -> tuple[Shape, ...]:
+    """The trees of `EAGLE3_TREES`, fewest tokens first. Raises InputError naming a wrong one, or two of the same number of
+    tokens: it is by that number that a pass knows its tree."""
+    shapes = parse_trees(text)
     if len({shape.tokens for shape in shapes}) < len(shapes):
         raise InputError(f"{TREES}: two trees have the same number of tokens: {text!r}")
     return tuple(sorted(shapes, key=lambda shape: shape.tokens))

@@ -1,6 +1,13 @@
-"""Twenty prompts of our own."""
+"""Twenty prompts of our own, and servers whose engine is not as known."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+
+from eagle3_serving.serve.server import ServerCommand
 
 PROMPTS = (
     "Why is the sky blue?",
@@ -29,3 +36,15 @@ PROMPTS = (
 @pytest.fixture(scope="session")
 def prompts() -> tuple[str, ...]:
     return PROMPTS
+
+
+@pytest.fixture
+def doctored() -> Callable[[ServerCommand, str], ServerCommand]:
+    """The command with a function of the engine's doctored in all of its processes: see `doctored/sitecustomize.py`."""
+    folder = Path(__file__).with_name("doctored")
+
+    def doctor(command: ServerCommand, function: str) -> ServerCommand:
+        path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+        return replace(command, environment={**command.environment, "DOCTORED": function, "PYTHONPATH": path})
+
+    return doctor

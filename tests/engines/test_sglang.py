@@ -1,7 +1,7 @@
 """Real SGLang on this machine: its own EAGLE-3, and ours with a tree that changes at every step. No token may change."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -12,7 +12,7 @@ from benchmarks.sglang_sweep import Load
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.eval.law import BOUND, DRAWS, PROMPTS, TOKENS, Answers, compare
 from eagle3_serving.serve.client import Answer
-from eagle3_serving.serve.server import Server
+from eagle3_serving.serve.server import Server, ServerCommand
 from eagle3_serving.serve.sglang import SglangOptions, on_cpu, sglang_command, sglang_python
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
@@ -183,6 +183,28 @@ def test_its_own_tree_says_what_plain_decoding_says(
     assert spent.drafts > 0 and spent.accepted == sum(spent.accepted_by_position)
     assert spent.accepted_length > 1.2
     assert "eagle3: trees" not in log.read_text()  # what our worker says when it is ready
+
+
+def test_what_our_worker_fails_at_leaves_sglangs_own(
+    target_dir: Path,
+    drafter_dir: Path,
+    asked: dict[str, list[Body]],
+    expected: dict[str, list[Answer]],
+    doctored: Callable[[ServerCommand, str], ServerCommand],
+    tmp_path: Path,
+) -> None:
+    """The last moment to give way: the worker is made, and its first tree cannot be built."""
+    worker = "sglang.srt.speculative.eagle_worker_v2:EAGLEWorkerV2"
+    command = doctored(sglang_command(SglangOptions(target_dir, drafter_dir)), f"-{worker}._override_worker_state")
+    log = tmp_path / "server.log"
+    with Server(command, log) as server, SglangClient(server.url, target_dir) as client:
+        said = ask_all(client, asked["plain text"], 4)
+        spent, text = client.counters(), log.read_text()
+    assert tokens(said) == tokens(expected["plain text"])
+    assert spent.accepted > 0
+    [line] = [line for line in text.splitlines() if "eagle3: " in line and "no tree was asked for" not in line]
+    assert "SGLang's own EAGLE3 serves" in line and "_override_worker_state" in line
+    assert "Traceback" not in text
 
 
 def test_a_drafter_sglang_would_read_wrongly_stops_the_server_with_one_line(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from eagle3_sglang.settings import DEFAULT_TREES, parse_trees
+from eagle3_sglang.settings import DEFAULT_TREES, read_trees
 from eagle3_vllm.schedule import Profile
 
 from eagle3_serving.cli.main import main
@@ -54,7 +54,7 @@ def test_sglang(target_dir: Path, drafter_dir: Path, tmp_path: Path, capfd: pyte
         pytest.skip(str(error))
     said = tune("sglang", target_dir, drafter_dir, tmp_path, capfd)
     costs, about = read_costs(tmp_path / "p.json")
-    assert set(costs.shapes) == set(parse_trees(DEFAULT_TREES))
+    assert set(costs.shapes) == set(read_trees(DEFAULT_TREES))
     assert all(costs.measured(load) == set(costs.shapes) for load in (1, 2))
     assert about["target"] == str(target_dir)
     commands = said["commands"]

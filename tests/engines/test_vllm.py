@@ -1,6 +1,6 @@
 """A real plain server and a real speculative one: the drafter may change the speed, never a token."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 
 from eagle3_serving.eval.law import BOUND, DRAWS, PROMPTS, TOKENS, compare
 from eagle3_serving.serve.client import ChatClient
-from eagle3_serving.serve.server import Server
+from eagle3_serving.serve.server import Server, ServerCommand
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
 
 pytest.importorskip("vllm")
@@ -106,3 +106,24 @@ def test_the_plain_server_does_not_speculate(plain: ChatClient) -> None:
 def test_a_server_of_chains_shows_no_trees(spec: ChatClient) -> None:
     assert spec.counters().drafts > 0
     assert spec.tree_passes() == 0
+
+
+def test_a_vllm_that_is_not_as_known_serves_its_own_eagle3(
+    plain: ChatClient,
+    target_dir: Path,
+    drafter_dir: Path,
+    prompts: tuple[str, ...],
+    doctored: Callable[[ServerCommand, str], ServerCommand],
+    tmp_path: Path,
+) -> None:
+    command = vllm_command(VllmOptions(target_dir, drafter_dir, k=K))
+    command = doctored(command, "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose")
+    log = tmp_path / "server.log"
+    with Server(command, log) as server, ChatClient(server.url) as client:
+        said = [client.ask(prompt, MAX_TOKENS).token_ids for prompt in prompts[:3]]
+        spent, text = client.counters(), log.read_text()
+    assert said == [plain.ask(prompt, MAX_TOKENS).token_ids for prompt in prompts[:3]]
+    assert spent.accepted > 0
+    [line] = [line for line in text.splitlines() if "eagle3: " in line]  # of all its processes
+    assert "vLLM's own EAGLE-3 serves" in line and "the proposer's propose takes (unknown, others)" in line
+    assert "Traceback" not in text

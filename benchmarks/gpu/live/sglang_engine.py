@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.gpu.live.load import Load
 from benchmarks.gpu.sink import Unavailable
-from eagle3_serving.serve.sglang import TREES
+from eagle3_serving.serve.shape import TREES
 
 SHORT = 4  # the short batch has a fourth of the tokens
 LEAST_SAMPLES = 3

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from eagle3_vllm.attention.implementation import TreeRowsImpl
 from eagle3_vllm.attention.layout import canonical, pages
-from eagle3_vllm.attention.support import unsupported as unsupported
 from eagle3_vllm.attention.tree_block import merged
 from eagle3_vllm.attention.uniform import UniformRows, attend_uniform
 from eagle3_vllm.compat import flash

@@ -12,7 +12,7 @@ import torch
 from drafting_on import Drafting, Inputs
 from eagle3_sglang import compat
 from eagle3_sglang.draft import DraftWorker
-from eagle3_sglang.settings import DEFAULT_TREES_ON_GPU, parse_trees
+from eagle3_sglang.settings import DEFAULT_TREES_ON_GPU, read_trees
 from pretend_device import NAME, CaptureError, capture, pretend_device
 from stepping_on import Uploading as UploadingStep
 from stepping_on import Waiting, serve
@@ -23,7 +23,7 @@ from eagle3_serving.tree import Children
 
 compat.spec_config = lambda: SimpleNamespace(speculative_use_rejection_sampling=False)
 BATCHES = (1, 2, 3, 4, 8, 16, 32, 64)
-SHAPES = parse_trees(DEFAULT_TREES_ON_GPU)
+SHAPES = read_trees(DEFAULT_TREES_ON_GPU)
 
 
 def hold(shape: Shape, batch: int, worker: type[DraftWorker] = DraftWorker) -> str:

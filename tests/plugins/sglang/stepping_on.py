@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from drafting_on import HIDDEN, Drafting, Inputs
 from eagle3_sglang import compat
-from eagle3_sglang.settings import DEFAULT_TREES_ON_GPU, parse_trees
+from eagle3_sglang.settings import DEFAULT_TREES_ON_GPU, read_trees
 from pretend_device import NAME, Crossings, Event
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from eagle3_serving.serve.shape import Shape
 
-SHAPES = parse_trees(DEFAULT_TREES_ON_GPU)
+SHAPES = read_trees(DEFAULT_TREES_ON_GPU)
 SIZES = [1, 2, 4, 8, 16, 32, 64]
 DRAFTER = Path(__file__).resolve().parents[3] / "checkpoints" / "smollm2-135m-instruct"
 OF_GRAPHS = 0.8  # of a step's time on the device

@@ -5,11 +5,17 @@ import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
+import eagle3_sglang
 import pytest
 from eagle3_sglang import hooks
 from eagle3_sglang.backends import tree_problem, window_problem
 from eagle3_sglang.compat_check import Name, name_problem, version_problem
-from eagle3_sglang.settings import DEFAULT_CHAINS, DEFAULT_TREES, DEFAULT_TREES_ON_GPU, parse_trees
+from eagle3_sglang.settings import DEFAULT_CHAINS, DEFAULT_TREES, DEFAULT_TREES_ON_GPU, read_trees
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EAGLE3_SAID", "")
 
 
 def test_versions() -> None:
@@ -42,7 +48,7 @@ def arguments(**changed: object) -> SimpleNamespace:
 def test_sglangs_own_worker_serves_where_ours_does_not_fit(
     changed: dict[str, object], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "SGLang has no such name")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "SGLang has no such name")
     with caplog.at_level(logging.WARNING):
         made = hooks.create_worker(lambda *_: EAGLEWorkerV2, SimpleNamespace(name="EAGLE3"), arguments(**changed))
     assert made is EAGLEWorkerV2
@@ -60,6 +66,7 @@ def test_other_algorithms_are_left_alone(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_memory_is_kept_for_the_largest_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "0;1,8,3;5,8,12")
     # a draft of 5 steps of 8 branches writes 40 slots, more than its 12 tokens
     assert hooks.reserve(lambda *_: 12, SimpleNamespace(name="EAGLE3"), arguments()) == 40
@@ -84,11 +91,11 @@ def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "")
     with caplog.at_level(logging.INFO):
         assert hooks.choose_trees(lambda *_: theirs, arguments(**changed), "AnyForCausalLM") == shape
-    assert hooks.read_settings().trees == parse_trees(trees)
+    assert hooks.read_settings().trees == read_trees(trees)
     assert "no tree was asked for" in caplog.text
 
 
@@ -96,7 +103,7 @@ def test_without_flags_our_trees_apply_and_the_scheduler_learns_of_them(
 def test_an_attention_backend_that_knows_no_tree_ends_the_server_with_one_line(
     asks: Callable[..., object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     monkeypatch.setenv("EAGLE3_TREES", "0;3,4,6")
     given = arguments(decode_attention_backend="flashmla")
     with pytest.raises(SystemExit):
@@ -111,7 +118,7 @@ def test_an_attention_backend_that_knows_no_tree_ends_the_server_with_one_line(
 def test_where_trees_are_not_known_to_work_sglangs_own_worker_serves(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hooks, "name_problem", lambda: "")
+    monkeypatch.setattr(hooks, "worker_problem", lambda: "")
     for changed, why in (
         ({"attention_backend": "fa4"}, "fa4 verifies trees is not known"),
         ({"attention_backend": "intel_amx", "page_size": 16}, "--page-size 1 alone"),
@@ -130,33 +137,99 @@ def test_trees_are_served_where_sglang_verifies_them(name: str, page_size: int) 
     assert window_problem(4, [name], page_size, False) == ""
 
 
-def test_off_and_an_unknown_version_hook_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    registry = ModuleType("sglang.srt.plugins.hook_registry")
-    registered: list[str] = []
-    registry.HookRegistry = SimpleNamespace(register=lambda target, *_: registered.append(target))  # type: ignore[attr-defined]
-    registry.HookType = SimpleNamespace(AROUND="around")  # type: ignore[attr-defined]
+class Registry:
+    """Stands in for SGLang's."""
+
+    def __init__(self) -> None:
+        self._hooks: dict[str, object] = {}
+        self.fails_after = 99
+
+    def register(self, target: str, hook: object, kind: str) -> None:
+        if len(self._hooks) == self.fails_after:
+            raise TypeError("register() takes 2 positional arguments")
+        self._hooks[target] = hook
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    made, module = Registry(), ModuleType("sglang.srt.plugins.hook_registry")
+    module.HookRegistry = made  # type: ignore[attr-defined]
+    module.HookType = SimpleNamespace(AROUND="around")  # type: ignore[attr-defined]
     sglang = ModuleType("sglang")
-    sglang.__version__ = "0.7.1"  # type: ignore[attr-defined]
-    for name, module in {"sglang": sglang, "sglang.srt.plugins.hook_registry": registry}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    hooks.register()
-    assert not registered and "0.7.1" in caplog.text
-    monkeypatch.setenv("EAGLE3_SERVING", "off")
-    hooks.register()
-    assert not registered
-    monkeypatch.setenv("EAGLE3_SERVING", "on")
     sglang.__version__ = "0.5.23"  # type: ignore[attr-defined]
-    hooks.register()
-    assert len(registered) == 4
+    for name, one in {"sglang": sglang, "sglang.srt.plugins.hook_registry": module}.items():
+        monkeypatch.setitem(sys.modules, name, one)
+    monkeypatch.setattr(hooks, "name_problem", lambda *_: "")
+    return made
 
 
-def test_a_setting_that_cannot_be_read_ends_the_server_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_four_hooks_are_registered_and_none_where_it_is_off(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EAGLE3_SERVING", "off")
+    eagle3_sglang.register()
+    assert not registry._hooks
+    monkeypatch.setenv("EAGLE3_SERVING", "on")
+    eagle3_sglang.register()
+    assert len(registry._hooks) == 4 and not caplog.text
+
+
+@pytest.mark.parametrize("fault", ["version", "name", "registration", "missing"])
+def test_a_fault_hooks_nothing_and_is_told_once(
+    fault: str, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    why = {"version": "0.7.1", "name": "no such name", "registration": "takes 2", "missing": "sglang"}[fault]
+    if fault == "version":
+        sys.modules["sglang"].__version__ = "0.7.1"  # type: ignore[attr-defined]
+    elif fault == "name":
+        monkeypatch.setattr(hooks, "name_problem", lambda *_: "SGLang has no such name")
+    elif fault == "registration":
+        registry.fails_after = 2
+    else:
+        monkeypatch.setitem(sys.modules, "sglang", None)
+    for _ in range(2):
+        eagle3_sglang.register()
+    assert not registry._hooks
+    assert len(caplog.messages) == 1
+    assert why in caplog.messages[0] and "SGLang's own EAGLE3 serves" in caplog.messages[0]
+
+
+def test_a_setting_that_cannot_be_read_ends_a_server_with_eagle3_alone(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EAGLE3_TREES", "3,4,99")
+    eagle3_sglang.register()
+    assert len(registry._hooks) == 4
+    served: list[object] = []
+    plain = SimpleNamespace(speculative_algorithm=None, speculative_draft_model_path=None)
+    hooks.before_resolution(served.append, plain)
+    assert served == [plain]
+    asked = SimpleNamespace(speculative_algorithm="EAGLE3", speculative_draft_model_path="somewhere")
     with pytest.raises(SystemExit) as ended:
-        hooks.register()
-    assert ended.value.code == 1
+        hooks.before_resolution(served.append, asked)
+    assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("eagle3: EAGLE3_TREES: tree 3,4,99")
+
+
+def test_a_check_that_fails_by_itself_lets_the_server_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served: list[object] = []
+    unknown = SimpleNamespace(speculative_algorithm="EAGLE3")  # the drafter stands under another name
+    hooks.before_resolution(served.append, unknown)
+    assert served == [unknown]
+    assert len(caplog.messages) == 1 and "goes unchecked: AttributeError" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("hook", ["choose_trees", "reserve", "create_worker"])
+def test_a_hook_that_fails_leaves_sglangs_own_answer(
+    hook: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> str:
+        raise RuntimeError("planted")
+
+    for name in ("worker_problem", "_is_ours", "_unfit", "read_settings"):
+        monkeypatch.setattr(hooks, name, broken)
+    first = SimpleNamespace(name="EAGLE3") if hook != "choose_trees" else arguments()
+    assert getattr(hooks, hook)(lambda *_: EAGLEWorkerV2, first, arguments()) is EAGLEWorkerV2
+    assert len(caplog.messages) == 1 and "RuntimeError: planted" in caplog.messages[0]

@@ -4,18 +4,19 @@ from eagle3_sglang.settings import (
     DEFAULT_TREES,
     DEFAULT_TREES_ON_GPU,
     largest,
-    parse_trees,
     read_settings,
+    read_trees,
 )
 
+from eagle3_serving.errors import InputError
 from eagle3_serving.serve.shape import Shape
 
 
 def test_trees_are_read_fewest_tokens_first() -> None:
-    assert parse_trees(" 5,4,12; 0 ;1,4,3;") == (Shape(0, 4, 1), Shape(1, 4, 3), Shape(5, 4, 12))
-    assert parse_trees("") == ()
-    assert len(parse_trees(DEFAULT_TREES)) == 4
-    assert largest(parse_trees(DEFAULT_TREES)) == Shape(5, 4, 12)
+    assert read_trees(" 5,4,12; 0 ;1,4,3;") == (Shape(0, 4, 1), Shape(1, 4, 3), Shape(5, 4, 12))
+    assert read_trees("") == ()
+    assert len(read_trees(DEFAULT_TREES)) == 4
+    assert largest(read_trees(DEFAULT_TREES)) == Shape(5, 4, 12)
 
 
 @pytest.mark.parametrize(
@@ -31,15 +32,15 @@ def test_trees_are_read_fewest_tokens_first() -> None:
     ],
 )
 def test_what_cannot_be_served_is_named(text: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        parse_trees(text)
+    with pytest.raises(InputError, match=why):
+        read_trees(text)
 
 
 def test_switches() -> None:
     assert read_settings({}).on and read_settings({}).check
     assert not read_settings({"EAGLE3_SERVING": "OFF"}).on
     assert not read_settings({"EAGLE3_CHECK": "0"}).check
-    with pytest.raises(ValueError, match="EAGLE3_SERVING is 'perhaps'"):
+    with pytest.raises(InputError, match="EAGLE3_SERVING is 'perhaps'"):
         read_settings({"EAGLE3_SERVING": "perhaps"})
 
 
@@ -47,12 +48,12 @@ def test_bounds_are_numbers() -> None:
     assert read_settings({}).graph_gb > 0 and read_settings({}).graph_seconds > 0
     assert read_settings({"EAGLE3_GRAPH_GB": "1.5", "EAGLE3_GRAPH_SECONDS": "0"}).graph_gb == 1.5
     for wrong in ("much", "-1", "nan", "inf"):
-        with pytest.raises(ValueError, match=f"EAGLE3_GRAPH_GB is '{wrong}': a number, at least 0"):
+        with pytest.raises(InputError, match=f"EAGLE3_GRAPH_GB is '{wrong}': a number, at least 0"):
             read_settings({"EAGLE3_GRAPH_GB": wrong})
 
 
 def test_default_trees_hold_plain_decoding_and_as_much_as_a_chain() -> None:
-    trees = parse_trees(DEFAULT_TREES_ON_GPU)
-    assert not trees[0].drafts and set(parse_trees(DEFAULT_TREES)) < set(trees)
+    trees = read_trees(DEFAULT_TREES_ON_GPU)
+    assert not trees[0].drafts and set(read_trees(DEFAULT_TREES)) < set(trees)
     assert {Shape(1, 4, 2), Shape(3, 4, 4)} < set(trees)
-    assert all(chain == Shape.chain(chain.steps) for chain in parse_trees(DEFAULT_CHAINS))
+    assert all(chain == Shape.chain(chain.steps) for chain in read_trees(DEFAULT_CHAINS))

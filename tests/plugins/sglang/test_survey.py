@@ -8,6 +8,7 @@ from eagle3_sglang.costs import StepCosts
 from eagle3_sglang.policy import Survey
 from eagle3_sglang.settings import read_settings
 
+from eagle3_serving.errors import InputError
 from eagle3_serving.serve.shape import Shape
 
 SHAPES = (Shape(0, 4, 1), Shape(1, 4, 3), Shape(3, 4, 6))
@@ -44,5 +45,5 @@ def test_what_was_passed_through_is_dropped(tmp_path: Path) -> None:
 
 def test_an_unknown_choice_is_named() -> None:
     assert read_settings({"EAGLE3_CHOICE": "survey"}).choice == "survey"
-    with pytest.raises(ValueError, match="EAGLE3_CHOICE is 'best'"):
+    with pytest.raises(InputError, match="EAGLE3_CHOICE is 'best'"):
         read_settings({"EAGLE3_CHOICE": "best"})

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 from eagle3_vllm import configure, fallback
 from eagle3_vllm.schedule import Profile
-from eagle3_vllm.settings import Settings, parse_trees
+from eagle3_vllm.settings import Settings, read_trees
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
@@ -120,7 +120,7 @@ def test_no_more_nodes_are_verified_than_the_largest_tree_has(
     )
     whole: Any = SimpleNamespace(speculative_config=speculative, scheduler_config=SimpleNamespace(max_num_seqs=8))
     with caplog.at_level(logging.INFO):
-        configure.settle(whole, Settings(mode="tree", trees=parse_trees(text)), logging.getLogger("test"))
+        configure.settle(whole, Settings(mode="tree", trees=read_trees(text)), logging.getLogger("test"))
     assert speculative.num_speculative_tokens == served
     assert len(caplog.messages) == (served < 16)
     configure.with_trees.discard(id(speculative))
@@ -136,7 +136,7 @@ def test_no_more_nodes_are_verified_than_the_largest_tree_has(
     ],
 )
 def test_a_tree_that_the_nodes_cannot_hold_is_a_line(asked: dict[str, Any], line: str | None) -> None:
-    settings = Settings(trees=parse_trees(asked.get("trees", "")), depth=asked.get("depth"))
+    settings = Settings(trees=read_trees(asked.get("trees", "")), depth=asked.get("depth"))
     assert fallback.shape_reasons(settings, 16) == ([line] if line else [])
 
 

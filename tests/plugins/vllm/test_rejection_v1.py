@@ -3,7 +3,7 @@
 Shape letters: B requests, T draft tokens of all of them, K draft tokens of one, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,19 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.statistics import chi_square
+from eagle3_serving.patches import Patches
 from eagle3_serving.tree import SamplingParams, target_law
 
 pytest.importorskip("vllm")
 
-from eagle3_vllm import compat, registration, rejection_v1
-from eagle3_vllm.compat import (
-    RejectionSamplerV1,
-    SamplerOutputV1,
-    SamplerV1,
-    SamplingMetadata,
-    Signature,
-    SpecDecodeMetadata,
-)
+from eagle3_vllm.compat import RejectionSamplerV1, SamplerOutputV1, SamplerV1, SamplingMetadata, SpecDecodeMetadata
 from eagle3_vllm.rejection_v1 import REJECTED, register_sampling
 
 VOCAB, DRAFTED, REQUESTS = 12, (3, 5), 8_000
@@ -31,12 +24,15 @@ EDGE = 1e-3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
-    register_sampling()
+def registered() -> Iterator[None]:
+    patches = Patches()
+    register_sampling(patches)
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
         current_platform.register_triton_kernel_overrides()  # as vLLM's worker does, for vLLM's own sampler
+    yield
+    patches.undo()
 
 
 def world() -> Tensor:
@@ -239,37 +235,3 @@ def test_logprobs_are_those_of_the_tokens(mode: Any) -> None:
     for tokens, told in zip(output.sampled_token_ids.tolist(), logprobs.tolist(), strict=True):
         for place, token in enumerate(token for token in tokens if token != REJECTED):
             assert told[place] == pytest.approx(float(want[place, token]), abs=1e-4)
-
-
-def test_where_vllm_is_another_its_own_sampler_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        rejection_v1, "SAMPLING", (Signature("Sampler.sample", renamed, ("self", "logits", "sampling")),)
-    )
-    forward = rejection_v1._sampling(lambda *_: "vLLM's own")
-    meta = metadata([list(DRAFTED)])
-    assert forward(RejectionSamplerV1(SamplerV1()), meta, None, world(), sampling(1, 0.7)) == "vLLM's own"
-    assert rejection_v1.exact_here() == torch.cuda.is_available()
-
-
-class Said(list[str]):
-    def warning(self, text: str, *values: object) -> None:
-        self.append(text % values)
-
-
-def renamed(self: object, logits: object) -> None: ...
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there vLLM's own sampler is exact")
-def test_one_line_says_where_sampling_is_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = Said()
-    monkeypatch.setattr("vllm.logger.init_logger", lambda _: said)
-    monkeypatch.setenv("EAGLE3_MODE", "vllm")
-    registration.register_all()
-    assert said == []  # the plugin does nothing else, but samples as the target does
-    changed = (Signature("Sampler.sample", renamed, ("self", "logits", "sampling")),)
-    for module in (rejection_v1, compat):
-        monkeypatch.setattr(module, "SAMPLING", changed)
-    registration.register_all()
-    monkeypatch.setattr(compat, "version_problem", lambda: "vLLM 9.0 is not known")
-    registration.register_all()
-    assert len(said) == 2 and all(registration.INEXACT in line for line in said)

@@ -13,12 +13,12 @@ pytest.importorskip("vllm")
 
 from eagle3_vllm import measure, speculator
 from eagle3_vllm.compat import TritonError
-from eagle3_vllm.settings import Settings, parse_trees
+from eagle3_vllm.settings import Settings, read_trees
 from eagle3_vllm.speculator import TreeSpeculator
 
 from eagle3_serving.serve.shape import Shape
 
-TREES = parse_trees("0;2,2,5")
+TREES = read_trees("0;2,2,5")
 
 
 class Graphs:

@@ -9,7 +9,7 @@ import torch
 from batches import DEVICE
 from eagle3_vllm.attention import uniform
 from eagle3_vllm.attention.split_kv import Gpu
-from eagle3_vllm.settings import Settings, parse_trees
+from eagle3_vllm.settings import Settings, read_trees
 from eagle3_vllm.trees import PassRows, Trees
 
 SLOTS, NODES = 8, 16
@@ -22,7 +22,7 @@ def trees(text: str = "") -> Trees:
         model_config=SimpleNamespace(max_model_len=600),
         speculative_config=SimpleNamespace(num_speculative_tokens_per_batch_size=None),
     )
-    return Trees(config, Settings(trees=parse_trees(text)), torch.device(DEVICE))
+    return Trees(config, Settings(trees=read_trees(text)), torch.device(DEVICE))
 
 
 def begun(drafts: list[int], prompt: int = 0) -> tuple[Trees, PassRows | None]:

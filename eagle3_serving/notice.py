@@ -1,0 +1,26 @@
+"""Lines that a server of many processes says once, and exceptions in one line."""
+
+import hashlib
+import logging
+import os
+
+from eagle3_serving.errors import Eagle3Error
+
+SAID = "EAGLE3_SAID"  # digests of lines that were said; a server's processes inherit it from the first
+
+
+def say_once(logger: logging.Logger, line: str) -> None:
+    """Warn, unless this process or one that started it said the same."""
+    digest = hashlib.sha256(line.encode()).hexdigest()[:8]
+    said = os.environ.get(SAID, "").split()
+    if digest not in said:
+        os.environ[SAID] = " ".join([*said, digest])
+        logger.warning("eagle3: %s", line)
+
+
+def in_a_line(error: BaseException) -> str:
+    """Its kind and the first line of its message; those that are raised on purpose say enough by themselves."""
+    if isinstance(error, Eagle3Error):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
