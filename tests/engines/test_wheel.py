@@ -26,7 +26,7 @@ SGLANG = """
 from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.plugins.hook_registry import HookRegistry
-held = [repr(hook) for hooks in HookRegistry._hooks.values() for hook in hooks]
+held = [hook.__module__ for hooks in HookRegistry._hooks.values() for _, hook, _ in hooks]
 """
 SAID = """
 import importlib.metadata, json, sys
