@@ -14,7 +14,7 @@ ENTRYPOINT ["python3", "-m", "sglang.launch_server", "--host", "0.0.0.0", "--por
 # hadolint ignore=DL3006
 FROM ${ENGINE}
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY eagle3_serving ./eagle3_serving
 COPY plugins ./plugins
 # the engine's own torch satisfies ours, so pip leaves it; the variable is for bases whose Python is the system's

@@ -1,5 +1,6 @@
 """The demonstration: the same questions to a plain server and to one with the drafter, side by side."""
 
+import importlib.metadata
 import importlib.resources
 from dataclasses import dataclass
 from functools import partial
@@ -35,10 +36,17 @@ class DemoOptions:
 
 
 def default_drafter() -> Path:
-    """The drafter of the repository: from the working directory, else beside the package. Raises InputError."""
+    """The drafter that ships: of the working directory, else of the checkout, else as installed. Raises InputError."""
     for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
         if (root / DEFAULT_DRAFTER / "config.json").is_file():
             return root / DEFAULT_DRAFTER
+    try:
+        installed = importlib.metadata.files("eagle3-serving") or []
+    except importlib.metadata.PackageNotFoundError:
+        installed = []
+    for file in installed:  # its record alone knows where an installer puts data
+        if file.match(f"{DEFAULT_DRAFTER}/config.json"):
+            return Path(str(file.locate())).resolve().parent
     raise InputError(f"no drafter at {DEFAULT_DRAFTER}: run inside the repository or give --drafter DIR")
 
 

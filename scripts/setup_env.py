@@ -49,7 +49,7 @@ ENVIRONMENTS = {
         ".venv",
         (*COMMON, "requirements/overrides.txt"),
         # the pin keeps the CPU torch that is there
-        ("--override", "requirements/overrides.txt", *PINS, TORCH, "-e", ".[demo,train,dev]", VLLM),
+        ("--override", "requirements/overrides.txt", *PINS, TORCH, "-e", ".[demo,train,docs,dev]", VLLM),
     ),
     "sglang": Environment(
         ".venv-sglang",
