@@ -90,7 +90,7 @@ class TrainOptions:
 
 
 # what a drafter that is gone on from (--init) is trained with unless told: gently, and as long as the answers last
-GOING_ON: dict[str, float] = {"tokens": 0, "learning_rate": 2e-4, "fusion_learning_rate": 5e-5}
+GOING_ON: dict[str, float] = {"tokens": 0, "learning_rate": 3e-4, "fusion_learning_rate": 5e-5}
 DRAFT_VOCAB_SIZE = 4096
 
 
