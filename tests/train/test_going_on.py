@@ -80,7 +80,17 @@ def test_it_goes_on_with_a_table_of_before_and_after(
     directory: Path, answers: tuple[Path, Path], init: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine, known = answers
-    command = ["train", "--target", str(directory), "--init", str(init), "--answers", str(mine), "--general", str(known)]
+    command = [
+        "train",
+        "--target",
+        str(directory),
+        "--init",
+        str(init),
+        "--answers",
+        str(mine),
+        "--general",
+        str(known),
+    ]
     command += ["--out", str(tmp_path / "run"), "--tokens-per-batch", "60", "--held-out", "6", "--measure-every", "200"]
     assert main([*command, "--eval-tokens", "8", "--eval-limit", "2", "--measure-tree", "3,2,6", "--json"]) == 0
     said = capsys.readouterr().out
