@@ -164,7 +164,7 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     _state_cache(source, [*mixture.train, *held_out], job)
     if not job.shard_target:
         require_own(target, answers, extract, ", ".join(path.name for path in _files(job)))
-    served = _served(job, target, drafter, mixture, extract) if ranks.first else None
+    served = _served(replace(job, options=options), target, drafter, mixture, extract) if ranks.first else None
     trainer = Trainer(drafter, target, mixture.train, held_out, job.out, options, job.init is None, source, served)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
     try:
