@@ -1,8 +1,9 @@
 """From prompts or answers to a saved drafter: what `eagle3 train` does, step by step."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +15,15 @@ from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
-from eagle3_serving.eval.prompts import read_prompts
-from eagle3_serving.train.answers import generate_answers
 from eagle3_serving.train.best import Best
 from eagle3_serving.train.card import write_card
 from eagle3_serving.train.comparison import Comparer, Comparison
-from eagle3_serving.train.data import Answer, DataReport, read_answers
+from eagle3_serving.train.data import Answer, DataReport
 from eagle3_serving.train.features import Extract, FeatureBatch, FeatureSource
 from eagle3_serving.train.finish import Measured, calibrate_on, check_drafter, measure, prompts_to_measure
 from eagle3_serving.train.fresh import new_drafter
-from eagle3_serving.train.mixture import Families, Mixture, family_name, mix, split
+from eagle3_serving.train.gather import family_name, gather, own_files
+from eagle3_serving.train.mixture import Families, Mixture
 from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, TrainJob
 from eagle3_serving.train.origin import require_own
 from eagle3_serving.train.plot import plot_training
@@ -100,7 +100,7 @@ def _compare(job: TrainJob, run: TrainedRun, directory: Path, answers: Families)
     assert job.init is not None
     aux_layers = run.drafter.config.aux_layers
     comparer = Comparer(run.target, aux_layers, answers, job.measure_tree, run.extract)
-    own = {path.stem for path in (*job.prompts, *job.answers)} | {family_name(_files(job))}
+    own = {path.stem for path in (*job.prompts, *job.answers)} | {family_name(job)}
     return Comparison(comparer(job.init), comparer(directory), tuple(name for name in answers if name in own))
 
 
@@ -112,28 +112,12 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     if job.shard_target and ranks.size == 1:
         raise InputError("--shard-target shares the target among processes: start several with torchrun")
     if job.eval_prompts and job.eval_limit and ranks.first:
-        prompts_to_measure(
-            job.target, job.eval_prompts, {}, job.eval_limit
-        )  # what is wrong with them, before hours are spent
-    general = {
-        path.stem: _read(job, [path], vocab_size, DataReport()) for path in job.general
-    }  # before hours are spent
-    if job.prompts:
-        job.out.mkdir(parents=True, exist_ok=True)
-        if ranks.first:
-            prompts = read_prompts(job.prompts, job.limit, family="train")
-            generate_answers(
-                job.target, prompts, job.out / "answers.jsonl", max_prompt=job.max_prompt, max_tokens=job.answer_tokens
-            )
-        ranks.wait()
-    report = DataReport()
-    answers = _read(job, _files(job), vocab_size, report)
-    mixture = split(answers, job.held_out, job.options.seed, family_name(_files(job)) if job.init else "held-out")
-    if general:
-        mixture = mix(mixture, general, job.general_share, job.held_out, job.options.seed)
-    say = print if ranks.first else _silent
-    say(f"{report}" + (f"; {mixture.general} general answers are mixed in" if general else ""))
-    if job.init is not None and not general:
+        # what is wrong with them, before hours are spent
+        prompts_to_measure(job.target, job.eval_prompts, {}, job.eval_limit)
+    own, mixture, report = gather(job, vocab_size, ranks)
+    say: Callable[[str], None] = partial(print, flush=True) if ranks.first else _silent
+    say(f"{report}" + (f"; {mixture.general} general answers are mixed in" if job.general else ""))
+    if job.init is not None and not job.general:
         say("nothing general is mixed in: elsewhere it may lose what it knew (--general FILES keeps it)")
     options = job.options
     if not options.tokens:
@@ -163,7 +147,7 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     held_out = mixture.all_held_out
     _state_cache(source, [*mixture.train, *held_out], job)
     if not job.shard_target:
-        require_own(target, answers, extract, ", ".join(path.name for path in _files(job)))
+        require_own(target, own, extract, ", ".join(path.name for path in own_files(job)))
     served = _served(replace(job, options=options), target, drafter, mixture, extract) if ranks.first else None
     trainer = Trainer(drafter, target, mixture.train, held_out, job.out, options, job.init is None, source, served)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
@@ -175,15 +159,6 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     made = (trainer.finished(), target, report, mixture, extract, coverage)
     recorded = served.recording.measured if served is not None else Families()
     return TrainedRun(*made, *counted, dialect, trainer.ranks, trainer.best, recorded)
-
-
-def _files(job: TrainJob) -> list[Path]:
-    """Those that the job's own answers stand in."""
-    return [*job.answers, *([job.out / "answers.jsonl"] if job.prompts else [])]
-
-
-def _read(job: TrainJob, files: Sequence[Path], vocab_size: int | None, report: DataReport) -> list[Answer]:
-    return read_answers(files, job.max_length, job.max_prompt, vocab_size, report)
 
 
 def _silent(_line: str) -> None:

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from eagle3_serving.errors import InputError
@@ -56,11 +55,6 @@ def mix(own: Mixture, general: Families, share: float, held_out: int, seed: int)
         joined.append(answer)
         tokens += len(answer.response_ids)
     return Mixture([*own.train, *joined], kept, len(joined))
-
-
-def family_name(files: Sequence[Path]) -> str:
-    """What answers of these files are called in a table."""
-    return files[0].stem if len(files) == 1 else "answers"
 
 
 def _tokens(answers: Sequence[Answer]) -> int:

@@ -11,7 +11,7 @@ from eagle3_serving.train.data import Answer
 from eagle3_serving.train.features import Extract
 
 SAMPLE = 8  # answers
-# greedy answers from another engine, in bf16, were seen to agree in 98% of their tokens; those of a stranger in half
+# of SmolLM2-135M's tokens, given by vLLM in bf16, 99% are its own in fp32; of its own draws at temperature 0.8 only 70% are
 LEAST = 0.8
 
 

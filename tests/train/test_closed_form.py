@@ -66,7 +66,7 @@ def test_normed_features_are_fitted_as_fc_reads_them(answers: list[Answer], tmp_
         torch.cat([trainer.features(n).aux_BLF[:, 4:].flatten(0, 1) for n in range(2)])
     )
     rms_F = rows[rows.abs().sum(-1) > 0].detach().square().mean(0).sqrt()
-    assert 0.7 < float(rms_F.min()) and float(rms_F.max()) < 1.4
+    assert float(rms_F.min()) > 0.7 and float(rms_F.max()) < 1.4
     plain = begun(answers, tmp_path / "b")
     start, other = float(loss(trainer).losses_S[0]), float(loss(plain).losses_S[0])
     untrained = torch.tensor(float(VOCAB)).log()
