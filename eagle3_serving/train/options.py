@@ -46,9 +46,9 @@ class TrainOptions:
     save_every: int = _option(100, "steps between two saves, each with held-out figures")
     log_every: int = _option(10, "steps between two lines of the log")
     measure_every: int = _option(
-        100_000,
+        200_000,
         "answer tokens between two measurements of the drafter as it will be served, the best of which is kept; each replays "
-        "at most a fortieth of so many (0: never)",
+        "at most a hundredth of so many (0: never)",
     )
     patience: int = _option(0, "stop after so many saves without a better held-out accepted length (0: never)")
     replay: bool = _option(True, "each fresh batch is followed by one already seen: its features cost nothing")
@@ -90,7 +90,12 @@ class TrainOptions:
 
 
 # what a drafter that is gone on from (--init) is trained with unless told: gently, and as long as the answers last
-GOING_ON: dict[str, float] = {"tokens": 0, "learning_rate": 3e-4, "fusion_learning_rate": 5e-5}
+GOING_ON: dict[str, float] = {
+    "tokens": 0,
+    "learning_rate": 3e-4,
+    "fusion_learning_rate": 5e-5,
+    "measure_every": 100_000,
+}
 DRAFT_VOCAB_SIZE = 4096
 
 

@@ -26,7 +26,8 @@ from eagle3_serving.tree.calibrate import Calibration
 Lengths = dict[str, dict[str, float]]
 CHAIN_K = 5
 BATCH = 8
-PART = 40  # a measurement replays at most one token for so many trained on
+# a measurement replays at most one token for so many trained on: on CPU cores a replayed one was seen to cost as much as nine
+PART = 100
 
 
 @dataclass(frozen=True)
