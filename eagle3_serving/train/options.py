@@ -95,6 +95,7 @@ GOING_ON: dict[str, float] = {
     "learning_rate": 3e-4,
     "fusion_learning_rate": 5e-5,
     "measure_every": 100_000,
+    "warmup": 10,
 }
 DRAFT_VOCAB_SIZE = 4096
 
