@@ -14,7 +14,9 @@ learning rate serves all. `low-middle-top` fuses the top feature in place of the
 `constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's
 final state x 1, token loss x 0.1) and changes nothing else. `eagle-2` is their method in this decoder: one step, that constraint, the top feature
 alone, and the feature itself as the state, so that a draft fed back is what it stands in for (`fc` fitted to it and
-frozen; its closed form goes through the attention's values, at their rank). `objectives` are switches beyond the paper.
+frozen; its closed form goes through the attention's values, at their rank). `objectives` are switches beyond the paper, `eagle-3.1` its
+successor's changes of shape, one by one and together: a norm on each feature, the post-norm state fed back. Its authors say that
+fewer steps then suffice, hence a variant with 3.
 The curve of data: the first 1/8, 1/4 and 1/2 of the same answers, each seen once, one draft vocabulary for all.
 """
 
@@ -109,11 +111,14 @@ VARIANTS = {
     "data-1/2": Variant("scaling", share=1 / 2),
     "total-variation": Variant("objectives", {"objective": "total-variation"}),
     "acceptance": Variant("objectives", {"objective": "acceptance"}),
-    "norm-output": Variant("objectives", job={"norm_output": True}),
     "calibrated": Variant("objectives", calibrated=True),
+    "fc-norm": Variant("eagle-3.1", job={"fc_norm": True}),
+    "post-norm": Variant("eagle-3.1", job={"norm_output": True}),
+    "eagle-3.1": Variant("eagle-3.1", job={"preset": "eagle3.1"}),
+    "eagle-3.1-steps-3": Variant("eagle-3.1", {"ttt_steps": 3}, {"preset": "eagle3.1"}),
 }
 COMMON = "paper"  # what every group is held against, and the whole of the data
-GROUPS = ("ablation", "scaling", "objectives")
+GROUPS = ("ablation", "scaling", "objectives", "eagle-3.1")
 
 
 def options_of(variant: Variant, seed: int, tokens: int) -> TrainOptions:
@@ -255,11 +260,12 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
 
 def recorded(args: argparse.Namespace) -> dict[tuple[str, int], dict[str, Any]]:
     """Runs that `--out` holds already, where it is of the same setting and answers: another machine's, or of a lost
-    `--work`."""
+    `--work`. Those of a variant that is no more are left out."""
     if not args.out.exists():
         return {}
     kept = json.loads(args.out.read_text(encoding="utf-8"))
-    return {(run["name"], run["seed"]): run for run in kept["runs"]} if kept["about"] == about(args) else {}
+    runs = [run for run in kept["runs"] if run["name"] in VARIANTS]
+    return {(run["name"], run["seed"]): run for run in runs} if kept["about"] == about(args) else {}
 
 
 def report(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:

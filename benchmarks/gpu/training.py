@@ -136,6 +136,7 @@ def _job(settings: Settings, target: Path, answers: list[Path]) -> TrainJob:
             replay=False,
             bf16=cuda,
             save_every=100,
+            measure_every=0,  # it is measured here, at checkpoints of its own
             log_every=1 if tiny else 10,
             seed=settings.seed,
         ),

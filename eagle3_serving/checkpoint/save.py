@@ -43,15 +43,23 @@ def save_drafter(drafter: Drafter, directory: Path, dtype: torch.dtype = torch.b
 
 def dialect_for(drafter: Drafter) -> str:
     """The dialect that most engines read, of those that can express `drafter`. Raises CheckError where none can."""
-    reasons: list[str] = []
+    refused = refusals(drafter)
     for name in dict.fromkeys(("universal", "vllm", "sglang", *WRITABLE)):
+        if name not in refused:
+            return name
+    raise CheckError(f"no dialect can express this drafter: {'; '.join(refused['universal'])}")
+
+
+def refusals(drafter: Drafter, num_target_layers: int | None = None) -> dict[str, list[str]]:
+    """Dialects that cannot express `drafter`, each with why; the depth of the target tells which layer ids are the defaults."""
+    found = {}
+    for name in WRITABLE:
         dialect = DIALECTS[name]
         assert dialect.refusals is not None
-        refused = dialect.refusals(_neutral(drafter, Path(), name), TargetFacts())
-        if not refused:
-            return name
-        reasons = reasons or refused
-    raise CheckError(f"no dialect can express this drafter: {'; '.join(reasons)}")
+        facts = TargetFacts(num_layers=num_target_layers)
+        if refused := dialect.refusals(_neutral(drafter, Path(), name), facts):
+            found[name] = refused
+    return found
 
 
 def _neutral(drafter: Drafter, directory: Path, dialect: str) -> Neutral:

@@ -11,14 +11,18 @@ from pathlib import Path
 from eagle3_serving.cli.arguments import add_json, add_target
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.criterion import OBJECTIVES
-from eagle3_serving.train.options import TrainJob, TrainOptions
+from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, GOING_ON, TrainJob, TrainOptions
+from eagle3_serving.train.preset import PRESETS
 
 _EXAMPLES = """examples:
   eagle3 train --target DIR --prompts prompts.jsonl --out runs/mine
   eagle3 train --target DIR --answers answers.jsonl --out runs/mine --tokens 3000000
   torchrun --nproc-per-node 2 -m eagle3_serving.cli.main train --target DIR --answers answers.jsonl --out runs/mine
-  eagle3 train --target DIR --answers new.jsonl --init checkpoints/smollm2-135m-instruct --out runs/more
+  eagle3 train --target DIR --answers answers.jsonl --preset eagle3.1 --out runs/mine
+  eagle3 train --target DIR --init DRAFTER --answers mine.jsonl --general runs/mine/answers.jsonl --out runs/domain
 
+The last adapts a drafter to a domain: it keeps its shape and vocabulary, learns gently, and general answers mixed in keep what
+it knew. It ends with a table, before and after by family; give --eval-prompts with families to see what matters to you.
 The same command goes on where a kill or Ctrl-C left it. A prompt is a JSON line {"id", "turns": [...]}, an answer
 {"id", "prompt_ids", "response_ids"}. OUT gets drafter/ (with its card, README.md), training.png, log.jsonl, state.pt
 and features/. In the end the drafter is checked, and measured on the embedded engine. Exit code 1: check found it wrong.
@@ -41,8 +45,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--limit", type=int, help="only the first N prompts")
     defaults = TrainJob(Path(), Path())
+    parser.add_argument(
+        "--draft-vocab-size", type=int, help=f"tokens that a new drafter can propose (default {DRAFT_VOCAB_SIZE})"
+    )
+    parser.add_argument(
+        "--general",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="with --init: answers of what it knew, mixed in",
+    )
     for name, help_text in (
-        ("draft_vocab_size", "tokens that the drafter can propose"),
+        ("general_share", "of the answer tokens that the general ones make, as far as they go"),
+        ("answer_tokens", "most that the target answers --prompts with"),
         ("max_length", "longest prompt and answer together"),
         ("max_prompt", "longest prompt"),
         ("held_out", "answers kept out to measure on"),
@@ -67,11 +83,23 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--aux-layers", type=int, nargs="+", metavar="K", help="boundaries to read (default: low, middle, high)"
     )
+    parser.add_argument("--preset", choices=PRESETS, help="the shape of a new drafter by name (default eagle3)")
+    parser.add_argument(
+        "--fc-norm",
+        action=argparse.BooleanOptionalAction,
+        help="a norm on each feature before they are fused, as eagle3.1 has it (default: the preset's)",
+    )
     parser.add_argument(
         "--norm-output",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="feed the post-norm state back (default: the paper's, before the norm)",
+        help="feed the post-norm state back, as eagle3.1 does (default: the preset's)",
+    )
+    parser.add_argument(
+        "--measure-tree",
+        type=_tree,
+        default=defaults.measure_tree,
+        metavar="DEPTH,TOP_K,NODES",
+        help="the tree that it is measured with on the way (default 8,10,60)",
     )
     parser.add_argument(
         "--sliding-window",
@@ -101,13 +129,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         elif option.name == "objective":
             parser.add_argument(flag, choices=OBJECTIVES, default=default, help=f"{help_text} (default {default})")
         else:
-            parser.add_argument(flag, type=type(default), default=default, help=f"{help_text} (default {default})")
+            gently = f"; with --init {GOING_ON[option.name]}" if option.name in GOING_ON else ""
+            parser.add_argument(flag, type=type(default), help=f"{help_text} (default {default}{gently})")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    options = TrainOptions(**{option.name: getattr(args, option.name) for option in fields(TrainOptions)})
+    chosen = {option.name: getattr(args, option.name) for option in fields(TrainOptions)}
+    going_on = GOING_ON if args.init is not None else {}
+    options = TrainOptions(**{**going_on, **{name: value for name, value in chosen.items() if value is not None}})
     job = TrainJob(
         target=args.target,
         out=args.out,
@@ -115,6 +146,12 @@ def run(args: argparse.Namespace) -> int:
         answers=tuple(args.answers),
         vocabulary=tuple(args.vocabulary),
         init=args.init,
+        general=tuple(args.general),
+        general_share=args.general_share,
+        answer_tokens=args.answer_tokens,
+        preset=args.preset,
+        fc_norm=args.fc_norm,
+        measure_tree=args.measure_tree,
         aux_layers=tuple(args.aux_layers) if args.aux_layers else None,
         norm_output=args.norm_output,
         sliding_window=args.sliding_window,
@@ -134,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
         options=options,
     )
     job.require_data()
+    from eagle3_serving.train.comparison import print_comparison
     from eagle3_serving.train.job import train
 
     job = replace(job, device=_device(args.device))
@@ -141,13 +179,32 @@ def run(args: argparse.Namespace) -> int:
     last = json.loads((args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     if args.json:
         figures = None if made.measured is None else asdict(made.measured)
-        print(json.dumps({"drafter": str(made.directory), "right": made.right, **last, "measured": figures}))
+        compared = None if made.comparison is None else asdict(made.comparison)
+        answer = {
+            "drafter": str(made.directory),
+            "right": made.right,
+            **last,
+            "measured": figures,
+            "compared": compared,
+        }
+        print(json.dumps(answer))
         return 0 if made.right else 1
     if made.measured is not None:
         for mode in made.measured.accepted_length:
             print(f"{mode}: {made.measured.mean(mode):.2f} tokens a target pass on {made.measured.prompts} prompts")
+    if made.comparison is not None:
+        print_comparison(made.comparison)
     print(f"the drafter is in {made.directory}" + ("" if made.right else ", and not right: see above"))
     return 0 if made.right else 1
+
+
+def _tree(text: str) -> tuple[int, int, int]:
+    """Depth, top-k and nodes."""
+    try:
+        depth, top_k, nodes = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not DEPTH,TOP_K,NODES, as in 8,10,60") from None
+    return depth, top_k, nodes
 
 
 def _device(wanted: str | None) -> str:

@@ -26,10 +26,14 @@ class FeatureFusion(nn.Module):
 
     def forward(self, aux_BLF: Tensor) -> Tensor:
         """[B, L, A * Ht] -> [B, L, H]."""
+        fused: Tensor = self.fc(self.normalise(aux_BLF))
+        return fused
+
+    def normalise(self, aux_BLF: Tensor) -> Tensor:
+        """What `fc` reads [..., A * Ht]: the features as they are, or after their norms."""
         if self.concatenation:
             aux_BLF = self.input_norm(aux_BLF)
         if self.features:
             parts = aux_BLF.chunk(self.num_aux, dim=-1)
             aux_BLF = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
-        fused: Tensor = self.fc(aux_BLF)
-        return fused
+        return aux_BLF

@@ -5,6 +5,7 @@ Shape letters: B answers, R response rows, N rows that count, C children, V voca
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from eagle3_serving.drafter import Drafter
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.engine.target import Target
 from eagle3_serving.train.data import Answer, make_batches
-from eagle3_serving.train.features import extract_features
+from eagle3_serving.train.features import Extract, extract_features
 from eagle3_serving.train.ttt import unroll
 from eagle3_serving.tree import prompt_lookup, top_children
 from eagle3_serving.tree.calibrate import Calibration, fit, logit
@@ -35,18 +36,19 @@ class Fitted:
 
 @torch.inference_mode()
 def measure(
-    drafter: Drafter, target: Target, answers: Sequence[Answer], progress: bool = True
+    drafter: Drafter, target: Target, answers: Sequence[Answer], progress: bool = True, extract: Extract | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log p, depth, rank and accepted (0 or 1) of every child of every node that a tree would draft from.
 
     A node is there where the answer's own tokens down to it were among the drafter's children at every depth; a child
-    is accepted where it is the target's argmax.
+    is accepted where it is the target's argmax. `extract`: where features come from, a pass of the target unless told.
     """
+    extract = extract or partial(extract_features, target)
     head_VH = weight_of(target.model.lm_head)
     found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     batches = make_batches(answers, _TOKENS_PER_BATCH, seed=0)
     for group in tqdm(batches, desc="measuring acceptance", unit="batch", disable=not progress):
-        batch = extract_features(target, group)
+        batch = extract(group)
         taught_BR = batch.taught_BR
         wanted_BR = torch.zeros_like(batch.next_BR)
         wanted_BR[taught_BR] = (batch.final_BRH[taught_BR].to(head_VH.dtype) @ head_VH.T).argmax(-1)
@@ -57,9 +59,9 @@ def measure(
             here_N = reached_BR[mask_BR]
             accepted_NC = tokens_NC == wanted_BR[mask_BR][:, None]
             log_p_NC = children.log_chance_BKC[0]
-            rank_NC = torch.arange(log_p_NC.shape[1]).expand_as(log_p_NC)
+            rank_NC = torch.arange(log_p_NC.shape[1], device=log_p_NC.device).expand_as(log_p_NC)
             depth_NC = torch.full_like(rank_NC, step + 1)
-            found.append(tuple(x[here_N].flatten() for x in (log_p_NC, depth_NC, rank_NC, accepted_NC)))  # type: ignore[arg-type]
+            found.append(tuple(x[here_N].flatten().cpu() for x in (log_p_NC, depth_NC, rank_NC, accepted_NC)))  # type: ignore[arg-type]
             hit_BR = torch.zeros_like(reached_BR)
             hit_BR[mask_BR] = (tokens_NC == batch.next_BR[mask_BR][:, None]).any(-1)
             # the chain that is at row r next step was at row r - 1 in this one
@@ -90,10 +92,13 @@ def lookup_chances(answers: Sequence[Answer]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in (right / tried).tolist())
 
 
-def calibrate(drafter: Drafter, target: Target, answers: Sequence[Answer], progress: bool = True) -> Fitted:
+def calibrate(
+    drafter: Drafter, target: Target, answers: Sequence[Answer], progress: bool = True, extract: Extract | None = None
+) -> Fitted:
     """Measure and fit. `answers` are greedy ones, to prompts that the drafter was not trained on."""
-    target.watch(drafter.config.aux_layers)
-    log_p_X, depth_X, rank_X, accepted_X = measure(drafter, target, answers, progress)
+    if extract is None:
+        target.watch(drafter.config.aux_layers)
+    log_p_X, depth_X, rank_X, accepted_X = measure(drafter, target, answers, progress, extract)
     bias, slope, rank = fit(log_p_X, depth_X, rank_X, accepted_X, DEPTHS, RANKS)
     made = Calibration(bias, slope, rank, lookup_chances(answers), rows=len(accepted_X))
     depth_X, rank_X = depth_X - 1, rank_X

@@ -4,6 +4,9 @@ The state sought is y = the target's final hidden state at i + 1, rms-normalised
 y ~ W_a aux_i + W_e norm(embedding_{i+1}). W_a becomes `fc`, whose output is the residual; W_e passes through
 attention heads that look at their own position, at the rank which these heads' values can carry.
 
+EAGLE-3.1 (arXiv 2605.09992) norms each feature before `fc` and feeds the post-norm state back. There the fit is of the normed
+features, and the final norm's weight moves into the head, so that what is fed back is the very state that `fc` gives.
+
 A drafter in the manner of EAGLE-1/2 keeps the feature itself as its state: there `fc` is fitted to the state at i, and
 those heads carry what leads from it to the next one.
 """
@@ -45,6 +48,16 @@ def aux_scale(batches: list[FeatureBatch]) -> Tensor:
     return rows.square().mean(0).sqrt().clamp(min=1e-6)
 
 
+@torch.no_grad()
+def scale_feature_norms(drafter: Drafter, batches: list[FeatureBatch]) -> None:
+    """Set the norms of features so that each number that `fc` reads has rms 1, in place: what `aux_scale` does where there
+    are none."""
+    rows_NF = torch.cat([_rows(batch)[0] for batch in batches])
+    scale_F = drafter.fusion.normalise(rows_NF).square().mean(0).sqrt().clamp(min=1e-3)
+    for norm, part in zip(drafter.fusion.fc_norm, scale_F.chunk(drafter.config.num_aux), strict=True):
+        weight_of(norm).div_(part)
+
+
 def _rows(batch: FeatureBatch) -> tuple[Tensor, Tensor, Tensor]:
     """aux_i [N, F], token i + 1 [N], final state at i + 1 [N, H] of every response row."""
     aux, tokens, final = [], [], []
@@ -65,7 +78,7 @@ def closed_form_start(
 ) -> None:
     """Set `fc`, the final norm and head, and self-looking heads of `drafter` from `batches`, in place.
 
-    `drafter.fuse` must read features already divided by `aux_scale`; `head_VH` is the target's head restricted to
+    `drafter.fuse` must read features of rms 1 (`aux_scale`, or `scale_feature_norms`); `head_VH` is the target's head restricted to
     the draft vocabulary and `norm_weight_H` the target's final norm. `keep_feature`: `fc` gives the state at i.
     """
     config, attention = drafter.config, drafter.first_layer.self_attn
@@ -78,16 +91,21 @@ def closed_form_start(
     carried = []
     for batch in batches:
         aux_NF, tokens_N, final_NH = _rows(batch)
+        aux_NF = drafter.fusion.normalise(aux_NF)
         state_NH, seen_NH = target_state(final_NH, norm_weight_H), embedding_VH[tokens_N]
         if keep_feature:
-            fused_NH = drafter.fuse(aux_NF)
+            fused_NH = drafter.fusion.fc(aux_NF)
             aux_NF, state_NH = drafter.first_layer.hidden_norm(fused_NH), state_NH - fused_NH
         # what the heads can read: [embedding] or [embedding, feature], as the layer's own input
         carried.append(torch.cat([seen_NH, aux_NF], dim=-1) if keep_feature else seen_NH)
         moments.add(torch.cat([aux_NF, seen_NH], dim=-1), state_NH)
     solution = moments.solve(ridge=0.01)
-    weight_of(drafter.norm).copy_(norm_weight_H)
-    weight_of(drafter.lm_head).copy_(head_VH)
+    if config.norm_output:
+        weight_of(drafter.norm).fill_(1.0)
+        weight_of(drafter.lm_head).copy_(head_VH * norm_weight_H)
+    else:
+        weight_of(drafter.norm).copy_(norm_weight_H)
+        weight_of(drafter.lm_head).copy_(head_VH)
     if keep_feature:
         map_HI = torch.cat([solution[beside:], solution[:beside]]).T
     else:
@@ -110,7 +128,7 @@ def _fit_feature(drafter: Drafter, batches: list[FeatureBatch], norm_weight_H: T
         for b, (start, rows) in enumerate(zip(batch.start_B.tolist(), batch.rows_B.tolist(), strict=True)):
             # `final` begins one position after the first response row
             state_NH = target_state(batch.final_BRH[b, : rows - 1], norm_weight_H)
-            moments.add(batch.aux_BLF[b, start + 1 : start + rows], state_NH)
+            moments.add(drafter.fusion.normalise(batch.aux_BLF[b, start + 1 : start + rows]), state_NH)
     weight_of(drafter.fusion.fc).copy_(moments.solve(ridge=1e-4).T)
 
 

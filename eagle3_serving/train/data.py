@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ class Answer:
     id: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
+    temperature: float | None = None  # where the file says it
 
     @property
     def length(self) -> int:
@@ -78,7 +79,8 @@ def read_answers(
                 continue
             where = f"{path}:{number}"
             report.lines += 1
-            id_, prompt, response = _read_line(line, where)
+            answer = _read_line(line, where)
+            prompt, response = answer.prompt_ids, answer.response_ids
             ids = prompt + response
             if ids and (min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size)):
                 wrong = next(i for i in ids if i < 0 or (vocab_size is not None and i >= vocab_size))
@@ -96,15 +98,15 @@ def read_answers(
             else:
                 if len(response) > room:
                     report.count("cut", f"{path.name}:{number}")
-                answers.append(Answer(id_, prompt, response[:room]))
+                answers.append(replace(answer, response_ids=response[:room]))
     report.used, report.tokens = len(answers), sum(len(answer.response_ids) for answer in answers)
     if not answers:
         raise InputError(f"no usable answers: {report}; see --max-length and --max-prompt")
     return answers
 
 
-def _read_line(line: str, where: str) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    """Id, prompt and response. Raises InputError naming what is not there."""
+def _read_line(line: str, where: str) -> Answer:
+    """Raises InputError naming what is not there."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -124,7 +126,9 @@ def _read_line(line: str, where: str) -> tuple[str, tuple[int, ...], tuple[int, 
             raise InputError(f"{where}: not an answer: it lacks {key}{way}")
         if not isinstance(row[key], list) or not all(type(token) is int for token in row[key]):
             raise InputError(f"{where}: {key} is not a list of token ids (whole numbers)")
-    return str(row["id"]), tuple(row["prompt_ids"]), tuple(row["response_ids"])
+    heat = row.get("temperature")
+    said = float(heat) if isinstance(heat, int | float) else None
+    return Answer(str(row["id"]), tuple(row["prompt_ids"]), tuple(row["response_ids"]), said)
 
 
 def choose_vocabulary(answers: Iterable[Answer], vocab_size: int, draft_vocab_size: int) -> tuple[Tensor, float]:

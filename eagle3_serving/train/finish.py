@@ -15,6 +15,7 @@ from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.train.calibration import calibrate
 from eagle3_serving.train.data import Answer
+from eagle3_serving.train.mixture import Families
 from eagle3_serving.train.replies import greedy_answers
 from eagle3_serving.tree.calibrate import FILE, Calibration
 
@@ -49,17 +50,17 @@ class Measured:
         return sum(families.values()) / len(families)
 
 
-def prompts_to_measure(target: Path, files: Sequence[Path], held_out: Sequence[Answer], limit: int) -> Prompts:
+def prompts_to_measure(target: Path, files: Sequence[Path], held_out: Families, limit: int) -> Prompts:
     """The first `limit` of each family of `files`; without files, of the answers held out of the training."""
     if not files:
-        return {"held-out": [list(answer.prompt_ids) for answer in held_out[:limit]]} if held_out else {}
+        return {name: [list(answer.prompt_ids) for answer in family[:limit]] for name, family in held_out.items()}
     families = by_family(read_prompts(files, limit, family="prompts"))
     tokenizer = load_tokenizer(target)
     return {name: [chat_ids(tokenizer, p.turns[0]) for p in family] for name, family in families.items()}
 
 
-def measure(target: Target, drafter: Path, prompts: Prompts, max_tokens: int) -> Measured:
-    """Greedy decoding on the embedded engine, plain and drafted, the drafter as it was saved."""
+def measure(target: Target, drafter: Path, prompts: Prompts, max_tokens: int) -> tuple[Measured, Families]:
+    """Greedy decoding on the embedded engine, plain and drafted, the drafter as it was saved; and the plain answers."""
     engine = EmbeddedEngine(target, load_for(target, drafter), Calibration.beside(drafter))
     everything = [ids for family in prompts.values() for ids in family]
     sides = {"plain": DecodeOptions(max_tokens, "plain"), **modes(max_tokens)}
@@ -82,7 +83,12 @@ def measure(target: Target, drafter: Path, prompts: Prompts, max_tokens: int) ->
         deepest = max(map(len, counts))
         positions[mode] = [round(sum(c[k] for c in counts if len(c) > k) / steps, 4) for k in range(deepest)]
     contexts = {mode: by_context(everything, drafted) for mode, drafted in said.items()}
-    return Measured(len(everything), max_tokens, identical, lengths, positions, contexts)
+    rest = iter(plain)
+    answers = {
+        name: [Answer(str(place), tuple(ids), next(rest)) for place, ids in enumerate(family)]
+        for name, family in prompts.items()
+    }
+    return Measured(len(everything), max_tokens, identical, lengths, positions, contexts), answers
 
 
 def by_context(prompts: Sequence[Sequence[int]], said: Sequence[Generation]) -> dict[int, float]:

@@ -1,41 +1,48 @@
 """From prompts or answers to a saved drafter: what `eagle3 train` does, step by step."""
 
-import random
 import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from eagle3_serving.checkpoint.aux_layers import default_aux_layers
 from eagle3_serving.checkpoint.save import dialect_for, save_drafter
 from eagle3_serving.checkpoint.source import read_json
-from eagle3_serving.drafter import Drafter, DrafterConfig, RopeConfig
-from eagle3_serving.drafter.layers import weight_of
+from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
-from eagle3_serving.eval.prompts import read_prompts
-from eagle3_serving.train.answers import generate_answers
+from eagle3_serving.train.best import Best
 from eagle3_serving.train.card import write_card
-from eagle3_serving.train.data import Answer, DataReport, choose_vocabulary, read_answers
-from eagle3_serving.train.features import FeatureSource
+from eagle3_serving.train.comparison import Comparer, Comparison
+from eagle3_serving.train.data import Answer, DataReport
+from eagle3_serving.train.features import Extract, FeatureBatch, FeatureSource
 from eagle3_serving.train.finish import Measured, calibrate_on, check_drafter, measure, prompts_to_measure
-from eagle3_serving.train.options import TrainJob
+from eagle3_serving.train.fresh import new_drafter
+from eagle3_serving.train.gather import family_name, gather, own_files
+from eagle3_serving.train.mixture import Families, Mixture
+from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, TrainJob
+from eagle3_serving.train.origin import require_own
 from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.run import Trainer
+from eagle3_serving.train.served import PART, Recording, ServedMeasure, record
+from eagle3_serving.tree.calibrate import FILE
 
 
 class TrainedRun(NamedTuple):
-    """A drafter in memory, and what is to be told of its run. `coverage` of the data by the draft vocabulary, None where
-    it was not chosen here; `complete`: all of `tokens` were seen, or it stopped by itself."""
+    """A drafter in memory, and what is to be told of its run. `extract`: the target's features that it reads; `coverage` of
+    the data by the draft vocabulary; `complete`: all of `tokens` were seen, or it stopped by itself; `best`: the one that it
+    is, where it was measured on the way, on the answers `recorded`."""
 
     drafter: Drafter
     target: Target
     data: DataReport
-    held_out: list[Answer]
+    mixture: Mixture
+    extract: Extract
     coverage: float | None
     tokens: int
     steps: int
@@ -43,14 +50,18 @@ class TrainedRun(NamedTuple):
     complete: bool
     dialect: str
     ranks: Ranks
+    best: Best | None
+    recorded: Families
 
 
 class TrainedDrafter(NamedTuple):
-    """`right` for vLLM and SGLang by `eagle3 check`; `measured` is None where nothing was measured."""
+    """`right` for vLLM and SGLang by `eagle3 check`; `measured` is None where nothing was measured, `comparison` where there
+    is no drafter that it went on from."""
 
     directory: Path
     right: bool
     measured: Measured | None
+    comparison: Comparison | None = None
 
 
 def train(job: TrainJob, command: str = "") -> TrainedDrafter:
@@ -65,82 +76,112 @@ def train(job: TrainJob, command: str = "") -> TrainedDrafter:
     save_drafter(run.drafter, directory, to=run.dialect)
     plot_training(job.out / "log.jsonl", job.out / "training.png")
     right = check_drafter(directory, job.target, lambda line: print(line, flush=True))
-    measured = None
+    if run.best is not None:  # what it was measured with
+        run.best.served.calibration.save(directory / FILE)
+    measured = comparison = None
     if run.complete and job.shard_target:
         print(f"not measured, since the target is in shares: eagle3 eval --drafter {directory} does it", flush=True)
     elif run.complete:
-        if job.calibrate and (rest := run.held_out[job.eval_limit :]):
+        rest = [answer for family in run.mixture.held_out.values() for answer in family[job.eval_limit :]]
+        if job.calibrate and rest:
             calibrate_on(run.target, directory, rest, 2 * job.eval_tokens)
-        prompts = (
-            prompts_to_measure(job.target, job.eval_prompts, run.held_out, job.eval_limit) if job.eval_limit else {}
-        )
-        measured = measure(run.target, directory, prompts, job.eval_tokens) if prompts else None
+        held_out = run.mixture.held_out
+        prompts = prompts_to_measure(job.target, job.eval_prompts, held_out, job.eval_limit) if job.eval_limit else {}
+        if prompts:
+            measured, answers = measure(run.target, directory, prompts, job.eval_tokens)
+            comparison = _compare(job, run, directory, answers) if job.init is not None else None
     shutil.copyfile(job.out / "training.png", directory / "training.png")
-    write_card(directory, job, run, measured, command)
-    return TrainedDrafter(directory, right, measured)
+    write_card(directory, job, run, measured, comparison, command)
+    return TrainedDrafter(directory, right, measured, comparison)
+
+
+def _compare(job: TrainJob, run: TrainedRun, directory: Path, answers: Families) -> Comparison:
+    """Before and after, as each is served. A family is trained for where it bears the name of a file of answers."""
+    assert job.init is not None
+    aux_layers = run.drafter.config.aux_layers
+    comparer = Comparer(run.target, aux_layers, answers, job.measure_tree, run.extract)
+    own = {path.stem for path in (*job.prompts, *job.answers)} | {family_name(job)}
+    return Comparison(comparer(job.init), comparer(directory), tuple(name for name in answers if name in own))
 
 
 def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     """The training alone, nothing saved but its state. `target`: where it is loaded already."""
     job.require_data()
     vocab_size = _require_fit(job)
-    files = list(job.answers)
     ranks = Ranks.here(torch.device(job.device))
     if job.shard_target and ranks.size == 1:
         raise InputError("--shard-target shares the target among processes: start several with torchrun")
     if job.eval_prompts and job.eval_limit and ranks.first:
-        prompts_to_measure(
-            job.target, job.eval_prompts, (), job.eval_limit
-        )  # what is wrong with them, before hours are spent
-    if job.prompts:
-        job.out.mkdir(parents=True, exist_ok=True)
-        files.append(job.out / "answers.jsonl")
-        if ranks.first:
-            prompts = read_prompts(job.prompts, job.limit, family="train")
-            generate_answers(job.target, prompts, files[-1], max_prompt=job.max_prompt)
-        ranks.wait()
-    report = DataReport()
-    answers = read_answers(files, job.max_length, job.max_prompt, vocab_size, report)
-    if ranks.first:
-        print(report, flush=True)
-    # by chance, not from the end: the files are ordered by source
-    random.Random(job.options.seed + 1).shuffle(answers)
-    held_out, answers = answers[: job.held_out], answers[job.held_out :]
-    if not answers:
-        raise InputError(
-            f"only {len(held_out)} usable answers: fewer than --held-out {job.held_out} leave none to train on"
-        )
+        # what is wrong with them, before hours are spent
+        prompts_to_measure(job.target, job.eval_prompts, {}, job.eval_limit)
+    own, mixture, report = gather(job, vocab_size, ranks)
+    say: Callable[[str], None] = partial(print, flush=True) if ranks.first else _silent
+    say(f"{report}" + (f"; {mixture.general} general answers are mixed in" if job.general else ""))
+    if job.init is not None and not job.general:
+        say("nothing general is mixed in: elsewhere it may lose what it knew (--general FILES keeps it)")
+    options = job.options
+    if not options.tokens:
+        options = replace(options, tokens=2 * sum(len(answer.response_ids) for answer in mixture.train))
 
     job.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(job.options.seed)
+    torch.manual_seed(options.seed)
     # half the size where its products are of that precision anyway
-    dtype = torch.bfloat16 if job.shard_target and job.options.bf16 else torch.float32
+    dtype = torch.bfloat16 if job.shard_target and options.bf16 else torch.float32
     target = target or Target.load(job.target, dtype, job.device, job.shard_target)
     if target.latent and (job.calibrate or (job.eval_limit and not job.shard_target)):
         target.new_pool(1, 1)  # says why it could not be measured in the end, before hours are spent
-    if job.init is not None:
-        drafter, coverage = load_for(target, job.init), None
-    else:
-        drafter, coverage = _new_drafter(job, target, answers)
+    drafter = new_drafter(job, target, mixture.train) if job.init is None else load_for(target, job.init)
+    coverage = _coverage(drafter, mixture.train)
+    say(f"the draft vocabulary covers {coverage:.1%} of the answers' tokens")
     if drafter.config.num_layers != 1:
         raise InputError(f"{job.init}: a drafter of {drafter.config.num_layers} layers; only those of one are trained")
     dialect = dialect_for(drafter)  # before hours are spent on what cannot be saved
     # what one process finds in a cache another may not, and then waits for it in the target's pass
     cached = job.cache_features and not job.shard_target
     directory = (job.features or job.out / "features") if cached else None
-    source = FeatureSource(target, drafter.config.aux_layers, directory, watched=job.watched, bf16=job.options.bf16)
-    _state_cache(source, [*answers, *held_out], job)
-    trainer = Trainer(drafter, target, answers, held_out, job.out, job.options, job.init is None, source)
+    source = FeatureSource(target, drafter.config.aux_layers, directory, watched=job.watched, bf16=options.bf16)
+
+    def extract(answers: Sequence[Answer]) -> FeatureBatch:
+        return source(answers).to(target.device)
+
+    held_out = mixture.all_held_out
+    _state_cache(source, [*mixture.train, *held_out], job)
+    if not job.shard_target:
+        require_own(target, own, extract, ", ".join(path.name for path in own_files(job)))
+    served = _served(replace(job, options=options), target, drafter, mixture, extract) if ranks.first else None
+    trainer = Trainer(drafter, target, mixture.train, held_out, job.out, options, job.init is None, source, served)
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
     try:
         trainer.run()
     finally:
         torch.set_flush_denormal(False)  # it holds for the whole process, which is not ours
-    complete = trainer.seen_tokens >= job.options.tokens or trainer.worn_out
-    counted = (trainer.seen_tokens, trainer.step, trainer.skipped)
-    return TrainedRun(
-        trainer.finished(), target, report, held_out, coverage, *counted, complete, dialect, trainer.ranks
-    )
+    counted = (trainer.seen_tokens, trainer.step, trainer.skipped, trainer.complete)
+    made = (trainer.finished(), target, report, mixture, extract, coverage)
+    recorded = served.recording.measured if served is not None else Families()
+    return TrainedRun(*made, *counted, dialect, trainer.ranks, trainer.best, recorded)
+
+
+def _silent(_line: str) -> None:
+    """What a rank that is not the first says."""
+
+
+def _served(
+    job: TrainJob, target: Target, drafter: Drafter, mixture: Mixture, extract: Extract
+) -> ServedMeasure | None:
+    """What measures the drafter on the way; None where nothing is to be measured, or cannot be. The prompts are none of those
+    that the end is measured on, where there are enough."""
+    every = job.options.measure_every
+    apart = {name: family[job.eval_limit :] or family for name, family in mixture.held_out.items()}
+    if not every or (job.init is None and job.options.tokens < every) or not apart or target.latent or job.shard_target:
+        return None
+    path = job.out / "served.json"
+    recording = Recording.read(path)
+    if recording is None:
+        recording = record(target, apart, max(1, every // PART), job.eval_tokens)
+        if not recording.tokens:
+            return None
+        recording.save(path)
+    return ServedMeasure(target, drafter.config.aux_layers, recording, job.measure_tree, extract)
 
 
 def _require_fit(job: TrainJob) -> int | None:
@@ -152,10 +193,11 @@ def _require_fit(job: TrainJob) -> int | None:
     text = raw.get("text_config")
     config = {**raw, **text} if isinstance(text, dict) else raw
     vocab, layers = config.get("vocab_size"), config.get("num_hidden_layers")
-    if job.init is None and type(vocab) is int and job.draft_vocab_size > vocab:
-        raise InputError(
-            f"--draft-vocab-size is {job.draft_vocab_size}: the target has {vocab} tokens; give 1 to {vocab}"
-        )
+    if job.init is not None:
+        job.asked.require_like(job.init, layers if type(layers) is int else None)
+    size = job.draft_vocab_size or DRAFT_VOCAB_SIZE
+    if job.init is None and type(vocab) is int and size > vocab:
+        raise InputError(f"--draft-vocab-size is {size}: the target has {vocab} tokens; give 1 to {vocab}")
     if job.init is None and job.aux_layers is not None and type(layers) is int and max(job.aux_layers) > layers:
         raise InputError(
             f"--aux-layers {max(job.aux_layers)}: the target has {layers} layers; give boundaries of 0 to {layers}"
@@ -178,44 +220,8 @@ def _state_cache(source: FeatureSource, answers: list[Answer], job: TrainJob) ->
             )
 
 
-def _new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> tuple[Drafter, float]:
-    """One layer of the target's own shape, over the answers' most frequent tokens; the share of tokens they cover."""
-    config = target.model.config
-    counted = read_answers(job.vocabulary, job.max_length) if job.vocabulary else answers
-    target_ids, coverage = choose_vocabulary(counted, config.vocab_size, job.draft_vocab_size)
-    print(f"the draft vocabulary covers {coverage:.1%} of the answers' tokens", flush=True)
-    heads = config.num_attention_heads
-    drafter = Drafter(
-        DrafterConfig(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            vocab_size=config.vocab_size,
-            draft_vocab_size=job.draft_vocab_size,
-            target_hidden_size=config.hidden_size,
-            aux_layers=job.aux_layers or default_aux_layers(config.num_hidden_layers),
-            norm_output=job.norm_output,
-            sliding_window=job.sliding_window,
-            rms_norm_eps=config.rms_norm_eps,
-            max_position_embeddings=config.max_position_embeddings,
-            hidden_act="silu",  # engines know no other in a drafter, whatever the target has
-            rope=_rope(dict(config.rope_parameters or {})),
-        ),
-        target_ids,
-    )
-    for name, parameter in drafter.named_parameters():
-        if parameter.dim() == 2:
-            # a quiet start for what writes to the residual: the closed form is not drowned
-            nn.init.normal_(parameter, std=0.002 if name.endswith(("down_proj.weight", "o_proj.weight")) else 0.02)
-    weight_of(drafter.embed_tokens).data.copy_(target.embedding)
-    return drafter.to(target.device), coverage
-
-
-def _rope(parameters: dict[str, Any]) -> RopeConfig:
-    """The target's rotary embedding, of all dimensions; that of full attention where each kind has its own."""
-    parameters = dict(parameters.get("full_attention", parameters))
-    parameters.pop("partial_rotary_factor", None)
-    kind = parameters.pop("rope_type", "default")
-    return RopeConfig(float(parameters.pop("rope_theta", 10000.0)), kind, parameters)
+def _coverage(drafter: Drafter, answers: Sequence[Answer]) -> float:
+    """The share of the answers' tokens that the drafter can propose."""
+    known = set(drafter.vocabulary.target_ids.tolist())
+    tokens = [token for answer in answers for token in answer.response_ids]
+    return sum(token in known for token in tokens) / max(1, len(tokens))

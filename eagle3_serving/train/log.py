@@ -35,6 +35,11 @@ class RunLog:
             write_whole(self.path, "".join(kept))
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's log."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def unwritten(path: Path, error: Exception) -> CheckError:
     """What a run says when the disk is full."""
     reason = error.strerror if isinstance(error, OSError) else "the disk is full, or the folder cannot be written"

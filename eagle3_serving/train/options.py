@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.criterion import Criterion, Objective
+from eagle3_serving.train.preset import Asked, Preset
 
 T = TypeVar("T")
 
@@ -19,7 +20,7 @@ def _option(default: T, help: str) -> T:
 class TrainOptions:
     """`tokens` counts answer tokens seen, repeats included; it sets the learning-rate curve."""
 
-    tokens: int = _option(2_000_000, "answer tokens to see, repeats included")
+    tokens: int = _option(2_000_000, "answer tokens to see, repeats included; 0: twice what the answers hold")
     tokens_per_batch: int = _option(2048, "rows of a batch, prompts and padding included")
     ttt_steps: int = _option(4, "steps of the training-time test: how far the drafter is unrolled on its own output")
     step_decay: float = _option(0.8, "weight of a step's loss against the step before")
@@ -44,6 +45,11 @@ class TrainOptions:
     closed_form_batches: int = _option(32, "batches that the closed-form start and the features' scale are fitted on")
     save_every: int = _option(100, "steps between two saves, each with held-out figures")
     log_every: int = _option(10, "steps between two lines of the log")
+    measure_every: int = _option(
+        200_000,
+        "answer tokens between two measurements of the drafter as it will be served, the best of which is kept; each replays "
+        "at most a hundredth of so many (0: never)",
+    )
     patience: int = _option(0, "stop after so many saves without a better held-out accepted length (0: never)")
     replay: bool = _option(True, "each fresh batch is followed by one already seen: its features cost nothing")
     bf16: bool = _option(True, "matrix products in bfloat16, twice as fast where there is hardware; weights stay fp32")
@@ -52,12 +58,12 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Raises InputError naming the first option out of range."""
-        for name in ("tokens", "tokens_per_batch", "ttt_steps", "save_every", "log_every", "closed_form_batches"):
+        for name in ("tokens_per_batch", "ttt_steps", "save_every", "log_every", "closed_form_batches"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if self.ttt_steps > 128:  # each keeps its activations: a slip of the finger would take all memory
             raise InputError(f"--ttt-steps is {self.ttt_steps}: at most 128, for no draft is deeper")
-        for name in ("warmup", "patience"):
+        for name in ("tokens", "warmup", "patience", "measure_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} is {getattr(self, name)}: it must not be negative")
         for name in (
@@ -83,15 +89,31 @@ class TrainOptions:
         return Criterion(self.objective, self.token_weight, self.feature_weight)
 
 
+# what a drafter that is gone on from (--init) is trained with unless told: gently, and as long as the answers last
+GOING_ON: dict[str, float] = {
+    "tokens": 0,
+    "learning_rate": 3e-4,
+    "fusion_learning_rate": 5e-5,
+    "measure_every": 100_000,
+    "warmup": 10,
+}
+DRAFT_VOCAB_SIZE = 4096
+
+
 @dataclass(frozen=True)
 class TrainJob:
     """`prompts` are answered by the target first; `answers` are files of answers that it gave before.
 
-    `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `aux_layers`:
-    the boundaries that a new drafter reads (default: low, middle, high). `norm_output`: it feeds its post-norm state
-    back; `sliding_window`: tokens that it looks back on (default: all). `eval_prompts`: what the drafter is measured on in the end (default: held-out answers' prompts), `eval_limit` of
-    each family, 0 for none. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps the
-    target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
+    `init`: a drafter to go on from, which keeps its shape and vocabulary. `general`: answers of the families that it knew, of
+    which as many are mixed in as make `general_share` of the tokens, so that it does not forget them. `answer_tokens`: the
+    most that `prompts` are answered with.
+    `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `preset`: the shape of
+    a new drafter by name, which `fc_norm` (a norm on each feature) and `norm_output` (the post-norm state is fed back)
+    override one by one. `aux_layers`: the boundaries that it reads (default: low, middle, high); `sliding_window`: tokens
+    that it looks back on (default: all). `eval_prompts`: what the drafter is measured on in the end (default: held-out
+    answers' prompts), `eval_limit` of each family, 0 for none. `measure_tree`: depth, top-k and nodes of the tree that it is
+    measured with while it is trained. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps
+    the target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
     which runs may share; `watched` boundaries are kept there (default: those read). `shard_target`: under torchrun each
     process keeps a share of the target, for one that no GPU holds alone; features are then not cached, nor the drafter
     measured in the end.
@@ -103,9 +125,14 @@ class TrainJob:
     answers: tuple[Path, ...] = ()
     vocabulary: tuple[Path, ...] = ()
     init: Path | None = None
-    draft_vocab_size: int = 4096
+    general: tuple[Path, ...] = ()
+    general_share: float = 0.5
+    answer_tokens: int = 256
+    draft_vocab_size: int | None = None
+    preset: Preset | None = None
+    fc_norm: bool | None = None
+    norm_output: bool | None = None
     aux_layers: tuple[int, ...] | None = None
-    norm_output: bool = False
     sliding_window: int | None = None
     max_length: int = 640
     max_prompt: int = 400
@@ -119,6 +146,7 @@ class TrainJob:
     eval_prompts: tuple[Path, ...] = ()
     eval_limit: int = 8
     eval_tokens: int = 64
+    measure_tree: tuple[int, int, int] = (8, 10, 60)
     calibrate: bool = False
     shard_target: bool = False
     options: TrainOptions = field(default_factory=TrainOptions)
@@ -126,6 +154,7 @@ class TrainJob:
     def __post_init__(self) -> None:
         """Raises InputError naming the first option out of range."""
         least = {"draft_vocab_size": 1, "max_length": 4, "max_prompt": 1, "eval_tokens": 1, "limit": 1}
+        least |= {"answer_tokens": 3}
         least |= {"held_out": 0, "eval_limit": 0, "cache_limit_gib": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
@@ -139,7 +168,23 @@ class TrainJob:
                 f"--sliding-window is {self.sliding_window}: a draft of --ttt-steps would not see its own start"
             )
 
+        if not 0 < self.general_share < 1:
+            raise InputError(f"--general-share is {self.general_share}: it must be above 0 and below 1")
+        if min(self.measure_tree) < 1:
+            raise InputError(f"--measure-tree is {','.join(map(str, self.measure_tree))}: each must be at least 1")
+
+    @property
+    def asked(self) -> Asked:
+        """What is asked for of the drafter's shape."""
+        return Asked(
+            self.preset, self.fc_norm, self.norm_output, self.aux_layers, self.sliding_window, self.draft_vocab_size
+        )
+
     def require_data(self) -> None:
         """Raise InputError where there is nothing to train on."""
         if not (self.prompts or self.answers):
             raise InputError("nothing to train on: give --prompts, --answers or both")
+        if self.general and self.init is None:
+            raise InputError(
+                "--general keeps what a drafter knew, and there is none to go on from: give --init, or the files as --answers"
+            )

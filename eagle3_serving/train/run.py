@@ -1,5 +1,6 @@
 """The training run: batches in, a drafter out; resumable after a kill at any point."""
 
+import copy
 import itertools
 import math
 import random
@@ -11,29 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import CheckError, InputError
-from eagle3_serving.train import fingerprint
-from eagle3_serving.train.closed_form import aux_scale, closed_form_start
+from eagle3_serving.train.best import Best, Watch
+from eagle3_serving.train.closed_form import aux_scale, closed_form_start, scale_feature_norms
 from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
 from eagle3_serving.train.log import RunLog, unwritten
 from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.ranks import Ranks
+from eagle3_serving.train.recipe import Recipe, recipe, require_same
+from eagle3_serving.train.served import ServedMeasure
 from eagle3_serving.train.ttt import StepFunction, TTTLoss, ttt_loss
 
-_MAY_CHANGE = ("tokens", "save_every", "log_every", "patience")  # how long and how often, not what
-_SHAPE = ("draft_vocab_size", "aux_layers", "norm_output", "sliding_window")
-_CONTENT = {  # remembered by content: the words for another
-    "target": "for another target (weights or config.json differ)",
-    "answers": "on other answers (their tokens, or --max-length, --max-prompt, --held-out or --limit, differ)",
-    "vocabulary": "with another draft vocabulary",
-}
 _MOST_SKIPPED = 20  # steps in a row without finite gradients
 _COUNTED = ("skipped", "skipped_in_a_row", "best_accepted", "saves_since_best")
 
@@ -51,8 +47,10 @@ class Trainer:
         options: TrainOptions,
         closed_form: bool = True,
         source: FeatureSource | None = None,
+        served: ServedMeasure | None = None,
     ) -> None:
-        """`source`: where features come from; the target's passes, kept under `directory`, unless told."""
+        """`source`: where features come from; the target's passes, kept under `directory`, unless told. `served` measures
+        what is trained, every so often, and the best is kept; None: nothing does."""
         self.drafter, self.options, self.directory = drafter, options, directory
         self.records = RunLog(directory / "log.jsonl")
         self.source = source or FeatureSource(
@@ -71,12 +69,14 @@ class Trainer:
         self.scale_F = torch.ones(drafter.config.num_aux * drafter.config.target_hidden_size, device=self.device)
         self.seen_tokens = self.step = self.skipped = self.skipped_in_a_row = 0
         self.best_accepted, self.saves_since_best = 0.0, 0
+        self.served, self.watch = served, Watch()
+        self.best: Best | None = None
         drafter.train().requires_grad_(True)
         drafter.embed_tokens.requires_grad_(False)  # the target's own, frozen (paper, section 3.1)
         drafter.fusion.requires_grad_(not options.keep_feature)
+        self.parameters = _trained(drafter)
         fusion = [p for p in drafter.fusion.parameters() if p.requires_grad]
-        rest = [p for n, p in drafter.named_parameters() if p.requires_grad and not n.startswith("fusion.")]
-        self.parameters = fusion + rest
+        rest = self.parameters[len(fusion) :]
         groups = [
             {"params": fusion, "peak": options.fusion_learning_rate},
             {"params": rest, "peak": options.learning_rate},
@@ -124,7 +124,8 @@ class Trainer:
 
     def run(self) -> None:
         """Train until `tokens` answer tokens were seen, or until SIGINT/SIGTERM, which saves and returns."""
-        if not self.resume():
+        fresh = not self.resume()
+        if fresh:
             if self.ranks.first:
                 self.records.forget_after(-1)  # of an attempt that was killed before it saved anything
             self.start()
@@ -134,6 +135,8 @@ class Trainer:
         held_out = make_batches(self.held_out_answers, 2048, 0)
         self.held_out = [self.scaled(self.source(batch).to(self.device)) for batch in held_out]
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        if fresh and not self.closed_form:  # what it goes on from is the first candidate
+            self.serve()
         bar = tqdm(
             total=self.options.tokens,
             initial=self.seen_tokens,
@@ -147,8 +150,11 @@ class Trainer:
             for index in mine:
                 if self.seen_tokens >= self.options.tokens or self.stopping:
                     break
+                before = self.seen_tokens
                 rows = self.train_step(index, bar)
                 bar.update(rows)
+                if self.watch.due(before, self.seen_tokens, self.options.measure_every):
+                    self.serve()
                 if self.step % self.options.save_every == 0:
                     self.measure()
                     self.save()
@@ -156,8 +162,28 @@ class Trainer:
             bar.close()
             for s, handler in previous.items():
                 signal.signal(s, handler)
+        if self.complete and self.watch.last not in (-1, self.seen_tokens):
+            self.serve()
         self.save()
         self.log({"held_out": self.evaluate()})
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of `tokens` were seen, or it stopped by itself."""
+        return self.seen_tokens >= self.options.tokens or self.worn_out
+
+    def serve(self) -> None:
+        """Measure the average as it would be served now, and keep it where it is the best; on the first rank."""
+        if self.served is not None and self.ranks.first:
+            begun = time.perf_counter()
+            found = self.served(self.drafted(self.average, torch.bfloat16))
+            if self.best is None or found.score > self.best.served.score:
+                self.best = Best(found, self.seen_tokens, self.step, [w.clone() for w in self.average])
+            self.watch.note(self.seen_tokens, time.perf_counter() - begun)
+            self.log({"served": self.watch.record(found, self.best.tokens == self.seen_tokens)})
+            tqdm.write(self.watch.line(found, self.best, self.options.measure_every))
+        self.watch.last = self.seen_tokens  # on every rank, that all are of one mind whether the last was measured
+        self.ranks.wait()
 
     def measure(self) -> None:
         """Held-out figures into the log; enough of them without a better one end the run."""
@@ -182,6 +208,8 @@ class Trainer:
         first = [self.features(n) for n in range(min(self.options.closed_form_batches, len(self.batches)))]
         if self.drafter.config.pre_fc_norm == "none":  # a norm before `fc` would undo any scale
             self.scale_F = aux_scale(first)
+        elif self.closed_form:
+            scale_feature_norms(self.drafter, first)
         if self.closed_form:
             closed_form_start(
                 self.drafter,
@@ -301,6 +329,8 @@ class Trainer:
             "step": self.step,
             "seen_tokens": self.seen_tokens,
             "recipe": self.recipe(),
+            "best": None if self.best is None else self.best.state(),
+            "watch": self.watch.state(),
             **{name: getattr(self, name) for name in _COUNTED},
         }
         beside = self.directory / ".state.partial"
@@ -317,61 +347,65 @@ class Trainer:
             return False
         try:
             state = torch.load(path, weights_only=True, map_location=self.device)
-            recipe = dict(state["recipe"])
+            before = dict(state["recipe"])
         except Exception as error:  # a damaged zip or pickle raises nearly anything
             why = (" ".join(str(error).split()) or type(error).__name__)[:120]
             raise InputError(
                 f"{path} is not the state of a run ({why}): remove it to begin anew, or give another --out"
             ) from None
-        self._check_recipe(recipe)
+        norms = "per_aux" if "fusion.fc_norm.0.weight" in state["drafter"] else "none"
+        require_same(self.directory, before, self.recipe(), norms)
         self.drafter.load_state_dict(state["drafter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.scale_F = state["average"], state["scale"]
         self.step, self.seen_tokens = state["step"], state["seen_tokens"]
         for name in _COUNTED:
             setattr(self, name, state.get(name, getattr(self, name)))
+        self.best = Best.of_state(state["best"]) if state.get("best") else None
+        self.watch = Watch.of_state(state.get("watch") or {})
         if self.ranks.first:
             self.records.forget_after(self.step)
         return True
 
-    def recipe(self) -> dict[str, Any]:
-        """What a run must go on with as it began, or it would become another run in silence."""
-        options = {name: value for name, value in asdict(self.options).items() if name not in _MAY_CHANGE}
-        config = self.drafter.config
-        # the number of ranks is part of it: each takes its own batches
-        shape: dict[str, Any] = {"ranks": self.ranks.size}
-        shape |= {name: getattr(config, name) for name in _SHAPE}
-        content = {
-            "target": self.source.fingerprint,
-            "answers": fingerprint.of_answers([*itertools.chain(*self.batches), *self.held_out_answers]),
-            "vocabulary": fingerprint.of_ids(self.drafter.vocabulary.target_ids.tolist()),
-        }
-        return {**options, **shape, **content, "batches": len(self.batches)}
+    def recipe(self) -> Recipe:
+        """What this run was begun with."""
+        answers = itertools.chain(*self.batches, self.held_out_answers)
+        ids = self.drafter.vocabulary.target_ids.tolist()
+        return recipe(
+            self.options,
+            self.drafter.config,
+            self.ranks.size,
+            self.source.fingerprint,
+            answers,
+            ids,
+            len(self.batches),
+        )
 
-    def _check_recipe(self, before: dict[str, Any]) -> None:
-        now = self.recipe()
-        # what an older state does not know of was not chosen then
-        before = {
-            **asdict(TrainOptions()),
-            "aux_layers": now["aux_layers"],
-            "norm_output": False,
-            "sliding_window": None,
-            "ranks": 1,
-            **{name: now[name] for name in _CONTENT},
-            **before,
-        }
-        before = {name: value for name, value in before.items() if name not in _MAY_CHANGE}
-        way = "go on with the same options and answers, or give another --out"
-        for name in sorted(before.keys() | now.keys(), key=[*now, *before].index):
-            if before.get(name) == now.get(name):
-                continue
-            if name in _CONTENT:
-                raise InputError(f"{self.directory} holds a run {_CONTENT[name]}: {way}")
-            raise InputError(f"{self.directory} holds a run with {name} {before.get(name)}, not {now.get(name)}: {way}")
+    # ---- what comes out
+
+    def finished(self) -> Drafter:
+        """The drafter that is kept: the best one served, else the average as it is now."""
+        return self.drafted(self.average if self.best is None else self.best.weights)
 
     @torch.no_grad()
-    def finished(self) -> Drafter:
-        """The averaged drafter, reading raw features: the scale is folded into `fc`."""
-        self._assign(self.average)
-        weight_of(self.drafter.fusion.fc).div_(self.scale_F)
-        return self.drafter.eval().requires_grad_(False)
+    def drafted(self, weights: list[Tensor], dtype: torch.dtype | None = None) -> Drafter:
+        """A drafter of these weights that reads raw features: the scale is folded into `fc`. `dtype`: what they are rounded
+        to, as in a file."""
+        shared = self.drafter.embed_tokens  # large, and nothing changes it
+        drafter = copy.deepcopy(self.drafter, {id(shared): shared})
+        for parameter, value in zip(_trained(drafter), weights, strict=True):
+            parameter.copy_(value)
+        weight_of(drafter.fusion.fc).div_(self.scale_F)
+        for parameter in drafter.parameters() if dtype is not None else ():
+            if parameter is not weight_of(shared):
+                parameter.copy_(parameter.to(dtype))
+        drafter.eval()
+        for parameter in _trained(drafter):
+            parameter.requires_grad_(False)
+        return drafter
+
+
+def _trained(drafter: Drafter) -> list[nn.Parameter]:
+    """The parameters that are trained, those of the fusion first."""
+    named = [(n, p) for n, p in drafter.named_parameters() if p.requires_grad]
+    return [p for _, p in sorted(named, key=lambda pair: not pair[0].startswith("fusion."))]

@@ -32,7 +32,7 @@ def args(directory: Path, make_work: MakeWork, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize(
-    "name", ["paper", "eagle-2", "constraint", "data-1/8", "acceptance", "norm-output", "calibrated"]
+    "name", ["paper", "eagle-2", "constraint", "data-1/8", "acceptance", "eagle-3.1", "calibrated"]
 )
 def test_a_variant_is_trained_and_measured(args: argparse.Namespace, directory: Path, name: str) -> None:
     before = set((args.work / "features").iterdir())

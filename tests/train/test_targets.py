@@ -65,7 +65,9 @@ def job(directory: Path, tmp_path: Path, **changed: Any) -> TrainJob:
     lines = [json.dumps({"id": str(n), "prompt_ids": row[:4], "response_ids": row[4:]}) for n, row in enumerate(rows)]
     file.write_text("\n".join(lines))
     options = TrainOptions(tokens=400, tokens_per_batch=80, warmup=2, closed_form_batches=3, bf16=False)
-    settings: dict[str, Any] = {"draft_vocab_size": 48, "held_out": 4, "eval_tokens": 12, "eval_limit": 3, **changed}
+    settings: dict[str, Any] = {"held_out": 4, "eval_tokens": 12, "eval_limit": 3, **changed}
+    if "init" not in settings:
+        settings["draft_vocab_size"] = 48
     return TrainJob(directory, tmp_path / "run", answers=(file,), options=options, **settings)
 
 

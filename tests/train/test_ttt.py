@@ -64,6 +64,7 @@ def test_a_compiled_step_is_the_same_step() -> None:
     [
         {},
         {"norm_output": True},
+        {"norm_output": True, "pre_fc_norm": "per_aux"},
         {"qk_norm": True},
         {"norm_before_residual": True},
         {"attention_bias": True},

@@ -14,8 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from eagle3_serving.drafter import Drafter, DrafterConfig
 from eagle3_serving.engine.target import Target
 from eagle3_serving.train.data import Answer
+from eagle3_serving.train.features import FeatureSource
 from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.run import Trainer
+from eagle3_serving.train.served import ServedMeasure, record
 
 VOCAB, HIDDEN = 24, 16
 
@@ -34,10 +36,15 @@ def make(directory: Path) -> Trainer:
     )
     options = TrainOptions(
         tokens=500, tokens_per_batch=64, ttt_steps=1, warmup=2, closed_form_batches=3, save_every=3, log_every=1,
-        clip=1e9, bf16=False,
+        clip=1e9, bf16=False, measure_every=150,
     )  # fmt: skip
     directory.mkdir(exist_ok=True)
-    return Trainer(Drafter(config), target, answers[4:], answers[:4], directory, options)
+    source = FeatureSource(target, config.aux_layers, directory / "features", bf16=False)
+    trainer = Trainer(Drafter(config), target, answers[4:], answers[:4], directory, options, source=source)
+    if trainer.ranks.first:  # the others wait meanwhile
+        recording = record(target, {"held-out": answers[:4]}, 40, 10)
+        trainer.served = ServedMeasure(target, config.aux_layers, recording, (2, 2, 4), source)
+    return trainer
 
 
 def rows_of(trainer: Trainer, index: int) -> int:
@@ -70,6 +77,7 @@ def main(directory: Path) -> None:
         dist.all_gather(theirs, parameter.detach())
         assert torch.equal(theirs[0], theirs[1])
     if ranks.first:
+        assert trainer.best is not None and trainer.watch.last == trainer.seen_tokens
         torch.save({"seen": trainer.seen_tokens, "steps": trainer.step}, directory / "done.pt")
     dist.destroy_process_group()
 

@@ -1,0 +1,84 @@
+"""What tells EAGLE-3.1 from EAGLE-3, by name or one by one, and what contradicts a drafter that is gone on from.
+
+EAGLE-3.1 (arXiv 2605.09992; TorchSpec, SpecForge, speculators and vLLM agree) is two changes of shape: a norm on each
+auxiliary feature before `fc`, and the post-norm state fed to the next draft step. Loss and rollout are EAGLE-3's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from eagle3_serving.drafter.config import DrafterConfig
+from eagle3_serving.errors import CheckError, InputError
+
+Preset = Literal["eagle3", "eagle3.1"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job says of a drafter's shape; None: nothing."""
+
+    preset: Preset | None = None
+    fc_norm: bool | None = None
+    norm_output: bool | None = None
+    aux_layers: tuple[int, ...] | None = None
+    sliding_window: int | None = None
+    draft_vocab_size: int | None = None
+
+    @property
+    def norms_features(self) -> bool | None:
+        return self._by_preset(self.fc_norm)
+
+    @property
+    def feeds_post_norm(self) -> bool | None:
+        return self._by_preset(self.norm_output)
+
+    def _by_preset(self, own: bool | None) -> bool | None:
+        return own if own is not None or self.preset is None else self.preset == "eagle3.1"
+
+    def require_like(self, init: Path, num_target_layers: int | None) -> None:
+        """Raise InputError where the drafter in `init` has not the shape that is asked for; only headers are read."""
+        from eagle3_serving.checkpoint.read import read  # torch, which a command line does without
+        from eagle3_serving.checkpoint.source import open_source
+
+        try:
+            config = read(open_source(init), num_target_layers=num_target_layers).config
+        except CheckError as error:
+            raise InputError(str(error)) from None
+        for flag, asked, has, words in self._held_against(config):
+            if asked is not None and asked != has:
+                raise InputError(
+                    f"{flag} contradicts --init {init}, a drafter with {words}: it keeps its shape; leave the option out, or "
+                    "train a new drafter without --init"
+                )
+
+    def _held_against(self, config: DrafterConfig) -> list[tuple[str, object, object, str]]:
+        """Option, what it asks for, what the drafter has, and that in words."""
+
+        def of_preset(own: bool | None, flag: str) -> str:
+            return f"--preset {self.preset}" if own is None else f"--{'' if own else 'no-'}{flag}"
+
+        norms, feedback = config.norms_features, config.norm_output
+        return [
+            (
+                of_preset(self.fc_norm, "fc-norm"),
+                self.norms_features,
+                norms,
+                f"{'a' if norms else 'no'} norm on each feature (fc_norm)",
+            ),
+            (
+                of_preset(self.norm_output, "norm-output"),
+                self.feeds_post_norm,
+                feedback,
+                f"{'post' if feedback else 'pre'}-norm feedback (norm_output)",
+            ),
+            ("--aux-layers", self.aux_layers, config.aux_layers, f"layers {' '.join(map(str, config.aux_layers))}"),
+            ("--sliding-window", self.sliding_window, config.sliding_window, f"a window of {config.sliding_window}"),
+            (
+                "--draft-vocab-size",
+                self.draft_vocab_size,
+                config.draft_vocab_size,
+                f"a draft vocabulary of {config.draft_vocab_size}",
+            ),
+        ]

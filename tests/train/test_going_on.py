@@ -1,0 +1,167 @@
+"""Going on from a drafter: gently, with what it knew mixed in, held against what it was; and what contradicts it."""
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eagle3_serving.checkpoint.save import refusals
+from eagle3_serving.cli.main import main
+from eagle3_serving.engine import EmbeddedEngine
+from eagle3_serving.engine.pair import load_for
+from eagle3_serving.engine.target import Target
+from eagle3_serving.errors import InputError
+from eagle3_serving.train.data import Answer
+from eagle3_serving.train.job import fit, train
+from eagle3_serving.train.mixture import mix, split
+from eagle3_serving.train.options import TrainJob, TrainOptions
+from eagle3_serving.train.replies import greedy_answers
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
+from tiny import VOCAB, tiny_target
+
+OPTIONS: dict[str, Any] = {"tokens_per_batch": 60, "save_every": 4, "log_every": 1, "warmup": 2}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    tiny_target(1, layers=8).model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The target's own greedy answers, of two families: prompts of low tokens, and of high ones."""
+    engine, folder = EmbeddedEngine(Target.load(directory)), tmp_path_factory.mktemp("answers")
+    dice = random.Random(0)
+    for name, least in (("mine", 0), ("known", VOCAB // 2)):
+        prompts = [[dice.randrange(least, least + VOCAB // 2) for _ in range(4)] for _ in range(30)]
+        said = greedy_answers(engine, prompts, 14, 10, progress=False)
+        rows = [
+            {"id": a.id, "temperature": 0.0, "prompt_ids": a.prompt_ids, "response_ids": a.response_ids} for a in said
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "mine.jsonl", folder / "known.jsonl"
+
+
+def job(directory: Path, out: Path, files: Path, **changed: Any) -> TrainJob:
+    options = TrainOptions(**{"tokens": 300, **OPTIONS, **changed.pop("options", {})})
+    settings: dict[str, Any] = {"held_out": 6, "eval_tokens": 8, "eval_limit": 2, **changed}
+    if "init" not in settings:
+        settings.setdefault("draft_vocab_size", VOCAB)
+    return TrainJob(directory, out, answers=(files,), options=options, **settings)
+
+
+@pytest.fixture(scope="module")
+def init(directory: Path, answers: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drafter in EAGLE-3.1's shape that knows the second family."""
+    made = train(job(directory, tmp_path_factory.mktemp("first") / "run", answers[1], preset="eagle3.1"))
+    assert made.right and made.comparison is None
+    return made.directory
+
+
+def test_the_preset_is_what_readers_call_eagle_3_1(directory: Path, init: Path) -> None:
+    config = json.loads((init / "config.json").read_text())
+    assert config["fc_norm"] is True and config["norm_output"] is True
+    drafter = load_for(Target.load(directory), init)
+    assert drafter.config.pre_fc_norm == "per_aux" and drafter.config.norm_output
+    assert all(not torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in drafter.fusion.fc_norm)
+    assert set(refusals(drafter, 8)) == {"eagle"}
+    card = (init / "README.md").read_text()
+    assert "a norm on each feature, post-norm feedback" in card and "`--to` eagle (norm_output: " in card
+
+
+def test_it_goes_on_with_a_table_of_before_and_after(
+    directory: Path, answers: tuple[Path, Path], init: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, known = answers
+    command = [
+        "train",
+        "--target",
+        str(directory),
+        "--init",
+        str(init),
+        "--answers",
+        str(mine),
+        "--general",
+        str(known),
+    ]
+    command += ["--out", str(tmp_path / "run"), "--tokens-per-batch", "60", "--held-out", "6", "--measure-every", "200"]
+    assert main([*command, "--eval-tokens", "8", "--eval-limit", "2", "--measure-tree", "3,2,6", "--json"]) == 0
+    said = capsys.readouterr().out
+    compared = json.loads(said.splitlines()[-1])["compared"]
+    assert compared["own"] == ["mine"]
+    for when in ("before", "after"):
+        assert set(compared[when]["tree"]) == {"mine", "known"} and min(compared[when]["tree"].values()) >= 1.0
+    card = (tmp_path / "run" / "drafter" / "README.md").read_text()
+    assert "general answers (known.jsonl) were mixed in" in card and "| mine (trained for) |" in card
+    assert "## As served while it was trained" in card and "| 0 | " in card
+    options = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["options"]
+    assert options["learning_rate"] == 3e-4 and options["fusion_learning_rate"] == 5e-5
+    assert options["tokens"] > 300, "twice what the answers hold"
+    target = Target.load(directory)
+    before, after = load_for(target, init), load_for(target, tmp_path / "run" / "drafter")
+    assert torch.equal(before.vocabulary.target_ids, after.vocabulary.target_ids) and before.config == after.config
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"preset": "eagle3"}, r"--preset eagle3 contradicts --init .* a drafter with a norm on each feature"),
+        ({"fc_norm": False}, r"--no-fc-norm contradicts"),
+        ({"norm_output": False}, r"--no-norm-output contradicts .* post-norm feedback"),
+        ({"aux_layers": (1, 2, 3)}, r"--aux-layers contradicts .* layers 2 4 5"),
+        ({"draft_vocab_size": 5}, rf"--draft-vocab-size contradicts .* a draft vocabulary of {VOCAB}"),
+    ],
+)
+def test_what_contradicts_the_drafter_is_one_line_and_loses_nothing(
+    directory: Path, answers: tuple[Path, Path], init: Path, tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        fit(job(directory, tmp_path / "run", answers[0], init=init, **changed))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    same = {"preset": "eagle3.1", "fc_norm": True, "aux_layers": (2, 4, 5), "draft_vocab_size": VOCAB}
+    job(directory, tmp_path, answers[0], init=init, **same).asked.require_like(init, 8)
+
+
+def test_answers_of_another_target_are_told_from_its_own(
+    directory: Path, answers: tuple[Path, Path], init: Path, tmp_path: Path
+) -> None:
+    tiny_target(2, layers=8).model.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"mine.jsonl: of its greedy answers this target would have said \d+% of"):
+        fit(job(tmp_path / "other", tmp_path / "run", answers[0], init=init))
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_general_answers_need_a_drafter_that_knew_them(
+    directory: Path, answers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="there is none to go on from: give --init"):
+        fit(job(directory, tmp_path / "run", answers[0], general=(answers[1],)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mixture_is_of_the_share_and_keeps_some_of_each_out() -> None:
+    def some(name: str, count: int, length: int) -> list[Answer]:
+        return [Answer(f"{name}{n}", (1,), (2,) * length) for n in range(count)]
+
+    own = split(some("own", 50, 10), 10, 0, "mine")
+    assert [len(own.train), len(own.held_out["mine"])] == [40, 10]
+    mixed = mix(own, {"a": some("a", 100, 4), "b": some("b", 20, 4)}, 0.2, 10, 0)
+    assert {name: len(family) for name, family in mixed.held_out.items()} == {"mine": 10, "a": 5, "b": 4}
+    assert mixed.general == 25, "100 of 500 tokens"
+    trained = {answer.id for answer in mixed.train}
+    assert len(trained) == 65 and not trained & {answer.id for answer in mixed.all_held_out}
+    assert mix(own, {"a": some("a", 10, 4)}, 0.9, 10, 0).general == 8, "as far as they go"
+    assert mix(own, {"a": some("a", 100, 4)}, 0.2, 10, 0) == mix(own, {"a": some("a", 100, 4)}, 0.2, 10, 0)
+
+
+def test_of_presets_and_flags_the_flag_counts() -> None:
+    asked = TrainJob(Path(), Path(), preset="eagle3.1", norm_output=False).asked
+    assert asked.norms_features is True and asked.feeds_post_norm is False
+    assert TrainJob(Path(), Path()).asked.norms_features is None
