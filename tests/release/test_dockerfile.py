@@ -51,7 +51,7 @@ points = [point.load().__module__ for group in groups for point in importlib.met
 print(json.dumps([points, eagle3_serving.__file__]))
 """
     points, file = json.loads(image.python(code))
-    assert points == ["eagle3_vllm", "eagle3_sglang.hooks"]
+    assert points == ["eagle3_vllm", "eagle3_sglang"]
     assert Path(file).is_relative_to(image.packages)
     assert image.run("eagle3", "--help").returncode == 0
     assert (image.packages / "eagle3_serving" / "demo_prompts.jsonl").is_file()
