@@ -11,8 +11,10 @@ from eagle3_serving.targets.smollm2 import fetch_target
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A worker beside others keeps to one core, its engines too: threads that spin for each other cost both more."""
+    mark = "supports(engine, way, *features): what the test shows to work; the support matrix is made of these"
+    config.addinivalue_line("markers", mark)
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None or not hasattr(os, "sched_getaffinity"):
         return

@@ -86,6 +86,7 @@ def sglang(target: Path, drafter: Path, folder: Path) -> Iterator[SglangClient]:
         yield client
 
 
+@pytest.mark.supports("vllm", "chain", "converted drafters")
 def test_vllm_accepts_what_the_embedded_engine_accepts(
     target_dir: Path, for_vllm: Path, embedded: Passes, prompts: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_vllm_accepts_what_the_embedded_engine_accepts(
         assert ask(client, prompts) == embedded
 
 
+@pytest.mark.supports("sglang", "tree", "converted drafters")
 def test_sglang_accepts_what_the_embedded_engine_accepts(
     target_dir: Path, for_sglang: Path, embedded: Passes, prompts: tuple[str, ...], tmp_path: Path
 ) -> None:

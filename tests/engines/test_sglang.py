@@ -86,6 +86,8 @@ def tokens(answers: list[Answer]) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.supports("sglang", "tree", "greedy decoding", "a tree chosen by load", "grammars", "stop strings")
+@pytest.mark.supports("sglang", "plain", "penalties", "minimum length")
 def test_changing_trees_change_no_token(
     feature: str, changing: SglangClient, asked: dict[str, list[Body]], expected: dict[str, list[Answer]]
 ) -> None:
@@ -97,6 +99,7 @@ def test_changing_trees_change_no_token(
     assert ((changing.counters() - before).accepted > 0) == (feature not in PENALTIES)
 
 
+@pytest.mark.supports("sglang", "tree", "sampling by the target's law")
 def test_sampled_answers_follow_the_law_whatever_the_tree(
     changing: SglangClient, plain: tuple[dict[str, list[Answer]], Spread], log: Path
 ) -> None:
@@ -106,6 +109,7 @@ def test_sampled_answers_follow_the_law_whatever_the_tree(
     assert "sampled requests get the likeliest" not in log.read_text()
 
 
+@pytest.mark.supports("sglang", "tree", "continuous batching", "prefix cache")
 def test_a_request_alone_gets_the_same(
     changing: SglangClient, asked: dict[str, list[Body]], expected: dict[str, list[Answer]]
 ) -> None:
@@ -114,6 +118,7 @@ def test_a_request_alone_gets_the_same(
     )
 
 
+@pytest.mark.supports("sglang", "tree", "logprobs")
 def test_logprobs_are_those_of_plain_decoding(
     changing: SglangClient, asked: dict[str, list[Body]], target_dir: Path
 ) -> None:
@@ -124,6 +129,7 @@ def test_logprobs_are_those_of_plain_decoding(
     assert all(entry[0] <= 0 for entry in logprobs)
 
 
+@pytest.mark.supports("sglang", "tree", "streaming")
 def test_the_answer_streams(changing: SglangClient, asked: dict[str, list[Body]]) -> None:
     pieces: list[str] = []
     answer = changing.generate(asked["plain text"][0], on_text=pieces.append)
@@ -140,6 +146,7 @@ def test_a_sweep_counts_what_came_while_the_load_was_whole(
     assert load.seconds > 0 and load.length > 1
 
 
+@pytest.mark.supports("sglang", "tree", "metrics")
 def test_every_tree_was_verified_and_is_in_the_metrics(changing: SglangClient) -> None:
     metrics = httpx.get(f"{changing.url}/metrics", timeout=30.0).text
     passes = re.findall(
@@ -152,6 +159,7 @@ def test_every_tree_was_verified_and_is_in_the_metrics(changing: SglangClient) -
     assert length is not None and float(length[1]) > 1.0
 
 
+@pytest.mark.supports("sglang", "tree", "aborted requests")
 def test_aborted_requests_give_their_cache_back(
     changing: SglangClient, asked: dict[str, list[Body]], log: Path
 ) -> None:

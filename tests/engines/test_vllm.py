@@ -33,6 +33,7 @@ def spec(target_dir: Path, drafter_dir: Path, tmp_path_factory: pytest.TempPathF
         yield client
 
 
+@pytest.mark.supports("vllm", "chain", "greedy decoding")
 def test_greedy_answers_are_equal_token_for_token(
     plain: ChatClient, spec: ChatClient, prompts: tuple[str, ...]
 ) -> None:
@@ -52,6 +53,7 @@ def test_greedy_answers_are_equal_token_for_token(
     assert spent.accepted_length > 1.0
 
 
+@pytest.mark.supports("vllm", "chain", "continuous batching")
 def test_requests_in_flight_together_get_the_answers_they_get_alone(spec: ChatClient, prompts: tuple[str, ...]) -> None:
     alone = [spec.ask(prompt, MAX_TOKENS).token_ids for prompt in prompts[:4]]
     together, _ = spec.ask_all(prompts[:4], MAX_TOKENS, concurrency=4)
@@ -73,6 +75,7 @@ def seeded(client: ChatClient, prompt: str, temperature: float, **more: object) 
 
 
 @pytest.mark.parametrize("more", [{}, {"top_k": 20, "top_p": 0.9}, {"repetition_penalty": 1.3}], ids=str)
+@pytest.mark.supports("vllm", "chain", "seeds", "top-k, top-p", "penalties")
 def test_a_seed_gives_plain_decodings_answer_each_time(
     plain: ChatClient, spec: ChatClient, more: dict[str, object]
 ) -> None:
@@ -82,6 +85,7 @@ def test_a_seed_gives_plain_decodings_answer_each_time(
     assert (spec.counters() - before).accepted > 0
 
 
+@pytest.mark.supports("vllm", "chain", "sampling by the target's law")
 def test_sampled_answers_follow_plain_decodings_law(plain: ChatClient, spec: ChatClient) -> None:
     warm, cold, said = (
         [client.draw(text, DRAWS, TOKENS, temperature) for text in PROMPTS[1:]]
@@ -91,6 +95,7 @@ def test_sampled_answers_follow_plain_decodings_law(plain: ChatClient, spec: Cha
     assert compare(cold, said) < BOUND  # the likeliest token each time would be found
 
 
+@pytest.mark.supports("vllm", "chain", "streaming")
 def test_the_answer_streams(spec: ChatClient) -> None:
     pieces: list[str] = []
     answer = spec.ask("Count from one to twenty in words.", MAX_TOKENS, on_text=pieces.append)

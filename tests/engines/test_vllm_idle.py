@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 
+@pytest.mark.supports("vllm", "chain", "no drafts at some loads")
 def test_drafts_after_idle_steps_are_those_of_a_drafter_that_always_ran(target_dir: Path, drafter_dir: Path) -> None:
     script = Path(__file__).with_name("idle_in_vllm.py")
     done = subprocess.run(

@@ -81,6 +81,9 @@ def tree(target_dir: Path, drafter_dir: Path, rounds: list[Round]) -> dict[str, 
     return run(Job(target_dir, rounds, drafter_dir, nodes=16, engine=engine))
 
 
+@pytest.mark.supports(
+    "vllm", "tree", "greedy decoding", "continuous batching", "preemption", "prefix cache", "chunked prefill"
+)
 def test_requests_that_join_leave_are_preempted_share_a_prefix_and_come_in_chunks(
     plain: dict[str, Any], tree: dict[str, Any]
 ) -> None:
@@ -89,11 +92,14 @@ def test_requests_that_join_leave_are_preempted_share_a_prefix_and_come_in_chunk
     assert tree["metrics"]["vllm:prefix_cache_hits"] > 0
 
 
+@pytest.mark.supports("vllm", "tree", "logit bias")
+@pytest.mark.supports("vllm", "chain in a tree", "penalties", "grammars")
 @pytest.mark.parametrize("place", range(len(SPECIAL_PARAMS)), ids=["logprobs", "penalties", "grammar", "logit bias"])
 def test_what_a_chain_does_a_tree_does(plain: dict[str, Any], tree: dict[str, Any], place: int) -> None:
     assert tree["rounds"][SPECIAL]["tokens"][place] == plain["rounds"][SPECIAL]["tokens"][place]
 
 
+@pytest.mark.supports("vllm", "tree", "logprobs")
 def test_logprobs_are_those_of_the_path(plain: dict[str, Any], tree: dict[str, Any]) -> None:
     said, expected = (side["rounds"][SPECIAL]["logprobs"][0] for side in (tree, plain))
     assert len(said) == len(expected)
@@ -101,6 +107,7 @@ def test_logprobs_are_those_of_the_path(plain: dict[str, Any], tree: dict[str, A
         assert mine == pytest.approx(theirs, abs=1e-3)
 
 
+@pytest.mark.supports("vllm", "tree", "aborted requests")
 def test_nothing_leaks_and_nothing_is_in_the_log(tree: dict[str, Any]) -> None:
     assert tree["rounds"][ABORTED]["tokens"][0] is None and len(tree["rounds"][ABORTED]["tokens"][1]) == 12
     assert tree["blocks"][0] == tree["blocks"][1]
@@ -108,6 +115,7 @@ def test_nothing_leaks_and_nothing_is_in_the_log(tree: dict[str, Any]) -> None:
     assert "eagle3: trees of 16 nodes" in tree["log"]
 
 
+@pytest.mark.supports("vllm", "tree", "metrics")
 def test_trees_are_what_was_verified(tree: dict[str, Any]) -> None:
     metrics = tree["metrics"]
     assert metrics["vllm:eagle3_accepted_length"] > 1.5
@@ -118,6 +126,9 @@ def test_trees_are_what_was_verified(tree: dict[str, Any]) -> None:
         assert metrics[f"vllm:eagle3_fallbacks{{reason={reason}}}{{scope=request}}"] == 1
 
 
+@pytest.mark.supports(
+    "vllm", "tree", "a tree chosen by load", "fp8 weights of the drafter", "vLLM's per-request speculation metrics"
+)
 def test_the_tree_changes_with_the_load_and_no_token_does(
     target_dir: Path, drafter_dir: Path, rounds: list[Round], plain: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -141,6 +152,7 @@ def test_the_tree_changes_with_the_load_and_no_token_does(
     assert sum(accepted) > 0 and sum(accepted) + len(accepted) < lengths[0] - 1
 
 
+@pytest.mark.supports("vllm", "tree", "seeds", "top-k, top-p", "min-p", "sampling by the target's law")
 def test_a_seed_gives_the_same_samples_with_and_without_trees(
     target_dir: Path, drafter_dir: Path, plain: dict[str, Any]
 ) -> None:

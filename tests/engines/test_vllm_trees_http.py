@@ -64,6 +64,7 @@ def test_the_endpoint_shows_the_trees(trees: ChatClient) -> None:
     assert trees.tree_passes() > 0
 
 
+@pytest.mark.supports("vllm", "tree", "aborted requests")
 def test_clients_that_hang_up_leave_nothing_behind(trees: ChatClient, log: Path) -> None:
     body = {"model": trees.model, "messages": [{"role": "user", "content": "Tell me a long story."}], "stream": True}
     for _ in range(3):

@@ -1,0 +1,27 @@
+"""MkDocs' hook: adds the generated pages to those that are written. Each is made from the code, so none can go stale."""
+
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+# the checkout's own code, whatever is installed
+for folder in (ROOT / "plugins", ROOT):
+    sys.path.insert(0, str(folder))
+
+from scripts.site import api, commands, matrix, seams  # noqa: E402  # after the path
+
+PAGES = {
+    "cli.md": commands.page,
+    "support-matrix.md": matrix.page,
+    "patch-register.md": seams.page,
+    **{f"api/{name}.md": lambda name=name: api.page(name) for name in api.PACKAGES},
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for path, make in PAGES.items():
+        files.append(File.generated(config, path, content=make()))
+    return files
