@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 _ABSENT = object()
 
@@ -40,3 +40,14 @@ class Patches:
     def undo(self) -> None:
         while self._undo:
             self._undo.pop()()
+
+
+class Seam(NamedTuple):
+    """A line of a plugin's patch register: the place `target` that is changed, `what` is done there and `why`, the test that
+    it is `held` by, and the change of the engine's with which it `ends`."""
+
+    target: str
+    what: str
+    why: str
+    held: str
+    ends: str

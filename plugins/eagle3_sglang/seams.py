@@ -39,14 +39,14 @@ SEAMS = (
         "attention backends: init_cuda_graph_state",
         "While our states are captured, their plans lie in one reserve of memory.",
         "Every tree's graphs would else have buffers of their own.",
-        "tests/plugins/sglang/test_reserve.py",
+        "tests/plugins/sglang/test_states.py",
         "SGLang shares plans between adaptive states.",
     ),
     Seam(
         "ModelRunner._get_attention_backend",
         "While our states are captured, they share a workspace.",
         "States step one at a time.",
-        "tests/plugins/sglang/test_reserve.py",
+        "tests/plugins/sglang/test_states.py",
         "The same.",
     ),
 )

@@ -14,6 +14,18 @@ PACKAGES = {
 
 
 def page(name: str) -> str:
-    package = f"eagle3_serving.{name}"
-    summary = ast.get_docstring(ast.parse((ROOT / "eagle3_serving" / name / "__init__.py").read_text())) or ""
-    return f"# {PACKAGES[name]}\n\n`{package}`: {summary[0].lower()}{summary[1:]}\n\n::: {package}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n      show_docstring_description: true\n"
+    source = ast.parse((ROOT / "eagle3_serving" / name / "__init__.py").read_text())
+    summary = ast.get_docstring(source) or ""
+    lines = [f"# {PACKAGES[name]}\n", f"`eagle3_serving.{name}`: {summary[0].lower()}{summary[1:]}\n"]
+    return "\n".join([*lines, *(f"::: {path}\n" for path in exported(source))])
+
+
+def exported(package: ast.Module) -> list[str]:
+    """Dotted paths of what a package's `__init__` exports, each where it is defined: a function may be named as its module."""
+    return [
+        f"{node.module}.{alias.name}"
+        for node in package.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if not alias.name.isupper()  # constants have no docstring
+    ]

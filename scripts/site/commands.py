@@ -30,7 +30,7 @@ def _command(name: str, parser: argparse.ArgumentParser) -> list[str]:
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
         if actions:
-            parts += [f"**{(group.title or '').capitalize()}**\n", "| | |", "|---|---|"]
+            parts += [f"**{(group.title or '').capitalize()}**\n", "| | what it does |", "|---|---|"]
             parts += [f"| {_words(action, parser)} | {_help(action, parser)} |" for action in actions]
             parts.append("")
     if parser.epilog:

@@ -11,10 +11,11 @@ ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT / "plugins", ROOT):
     sys.path.insert(0, str(folder))
 
-from scripts.site import api, commands, matrix, seams  # noqa: E402  # after the path
+from scripts.site import api, commands, matrix, seams, settings  # noqa: E402  # after the path
 
 PAGES = {
     "cli.md": commands.page,
+    "settings.md": settings.page,
     "support-matrix.md": matrix.page,
     "patch-register.md": seams.page,
     **{f"api/{name}.md": lambda name=name: api.page(name) for name in api.PACKAGES},

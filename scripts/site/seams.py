@@ -1,8 +1,11 @@
 """The patch register, from the lists that stand beside the seams in each plugin."""
 
-from eagle3_serving.patches import Seam
+from itertools import groupby
+
 from eagle3_sglang.seams import SEAMS as SGLANG
 from eagle3_vllm.seams import SEAMS as VLLM
+
+from eagle3_serving.patches import Seam
 
 _HEAD = """# Patch register
 
@@ -18,12 +21,20 @@ def page() -> str:
     parts = [_HEAD]
     for engine, seams, how in (
         ("vLLM", VLLM, "Changed by assignment, from vLLM's entry point for plugins, in each of its processes."),
-        ("SGLang", SGLANG, "The first four by SGLang's own registry of hooks; the others on the running worker, for a while."),
+        (
+            "SGLang",
+            SGLANG,
+            "The first four by SGLang's own registry of hooks; the others on the running worker, for a while.",
+        ),
     ):
-        parts += [f"## {engine}\n", f"{how}\n", *map(_entry, seams)]
+        parts += [f"## {engine}\n", f"{how}\n"]
+        parts += [_entry(list(alike)) for _, alike in groupby(seams, key=lambda seam: seam[1:])]
     return "\n".join(parts)
 
 
-def _entry(seam: Seam) -> str:
-    rows = {"What": seam.what, "Why": seam.why, "Held by": f"`{seam.held}`", "Ends when": seam.ends}
-    return "\n".join([f"### `{seam.target}`\n", "| | |", "|---|---|", *(f"| **{k}** | {v} |" for k, v in rows.items()), ""])
+def _entry(alike: list[Seam]) -> str:
+    """Seams of one purpose, side by side."""
+    seam = alike[0]
+    title = ", ".join(f"`{each.target}`" for each in alike)
+    said = {"What": seam.what, "Why": seam.why, "Held by": f"`{seam.held}`", "Ends when": seam.ends}
+    return "\n".join([f"### {title}\n", *(f"- **{name}**: {text}" for name, text in said.items()), ""])
