@@ -4,7 +4,7 @@ BIN := .venv/bin
 # processes that share the test files; each keeps to one core where there are as many
 WORKERS ?= 2
 
-.PHONY: help setup setup-sglang demo test lint format clean
+.PHONY: help setup setup-sglang demo test lint docs format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,9 +27,12 @@ test: lint setup-sglang  ## every check and every test
 	@$(BIN)/eagle3 fetch-target
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 
+docs: setup  ## the documentation, into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 format: setup  ## put the code in the house's form
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean:  ## remove the environment and caches
-	rm -rf .venv .venv-sglang .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-sglang .mypy_cache .ruff_cache .pytest_cache build site *.egg-info
