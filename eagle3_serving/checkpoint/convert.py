@@ -68,6 +68,7 @@ class Report:
     seconds: float
 
     def to_json(self) -> Json:
+        """What `--json` prints."""
         return asdict(self)
 
 

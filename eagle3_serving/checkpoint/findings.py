@@ -33,9 +33,11 @@ class Finding:
         return self.severity == "unjudged"
 
     def line(self) -> str:
+        """As one line for a person: where, what, and the way out."""
         return f"{self.where}: {self.what}" + (f"; {self.fix}" if self.fix else "")
 
     def to_json(self) -> dict[str, str]:
+        """What `--json` prints of it."""
         return asdict(self)
 
 

@@ -44,15 +44,19 @@ class LayerFactory:
     """
 
     def linear(self, name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        """Of a projection; [..., in_features] to [..., out_features]."""
         return nn.Linear(in_features, out_features, bias=bias)
 
     def norm(self, name: str, size: int, eps: float) -> nn.Module:
+        """Root mean square norm over the last dimension."""
         return RMSNorm(size, eps)
 
     def embedding(self, name: str, rows: int, width: int) -> nn.Module:
+        """Of token ids: int64 [...] to [..., width]."""
         return nn.Embedding(rows, width)
 
     def rotary(self, config: DrafterConfig) -> nn.Module:
+        """The rotary embedding that `config` describes."""
         from eagle3_serving.drafter.rope import RotaryEmbedding
 
         return RotaryEmbedding(config)

@@ -24,6 +24,7 @@ class TreeShape:
 
     @classmethod
     def chain(cls, k: int) -> "TreeShape":
+        """One node a depth, `k` deep."""
         return cls(nodes=k, depth=k, top_k=1)
 
     @property

@@ -1,5 +1,5 @@
 """The patch register of SGLang: every hook and every change of a running worker. It imports nothing of SGLang, for the
-documentation reads it too; a test holds it against the hooks that are registered and the changes that stand in the code."""
+documentation reads it too; a test holds it against the hooks and the assignments in the code."""
 
 from eagle3_serving.patches import Seam
 
@@ -19,14 +19,14 @@ SEAMS = (
         "Where the user gave no tree: the largest of ours, so that memory is kept for it.",
         "SGLang has one tree for the server's life; ours changes at every step.",
         _HOOKS,
-        "SGLang sizes memory by what the worker says.",
+        "SGLang asks the worker how much memory its trees need.",
     ),
     Seam(
         f"{_ALGORITHM}.resolve_max_speculative_num_draft_tokens",
         "As many cache slots a request as the largest tree needs, drafting or verifying.",
-        "The same.",
+        "Whichever tree comes next, its rows must have a place.",
         _HOOKS,
-        "The same.",
+        "SGLang asks the worker how much memory its trees need.",
     ),
     Seam(
         f"{_ALGORITHM}.create_worker",
@@ -47,6 +47,54 @@ SEAMS = (
         "While our states are captured, they share a workspace.",
         "States step one at a time.",
         "tests/plugins/sglang/test_states.py",
-        "The same.",
+        "SGLang shares workspaces between adaptive states.",
+    ),
+    Seam(
+        "EagleDraftWorker.__class__",
+        "The draft worker that SGLang made becomes one of ours, a subclass.",
+        "Nodes are ranked by calibrated confidence, and each draft tells what every tree would have gained.",
+        "tests/engines/test_sglang.py",
+        "SGLang's worker names the class of its draft worker.",
+    ),
+    *(
+        Seam(
+            target,
+            "On a CPU: sampled requests are drawn from the target's law.",
+            "SGLang verifies greedily on a CPU: sampled requests would get the likeliest tokens.",
+            "tests/plugins/sglang/test_sampled.py",
+            "SGLang samples under speculation on a CPU.",
+        )
+        for target in (
+            "sglang.srt.speculative.eagle_worker_common.eagle_sample",
+            "sglang.srt.speculative.eagle_utils.verify_tree_greedy_func",
+        )
+    ),
+    Seam(
+        "environment SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND",
+        "SGLang's own switch, set before every step: whether the draft's pass is left out after a step that drafted nothing.",
+        "While nothing is drafted the draft's pass costs and gains nothing; before drafting goes on it must run.",
+        "tests/plugins/sglang/test_catch_up.py",
+        "The switch becomes a parameter of the step.",
+    ),
+    Seam(
+        "environment EAGLE3_TREES",
+        "Our own variable, set to the default trees where the user gave none.",
+        "SGLang's scheduler is another process and must choose among the same trees.",
+        _HOOKS,
+        "A server's arguments carry a plugin's settings.",
+    ),
+    Seam(
+        "ServerArgs.speculative_draft_model_path",
+        "The path of the converted copy, where the drafter would be read wrongly in silence.",
+        "The copy is what is served.",
+        "tests/plugins/sglang/test_preflight.py",
+        "SGLang reads every dialect rightly.",
+    ),
+    Seam(
+        'logging.getLogger("sglang.srt.speculative.eagle_worker_v2").setLevel',
+        "Raised to warnings while one tree's state takes another's place.",
+        "SGLang logs every change of state; ours change many times a second.",
+        "tests/engines/test_sglang.py",
+        "SGLang logs them as debugging.",
     ),
 )

@@ -1,5 +1,8 @@
-"""The patch register of vLLM: every place that a registration changes. It imports nothing of vLLM, for the documentation
-reads it too; a test holds it against what a registration leaves behind."""
+"""The patch register of vLLM. It imports nothing of vLLM, for the documentation reads it too.
+
+`SEAMS`: every place that a registration changes; a test holds them against what one leaves behind. `VALUES`: what is set on
+vLLM's own objects later; a test holds them against the assignments in the code.
+"""
 
 from eagle3_serving.patches import Seam
 
@@ -61,17 +64,17 @@ SEAMS = (
     ),
     Seam(
         "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
-        "What was accepted is told to that choice too.",
+        "What was accepted is counted for that choice too.",
         "The gain of a tree is what was accepted lately.",
         "tests/engines/test_vllm_trees.py",
-        "As above.",
+        "vLLM's dynamic speculation takes an object for its table, and tells it what was accepted.",
     ),
     Seam(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.eagle3",
         "A mark that the plugin is registered.",
         "vLLM may load plugins more than once in a process.",
         _FAULTS,
-        "With the seam below.",
+        "The sampling of chains on a CPU, whose class carries the mark, is no longer changed.",
     ),
     Seam(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
@@ -90,9 +93,9 @@ SEAMS = (
     Seam(
         f"{_RUNNER}:eagle3_trees",
         "Where this process keeps its trees, by server.",
-        "The four seams below share them.",
+        "Speculator, model state, draft tokens and graphs of one server share them, and vLLM makes each by itself.",
         _FAULTS,
-        "With those.",
+        "A registry of speculators, where one object can make all four.",
     ),
     Seam(
         f"{_RUNNER}:init_speculator",
@@ -113,13 +116,65 @@ SEAMS = (
         "The scheduler is told as many draft tokens as the tree has nodes.",
         "vLLM's handler takes all columns of a chain.",
         "tests/engines/test_vllm_trees.py",
-        "As for the speculator.",
+        "A registry of speculators that may bring their own.",
     ),
     Seam(
         f"{_RUNNER}:ModelCudaGraphManager",
         "The target's full CUDA graphs are captured for passes of 1 + nodes rows a request.",
         "vLLM's manager captures chains. Not run on a GPU yet.",
         "tests/engines/test_vllm_launches.py",
-        "As for the speculator.",
+        "A registry of speculators that may bring their own.",
+    ),
+)
+
+_CONFIG = "vllm.config:SpeculativeConfig"
+VALUES = (
+    Seam(
+        f"{_CONFIG}.num_speculative_tokens",
+        "Set to the largest tree of `EAGLE3_TREES`, to a profile's most, or to a short chain where a tree cannot be served.",
+        "vLLM sizes rows, caches and graphs by it; more than 8 tokens mean a tree, which as a chain would only cost.",
+        "tests/plugins/vllm/test_fallback.py",
+        "The speculator says itself how many tokens it may draft.",
+    ),
+    Seam(
+        f"{_CONFIG}.num_speculative_tokens_per_batch_size",
+        "The profile's schedule, or a first one until a step's costs are known; one that the user gave stays.",
+        "It is vLLM's own way to draft less, or nothing, at a high load.",
+        "tests/plugins/vllm/test_schedule.py",
+        "vLLM measures by itself which number of draft tokens pays.",
+    ),
+    Seam(
+        "hf_config.eagle_aux_hidden_state_layer_ids",
+        "The layers whose hidden states the drafter reads, whichever dialect says it, where vLLM looks for them.",
+        "vLLM looks in one place, and takes defaults in silence where another dialect says it elsewhere.",
+        "tests/engines/test_vllm_loads.py",
+        "vLLM asks the draft model.",
+    ),
+    Seam(
+        "vllm.v1.core.sched.scheduler:Scheduler.dynamic_sd_lookup",
+        "The scheduler's table of draft tokens by batch size becomes one that looks at costs and gains.",
+        "A table fixed at start knows neither.",
+        "tests/engines/test_vllm_trees.py",
+        "vLLM's dynamic speculation takes an object for its table.",
+    ),
+    *(
+        Seam(
+            f"attention metadata of a pass: {name}",
+            "Tells our attention which rows of the pass are trees, and their pages.",
+            "Metadata is all that an attention backend is given with a pass.",
+            "tests/engines/test_vllm_trees.py",
+            "Metadata that a model state may extend.",
+        )
+        for name in ("eagle3_rows", "eagle3_table")
+    ),
+    *(
+        Seam(
+            f"attention metadata of a pass: {name}",
+            "FlashAttention's plan made on the host is dropped for a pass of the drafter inside our graph.",
+            "The plan is of other rows than those that the graph is replayed with. Not run on a GPU yet.",
+            "tests/plugins/vllm/test_graphs.py",
+            "vLLM plans inside the graph, or a speculator may say that it does.",
+        )
+        for name in ("scheduler_metadata", "max_num_splits")
     ),
 )

@@ -5,11 +5,27 @@ import re
 
 from eagle3_serving.cli.main import build_parser
 
+# a test holds the numbers against those of the code
+_EXIT_CODES = """## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | it was checked, or run, and is not right |
+| 2 | wrong usage, or input that cannot be read |
+| 3 | `eagle3 check` alone: not judged here |
+| 130 | interrupted; a training or a benchmark goes on by the same command |
+| 141 | whoever read the output is gone, as `head` is |
+
+Where it is not 0, one line on standard error says what, where, and the way out.
+"""
+
 
 def page() -> str:
     parts = [
         "# Commands\n",
         "What `--help` says, command by command. `eagle3-convert` is `eagle3 convert`.\n",
+        _EXIT_CODES,
     ]
     for name, parser in subparsers(build_parser()).items():
         parts += _command(name, parser)
@@ -30,9 +46,11 @@ def _command(name: str, parser: argparse.ArgumentParser) -> list[str]:
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
         if actions:
-            parts += [f"**{(group.title or '').capitalize()}**\n", "| | what it does |", "|---|---|"]
+            # the division keeps a flag on one line
+            head = f"**{(group.title or '').capitalize()}**\n"
+            parts += [head, '<div class="flags" markdown>\n', "| | what it does |", "|---|---|"]
             parts += [f"| {_words(action, parser)} | {_help(action, parser)} |" for action in actions]
-            parts.append("")
+            parts.append("\n</div>\n")
     if parser.epilog:
         parts += ["```text", parser.epilog.strip("\n"), "```\n"]
     return parts

@@ -6,9 +6,9 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 # the checkout's own code, whatever is installed
-for folder in (ROOT / "plugins", ROOT):
+for folder in (_ROOT / "plugins", _ROOT):
     sys.path.insert(0, str(folder))
 
 from scripts.site import api, commands, matrix, seams, settings  # noqa: E402  # after the path

@@ -2,16 +2,24 @@
 one. What no test is marked with does not stand here as working."""
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.site.sources import ROOT, constant, keys_of, plugin, words
+
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 WAYS = ("tree", "chain in a tree", "chain", "plain")
-LISTS = {
-    "vllm": ROOT / "plugins" / "eagle3_vllm" / "fallback.py",
-    "sglang": ROOT / "plugins" / "eagle3_sglang" / "backends.py",
+COLUMNS = (("vllm", "tree"), ("vllm", "chain"), ("sglang", "tree"))
+HEADS = ("vLLM, trees (Model Runner V2)", "vLLM, chains (runner V1)", "SGLang, trees")
+UNPROVEN = "*unproven*"
+KNOWN = {"vllm": ("eagle3_vllm/versions.py", "SUPPORTED"), "sglang": ("eagle3_sglang/compat_check.py", "VERSIONS")}
+# what a row of the H100's files must hold to be a measured step, and whose settings these are
+RUNS = {
+    ("vllm", "tree"): ("vllm.jsonl", "tree", "ms_median"),
+    ("vllm", "chain"): ("vllm.jsonl", "chain", "ms_median"),
+    ("sglang", "tree"): ("sglang.jsonl", "fixed", "tokens_s"),
 }
 
 
@@ -44,108 +52,113 @@ def _marks_of(function: ast.FunctionDef) -> Iterator[list[str]]:
             yield [ast.literal_eval(argument) for argument in decorator.args]
 
 
-def page(found: list[Support] | None = None) -> str:
+def ran_on_a_gpu(folder: Path = ROOT / "benchmarks" / "results" / "h100") -> set[tuple[str, str]]:
+    """The engines and ways of which the H100's rows hold a measured step."""
+    return {
+        which
+        for which, (name, setting, figure) in RUNS.items()
+        if (folder / name).is_file()
+        and any(
+            setting in str(row.get("engine", "")) and row.get(figure)
+            for row in map(json.loads, (folder / name).read_text().splitlines())
+        )
+    }
+
+
+def page(found: list[Support] | None = None, gpu: set[tuple[str, str]] | None = None) -> str:
     found = marks() if found is None else found
-    return "\n".join(
-        [_HEAD, *_versions(), *_features(found), *_refused(), _TAIL.format(tests=len({s.where for s in found}))]
-    )
+    gpu = ran_on_a_gpu() if gpu is None else gpu
+    return "\n".join([_HEAD, *_versions(), *_devices(found, gpu), *_features(found), *_refused(), *_tests(found)])
 
 
-_HEAD = """# Support matrix
+_HEAD = f"""# Support matrix
 
-Made at each build from the tests and the plugins' own lists: a cell is filled only where a test on the **real engine**
-(fp32, two CPU cores, the real small target) asserts it. An empty cell is **unproven**: it may work, and nobody here has seen it.
-
-## Engine versions
-"""
-
-_TAIL = """## Devices
-
-Everything above is asserted on a CPU, {tests} tests in all. On a GPU (one H100, once, before trees stood in CUDA graphs) the trees in stock vLLM 0.32
-and a fixed tree in SGLang 0.5.20 were served and right; [that page](gpu-results.md) says how fast. All else on a GPU is unproven.
+Made at each build from the tests, the plugins' own lists and the files of results. A cell says that something works only where a test on the
+**real engine** asserts it. All else is {UNPROVEN}: it may work, and nobody here has seen it.
 """
 
 
 def _versions() -> list[str]:
-    lines = ["| engine | versions whose private names are known | what the tests run |", "|---|---|---|"]
-    setup = (ROOT / "scripts" / "setup_env.py").read_text()
-    for engine, module, name in (
-        ("vllm", "eagle3_vllm/versions.py", "SUPPORTED"),
-        ("sglang", "eagle3_sglang/compat_check.py", "VERSIONS"),
-    ):
-        known = ", ".join(_constant(ROOT / "plugins" / module, name))
-        [pinned] = [node for node in ast.parse(setup).body if _assigns(node, engine.upper())]
-        lines.append(f"| {ENGINES[engine]} | {known} | `{ast.literal_eval(pinned.value)}` |")  # type: ignore[attr-defined]
-    return [*lines, "", "Any other version is served by the engine's own EAGLE-3, with a line in its log.", ""]
+    lines = ["## Engine versions", "", "| version | private names and signatures | the tests below |", "|---|---|---|"]
+    for engine, (module, name) in KNOWN.items():
+        pinned = constant(ROOT / "scripts" / "setup_env.py", engine.upper())
+        tested = pinned.partition("==")[2]
+        for version in constant(ROOT / "plugins" / module, name):
+            runs = tested == version or tested.startswith(f"{version}.")
+            lines.append(f"| {ENGINES[engine]} {version} | known | {f'run on `{pinned}`' if runs else UNPROVEN} |")
+    return [
+        *lines,
+        "",
+        "On any other version, and where a name or signature is not as known, the engine's own EAGLE-3 serves, with a line in its",
+        "log: [how a version is added](adding-an-engine-version.md).",
+        "",
+    ]
+
+
+def _devices(found: list[Support], gpu: set[tuple[str, str]]) -> list[str]:
+    lines = ["## Devices", "", "| | CPU (x86, fp32) | NVIDIA GPU |", "|---|---|---|"]
+    for head, (engine, way) in zip(HEADS, COLUMNS, strict=True):
+        features = {one.feature for one in found if _cell([one], engine, way) != UNPROVEN}
+        on_cpu = f"tested: {len(features)} features" if features else UNPROVEN
+        on_gpu = "an earlier form ran once (H100)" if (engine, way) in gpu else UNPROVEN
+        lines.append(f"| {head} | {on_cpu} | {on_gpu} |")
+    return [
+        *lines,
+        "",
+        "What the H100 said, the bad figures too: [On a GPU](gpu-results.md). The code has changed since and has not run on one;",
+        "other devices (AMD, TPU, Ascend, Apple) were never tried.",
+        "",
+    ]
 
 
 def _features(found: list[Support]) -> list[str]:
-    columns = [("vllm", "tree"), ("vllm", "chain"), ("sglang", "tree")]
-    heads = ["vLLM, trees (Model Runner V2)", "vLLM, chains (runner V1)", "SGLang, trees"]
-    lines = ["## Features", "", f"| feature | {' | '.join(heads)} |", "|---|---|---|---|"]
-    for feature in sorted({support.feature for support in found}):
-        cells = [
-            _cell([s for s in found if s.feature == feature and s.engine == engine], way) for engine, way in columns
-        ]
-        lines.append(f"| {feature} | {' | '.join(cells)} |")
-    notes = [
+    lines = ["## Features", "", f"| feature | {' | '.join(HEADS)} |", "|---|---|---|---|"]
+    for feature in sorted({one.feature for one in found}, key=str.lower):
+        said = [one for one in found if one.feature == feature]
+        lines.append(f"| {feature} | {' | '.join(_cell(said, *column) for column in COLUMNS)} |")
+    return [
+        *lines,
         "",
         "**tree**, **chain**: drafted so, and the answers are plain decoding's. **chain in a tree**: on a server of trees such a",
         "request is drafted the likeliest path alone. **plain**: such a request is served without drafts.",
         "",
     ]
-    return [*lines, *notes]
 
 
-def _cell(said: list[Support], way: str) -> str:
+def _cell(said: list[Support], engine: str, way: str) -> str:
     """The best that is asserted; on a server of trees a request may get less than a tree."""
-    ways = {support.way for support in said}
+    ways = {one.way for one in said if one.engine == engine}
     if way in ways:
         return way
     less = ("chain in a tree", "plain") if way == "tree" else ()
-    return next((other for other in less if other in ways), "")
+    return next((other for other in less if other in ways), UNPROVEN)
 
 
 def _refused() -> list[str]:
     """What the plugins leave to the engine's own chain, as their lists say."""
-    vllm, sglang = (ast.parse(path.read_text()) for path in LISTS.values())
-    server, request = (_keys(vllm, name) for name in ("config_reasons", "chain_reason"))
-    trees, chains = (sorted(_names(sglang, name)) for name in ("TREES", "CHAINS"))
+    fallback, backends = plugin("eagle3_vllm/fallback.py"), plugin("eagle3_sglang/backends.py")
+    server, request = (keys_of(fallback, name) for name in ("config_reasons", "chain_reason"))
+    trees, chains = (sorted(words(backends, name)) for name in ("TREES", "CHAINS"))
     return [
         "## Where trees give way",
         "",
-        "**vLLM**, a whole server: vLLM's own chain serves, with our drafter and a line that names the reason. "
+        "**vLLM, a whole server.** vLLM's own chain serves, with our drafter, and a line names the reason: "
         + "; ".join(server)
         + ".",
         "",
-        f"**vLLM**, one request: it is drafted a chain in its tree (counted by reason in the metrics). {'; '.join(request)}.",
+        "**vLLM, one request.** It is drafted a chain in its tree, counted by reason in the metrics: "
+        + "; ".join(request)
+        + ".",
         "",
-        f"**SGLang**, attention backends: trees with {', '.join(trees)}; chains alone with {', '.join(chains)}; any other is unknown, "
+        f"**SGLang, attention backends.** Trees with {', '.join(trees)}; chains alone with {', '.join(chains)}; any other is unknown, "
         "and SGLang's own EAGLE3 serves.",
         "",
     ]
 
 
-def _keys(tree: ast.Module, function: str) -> list[str]:
-    [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
-    keys = [key for node in ast.walk(found) if isinstance(node, ast.Dict) for key in node.keys]
-    plain = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-    joined = [key.values[0].value.strip() for key in keys if isinstance(key, ast.JoinedStr)]  # type: ignore[attr-defined]
-    return [text.replace("_", " ") for text in plain] + [f"{text} other than the standard one" for text in joined]
-
-
-def _assigns(node: ast.stmt, name: str) -> bool:
-    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
-
-
-def _constant(path: Path, name: str) -> tuple[str, ...]:
-    [node] = [node for node in ast.parse(path.read_text()).body if _assigns(node, name)]
-    value: tuple[str, ...] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
-    return value
-
-
-def _names(tree: ast.Module, name: str) -> set[str]:
-    """The words of `NAME = frozenset({...})`."""
-    [node] = [node for node in tree.body if _assigns(node, name)]
-    value: set[str] = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
-    return value
+def _tests(found: list[Support]) -> list[str]:
+    lines = ["## Which test says so", "", "| feature | test |", "|---|---|"]
+    for feature in sorted({one.feature for one in found}, key=str.lower):
+        tests = sorted({one.where.removeprefix("tests/") for one in found if one.feature == feature})
+        lines.append(f"| {feature} | {'<br>'.join(f'`{test}`' for test in tests)} |")
+    return [*lines, ""]

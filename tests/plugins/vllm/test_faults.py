@@ -16,6 +16,7 @@ from eagle3_serving.errors import CheckError
 from eagle3_serving.patches import Patches
 
 pytest.importorskip("vllm")
+from eagle3_vllm.seams import SEAMS
 
 from eagle3_vllm.settings import Settings
 
@@ -34,27 +35,7 @@ def found() -> Any:
 
 def test_what_the_plugin_changes_in_vllm(found: Any) -> None:
     """All that a registration leaves behind; a new seam belongs here, and where faults are looked for."""
-    runner = "vllm.v1.worker.gpu.model_runner"
-    assert found["changed"] == [
-        "ModelRegistry Eagle3LlamaForCausalLM",
-        "ModelRegistry Eagle3Qwen3ForCausalLM",
-        "ModelRegistry LlamaForCausalLMEagle3",
-        "collectors of metrics",
-        "environment EAGLE3_METRICS_DIR",
-        "override of CPU_ATTN",
-        "vllm.config.vllm:VllmConfig.__post_init__",
-        "vllm.sampling_params:SamplingParams._validate_spec_decode",
-        "vllm.v1.core.sched.scheduler:Scheduler.__init__",
-        "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
-        "vllm.v1.sample.rejection_sampler:RejectionSampler.eagle3",
-        "vllm.v1.sample.rejection_sampler:RejectionSampler.forward",
-        "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose",
-        f"{runner}:DraftTokensHandler",
-        f"{runner}:ModelCudaGraphManager",
-        f"{runner}:eagle3_trees",
-        f"{runner}:init_model_state",
-        f"{runner}:init_speculator",
-    ]
+    assert found["changed"] == sorted(seam.target for seam in SEAMS)
 
 
 @pytest.mark.parametrize(

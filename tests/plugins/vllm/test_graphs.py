@@ -9,6 +9,7 @@ pytest.importorskip("vllm")
 
 from eagle3_vllm.compat import CUDAGraphMode
 from eagle3_vllm.graphs import DraftDescriptor, DraftGraphs, TargetGraphs, buckets
+from eagle3_vllm.trees import planned_inside
 
 from eagle3_serving.serve.shape import Shape
 
@@ -72,3 +73,10 @@ def test_a_draft_takes_the_next_larger_batch() -> None:
     found = [graphs.find(batch, TREE) for batch in (1, 3, 9, 17, 24)]
     assert [(d.num_reqs, d.tokens) for d in found if d is not None] == [(1, 17), (4, 17), (16, 17), (24, 17), (24, 17)]
     assert graphs.find(25, TREE) is None and graphs.find(1, LARGE) is None
+
+
+def test_flash_attentions_plan_of_the_host_does_not_go_into_a_graph() -> None:
+    planned, other = SimpleNamespace(scheduler_metadata=object(), max_num_splits=4), SimpleNamespace()
+    planned_inside({"draft": planned, "another backend": other})
+    assert (planned.scheduler_metadata, planned.max_num_splits) == (None, 0) and not vars(other)
+    assert planned_inside(None) is None
