@@ -56,3 +56,13 @@ def test_every_line_of_the_plugins_is_explained() -> None:
     assert len(said) > 20
     unexplained = {text: where for text, where in said.items() if not any(message in text for message in explained)}
     assert not unexplained
+
+
+def test_the_metrics_are_those_of_the_code(sayings: set[str]) -> None:
+    watched = (ROOT / "docs" / "operations.md").read_text().partition("## What happens")[0]
+    names = re.findall(r"`((?:vllm|eagle3):\w+)`", watched)
+    assert len(names) > 10
+    code = " ".join(sayings)
+    for name in names:
+        ours = name.removesuffix("_total")
+        assert ours in code or f"{ours.removeprefix('vllm:eagle3_')}" in code, name
