@@ -149,3 +149,9 @@ def attention_of(server_args: Any) -> Attention:
         int(getattr(view, "page_size", None) or 1),
         int(getattr(view, "speculative_eagle_topk", None) or 1),
     )
+
+
+if __name__ == "__main__":
+    found = importlib.import_module("sglang").__version__
+    lines = [line for line in (version_problem(found), name_problem(NAMES + SAMPLED)) if line]
+    print("\n".join(lines) or f"SGLang {found}: every private name is as known")
