@@ -116,6 +116,10 @@ def test_a_request_alone_gets_the_same(
     assert tokens([changing.generate(request) for request in asked["plain text"][:2]]) == tokens(
         expected["plain text"][:2]
     )
+    again = {**asked["plain text"][0], "stream": False}
+    reply = httpx.post(f"{changing.url}/generate", json=again, timeout=120.0).json()
+    assert reply["meta_info"]["cached_tokens"] > 0  # of the prefix that the same request left
+    assert tuple(reply["output_ids"]) == expected["plain text"][0].token_ids
 
 
 @pytest.mark.supports("sglang", "tree", "logprobs")

@@ -55,6 +55,7 @@ def plain(target_dir: Path, rounds: list[Round]) -> dict[str, Any]:
     return run(Job(target_dir, rounds[:1], runner=1, engine=ENGINE))
 
 
+@pytest.mark.supports("vllm", "tree", "tensor parallelism")
 def test_trees_over_three_ranks_are_one_ranks(
     target_dir: Path, drafter_dir: Path, rounds: list[Round], plain: dict[str, Any]
 ) -> None:
@@ -70,6 +71,7 @@ def test_trees_over_three_ranks_are_one_ranks(
     assert three["blocks"][0] == three["blocks"][1]
 
 
+@pytest.mark.supports("vllm", "chain", "tensor parallelism")
 def test_a_chain_with_the_drafter_split_over_the_ranks(
     target_dir: Path, drafter_dir: Path, rounds: list[Round], plain: dict[str, Any]
 ) -> None:
