@@ -1,6 +1,8 @@
 """MkDocs' hook: adds the generated pages to those that are written. Each is made from the code, so none can go stale."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -13,12 +15,12 @@ for folder in (_ROOT / "plugins", _ROOT):
 
 from scripts.site import api, commands, matrix, seams, settings  # noqa: E402  # after the path
 
-PAGES = {
+PAGES: dict[str, Callable[[], str]] = {
     "cli.md": commands.page,
     "settings.md": settings.page,
     "support-matrix.md": matrix.page,
     "patch-register.md": seams.page,
-    **{f"api/{name}.md": lambda name=name: api.page(name) for name in api.PACKAGES},
+    **{f"api/{name}.md": partial(api.page, name) for name in api.PACKAGES},
 }
 
 

@@ -17,7 +17,6 @@ from eagle3_serving.patches import Patches
 
 pytest.importorskip("vllm")
 from eagle3_vllm.seams import SEAMS
-
 from eagle3_vllm.settings import Settings
 
 TESTS = Path(__file__).resolve().parents[2]
