@@ -13,7 +13,7 @@ ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
 WAYS = ("tree", "chain in a tree", "chain", "plain")
 COLUMNS = (("vllm", "tree"), ("vllm", "chain"), ("sglang", "tree"))
 HEADS = ("vLLM, trees (Model Runner V2)", "vLLM, chains (runner V1)", "SGLang, trees")
-UNPROVEN = "*unproven*"
+UNPROVEN = '<em class="unproven">unproven</em>'
 KNOWN = {"vllm": ("eagle3_vllm/versions.py", "SUPPORTED"), "sglang": ("eagle3_sglang/compat_check.py", "VERSIONS")}
 # what a row of the H100's files must hold to be a measured step, and whose settings these are
 RUNS = {
