@@ -63,3 +63,11 @@ def test_dead_links_fail_the_build(tmp_path: Path) -> None:
     done = build(docs, tmp_path / "site")
     assert done.returncode != 0 and "gone.md" in done.stderr and "#no-such-anchor" in done.stderr
     assert len(re.findall(r"^WARNING", done.stderr, re.MULTILINE)) == 2 and "exit-codes" not in done.stderr
+
+
+def test_the_readmes_links_into_the_documentation_are_there(site: Path) -> None:
+    links = re.findall(r"\]\(docs/([\w-]+)\.md(?:#([\w-]+))?\)", (ROOT / "README.md").read_text())
+    assert len(links) > 6
+    for page, anchor in links:
+        html = site / page / "index.html"
+        assert html.is_file() and (not anchor or f'id="{anchor}"' in html.read_text()), (page, anchor)
