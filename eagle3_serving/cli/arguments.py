@@ -75,7 +75,7 @@ _MOST = 2**31 - 1  # of any count: what lies beyond is a slip of the finger, and
 _DRAFTERS = re.compile(r"eagle-?3|peagle", re.IGNORECASE)  # in the architectures of drafters, and of no model
 
 
-def settle(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Folders in place of hub names, files that are there, places that can be written and counts that can be counted to,
     before a command imports what takes long.
 
@@ -128,7 +128,7 @@ def _require_model(target: Path) -> None:
             )
 
 
-def settle_dtype(short: str, target: Path) -> str:
+def resolve_dtype(short: str, target: Path) -> str:
     """A short dtype, `auto` as the target's config.json has it."""
     if short != "auto":
         return short

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eagle3_serving.bench.options import CONCURRENCY, BenchOptions
 from eagle3_serving.bench.setting import DEFAULTS, FORMS
-from eagle3_serving.cli.arguments import add_dtype, add_json, add_subject, settle_dtype
+from eagle3_serving.cli.arguments import add_dtype, add_json, add_subject, resolve_dtype
 from eagle3_serving.eval.options import ENGINES
 from eagle3_serving.files import write_whole
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         least=args.least,
         repeats=args.repeats,
         limit=args.limit,
-        dtype=settle_dtype(args.dtype, args.target),
+        dtype=resolve_dtype(args.dtype, args.target),
         urls=dict(args.url),
         simulate=args.simulate_acceptance,
         profile=args.profile,

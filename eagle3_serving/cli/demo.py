@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from eagle3_serving.cli.arguments import add_dtype, settle_dtype
+from eagle3_serving.cli.arguments import add_dtype, resolve_dtype
 
 _EXAMPLES = """examples:
   eagle3 demo
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     k: int = DEFAULT_K if args.k is None else args.k
     # With --json the show goes to stderr: standard output is for the program that reads it.
     console = Console(file=sys.stderr if args.json else sys.stdout)
-    report = run_demo(DemoOptions(target, drafter, k, args.max_tokens, settle_dtype(args.dtype, target)), console)
+    report = run_demo(DemoOptions(target, drafter, k, args.max_tokens, resolve_dtype(args.dtype, target)), console)
     console.print()
     print_report(report, console)
     print(json.dumps(report.to_json()), flush=True)

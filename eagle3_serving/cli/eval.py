@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_subject, settle_dtype
+from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_subject, resolve_dtype
 from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     values = {option.name: getattr(args, option.name) for option in fields(EvalOptions)}
-    options = EvalOptions(**{**values, "prompts": tuple(args.prompts), "dtype": settle_dtype(args.dtype, args.target)})
+    options = EvalOptions(**{**values, "prompts": tuple(args.prompts), "dtype": resolve_dtype(args.dtype, args.target)})
     from eagle3_serving.eval.law import LawError
 
     if options.engine != "embedded":

@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None, name: str | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from eagle3_serving.cli.arguments import settle
+    from eagle3_serving.cli.arguments import check_arguments
 
     try:
-        settle(args)
+        check_arguments(args)
         exit_code: int = args.run(args)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_pair, settle_dtype
+from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_pair, resolve_dtype
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.files import require_file_place, write_whole
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         nodes=args.nodes,
         depth=args.depth,
         top_k=args.top_k,
-        dtype=settle_dtype(args.dtype, args.target),
+        dtype=resolve_dtype(args.dtype, args.target),
         temperature=args.temperature,
         max_tokens=args.max_tokens,
         limit=args.limit,

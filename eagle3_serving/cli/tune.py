@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from eagle3_serving.cli.arguments import add_dtype, add_json, add_pair, settle_dtype
+from eagle3_serving.cli.arguments import add_dtype, add_json, add_pair, resolve_dtype
 from eagle3_serving.cli.bench import whole_numbers
 from eagle3_serving.eval.options import ENGINES
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         tokens=args.tokens,
         limit=args.limit,
         repeats=args.repeats,
-        dtype=settle_dtype(args.dtype, args.target),
+        dtype=resolve_dtype(args.dtype, args.target),
         verify=args.verify,
     )
     from eagle3_serving.serve.servable import require_pair

@@ -73,7 +73,7 @@ class Batch:
             speculator.policy.admitted(len(prompts), self.size)
             for slot, parts in enumerate(zip(output.aux_TF.split(counts), next_T.split(counts), strict=True), first):
                 speculator.draft.start(slot)
-                speculator.draft.note(slot, *parts)
+                speculator.draft.enqueue(slot, *parts)
         return [(slot, Step((token,))) for slot, token in enumerate(roots_B.tolist(), first)]
 
     def release(self, slot: int, speculator: "Speculator | None") -> None:

@@ -99,7 +99,7 @@ class Speculator:
         assert output.aux_TF is not None
         for slot in range(self.batch.size):
             root_B = self.batch.roots_B[slot : slot + 1].clone()
-            self.draft.note(slot, output.aux_TF[slot : slot + 1], root_B)
+            self.draft.enqueue(slot, output.aux_TF[slot : slot + 1], root_B)
         return steps
 
     # ---- drafting
@@ -163,7 +163,7 @@ class Speculator:
         next_T = self._next_tokens(tokens_BR, accepted, kept)
         sizes = [len(rows) for rows in kept]
         for slot, parts in enumerate(zip(output.aux_TF[index_T].split(sizes), next_T.split(sizes), strict=True)):
-            self.draft.note(slot, *parts)
+            self.draft.enqueue(slot, *parts)
         tokens = batch.commit(sizes, next_T, accepted.bonus_B)
         steps, at = [], 0
         for size, count in zip(sizes, counts, strict=True):

@@ -17,8 +17,8 @@ def register() -> None:
     except Exception as error:
         problem = in_a_line(error)
     if problem:
-        give_way(problem)
+        fall_back(problem)
 
 
-def give_way(problem: str) -> None:
+def fall_back(problem: str) -> None:
     say_once(log, f"SGLang's own EAGLE3 serves where it is asked for, with one tree for the server's life: {problem}")

@@ -13,7 +13,7 @@ from eagle3_serving.notice import in_a_line, say_once
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.sglang import SWITCH
 from eagle3_serving.serve.shape import TREES
-from eagle3_sglang import give_way
+from eagle3_sglang import fall_back
 from eagle3_sglang.backends import chains_alone, tree_problem
 from eagle3_sglang.compat_check import HOOKED, attention_of, name_problem, version_problem
 from eagle3_sglang.settings import (
@@ -97,7 +97,7 @@ def after(ours: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return ours(theirs, *args, **kwargs)
         except Exception as error:
-            give_way(in_a_line(error))
+            fall_back(in_a_line(error))
             return theirs
 
     return hook
@@ -165,13 +165,13 @@ def create_worker(theirs: Any, algorithm: Any, server_args: Any) -> Any:
     if algorithm.name != "EAGLE3":
         return theirs
     if problem := _unfit(theirs, server_args) or worker_problem():
-        give_way(problem)
+        fall_back(problem)
         return theirs
     backends, page_size, top_k = attention_of(server_args)
     if problem := tree_problem(top_k, backends, page_size):
         if chains_alone(backends):
             stop(problem)
-        give_way(problem)
+        fall_back(problem)
         return theirs
     from eagle3_sglang.worker import TreeWorker
 

@@ -311,7 +311,7 @@ def test_a_dtype_has_the_engines_words_in_every_command(words: tuple[str, ...], 
 
 
 def test_auto_is_the_targets_own_dtype(tmp_path: Path) -> None:
-    from eagle3_serving.cli.arguments import settle_dtype
+    from eagle3_serving.cli.arguments import resolve_dtype
     from eagle3_serving.errors import InputError
 
     config = tmp_path / "config.json"
@@ -322,10 +322,10 @@ def test_auto_is_the_targets_own_dtype(tmp_path: Path) -> None:
         ({}, "fp32"),
     ):
         config.write_text(json.dumps(said))
-        assert settle_dtype("auto", tmp_path) == short and settle_dtype("fp16", tmp_path) == "fp16"
+        assert resolve_dtype("auto", tmp_path) == short and resolve_dtype("fp16", tmp_path) == "fp16"
     config.write_text('{"dtype": "float8_e4m3fn"}')
     with pytest.raises(InputError, match=r"float8_e4m3fn.*give --dtype"):
-        settle_dtype("auto", tmp_path)
+        resolve_dtype("auto", tmp_path)
 
 
 def test_text_is_read_as_people_save_it(tmp_path: Path) -> None:
