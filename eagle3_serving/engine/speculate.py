@@ -1,6 +1,7 @@
 """One speculative step of a batch: draft, choose a tree, verify it in one target pass, accept, move KV rows.
 
-Shape letters: B requests, C candidates, N draft nodes, R rows of the verify pass (root first), T packed rows, D depths.
+Shape letters: B requests, C candidates, F concatenated features, N draft nodes, R rows of the verify pass (root first), T packed
+rows, D depths.
 """
 
 import time
@@ -68,6 +69,17 @@ class Speculator:
         if options.mode == "auto":
             assert costs is not None
             self.policy = AutoPolicy(shape, costs, experience or Experience())
+
+    # ---- the batch's slots
+
+    def admitted(self, first: int, aux_TF: Tensor, next_T: Tensor, counts: list[int]) -> None:
+        self.policy.admitted(len(counts), self.batch.size)
+        for slot, parts in enumerate(zip(aux_TF.split(counts), next_T.split(counts), strict=True), first):
+            self.draft.start(slot)
+            self.draft.enqueue(slot, *parts)
+
+    def moved(self, source: int, destination: int) -> None:
+        self.draft.move_slot(source, destination)
 
     # ---- one step
 

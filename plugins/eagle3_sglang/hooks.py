@@ -2,20 +2,19 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
-from eagle3_serving.errors import CheckError, Eagle3Error, InputError
+from eagle3_serving.errors import Eagle3Error, InputError
 from eagle3_serving.notice import in_a_line, say_once
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.sglang import SWITCH
 from eagle3_serving.serve.shape import TREES
-from eagle3_sglang import fall_back
 from eagle3_sglang.backends import chains_alone, tree_problem
 from eagle3_sglang.compat_check import HOOKED, attention_of, name_problem, version_problem
+from eagle3_sglang.fallback import fall_back, stop
 from eagle3_sglang.settings import (
     DEFAULT_CHAINS,
     DEFAULT_TREES,
@@ -65,12 +64,6 @@ def _settings_or_on() -> Settings:
         return read_settings()
     except InputError:
         return Settings()
-
-
-def stop(problem: str, code: int = CheckError.exit_code) -> NoReturn:
-    """Ends the server with one line."""
-    print(f"eagle3: {problem}", file=sys.stderr, flush=True)
-    sys.exit(code)
 
 
 @cache

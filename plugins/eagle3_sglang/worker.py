@@ -13,12 +13,12 @@ from eagle3_serving.patches import Patches
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.tree.calibrate import Calibration
-from eagle3_sglang import compat, compat_graphs, fall_back
+from eagle3_sglang import compat, compat_graphs
 from eagle3_sglang.backends import window_problem
 from eagle3_sglang.catch_up import Backlog, absorb
 from eagle3_sglang.costs import StepCosts, measured_with
 from eagle3_sglang.draft import DraftWorker
-from eagle3_sglang.hooks import stop
+from eagle3_sglang.fallback import fall_back, stop
 from eagle3_sglang.host import StepClock, timed
 from eagle3_sglang.metrics import Metrics
 from eagle3_sglang.policy import Cycle, ShapePolicy, Survey
