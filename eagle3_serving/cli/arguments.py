@@ -9,6 +9,16 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.files import parse_json, read_text, require_file_place, require_writable
 from eagle3_serving.hub import local_model
 
+# an engine's own words, taken beside ours: vLLM's, then SGLang's
+TARGET = ("--target", "--model", "--model-path")
+DRAFTER = ("--drafter", "--spec-model", "--speculative-draft-model-path")
+CHAIN = ("--k", "--spec-tokens", "--num-speculative-tokens")
+CONCURRENCY = ("--concurrency", "--max-concurrency")
+TOKENS = ("--tokens", "--max-tokens")
+MAX_REQUESTS = ("--max-requests", "--max-num-seqs", "--max-running-requests")
+CONTEXT = ("--context", "--max-model-len", "--context-length")
+TENSOR_PARALLEL = ("--tensor-parallel-size", "--tp-size", "--tp", "-tp")
+
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
     """A target, its drafter, and prompts."""
@@ -20,13 +30,13 @@ def add_pair(parser: argparse.ArgumentParser, drafter: str = "") -> None:
     """A target and its drafter; `drafter` is more to say of the latter."""
     add_target(parser)
     parser.add_argument(
-        "--drafter", type=Path, required=True, help=f"directory of the EAGLE-3 drafter{drafter}, or its hub name"
+        *DRAFTER, type=Path, required=True, help=f"directory of the EAGLE-3 drafter{drafter}, or its hub name"
     )
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--target",
+        *TARGET,
         type=Path,
         required=True,
         help="directory of the target model, or its hub name where it is in the cache",
@@ -52,10 +62,20 @@ def dtype(word: str) -> str:
 
 def add_draft(parser: argparse.ArgumentParser) -> None:
     """What is drafted: the shape of a chain or a tree, and by what its nodes are chosen."""
-    parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
+    parser.add_argument(*CHAIN, type=int, default=5, help="draft tokens of a chain (default 5)")
     parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
-    parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
-    parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
+    parser.add_argument(
+        "--speculative-num-draft-tokens",
+        type=lambda text: int(text) - 1,
+        dest="nodes",
+        metavar="TOKENS",
+        default=argparse.SUPPRESS,
+        help="the same as SGLang counts them, the root among them: one more than --nodes",
+    )
+    parser.add_argument("--depth", "--speculative-num-steps", type=int, default=8, help="depth of a tree (default 8)")
+    parser.add_argument(
+        "--top-k", "--speculative-eagle-topk", type=int, default=10, help="candidates a node of a tree (default 10)"
+    )
     parser.add_argument(
         "--lookup",
         action=argparse.BooleanOptionalAction,

@@ -5,7 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+from eagle3_serving.cli import arguments
 from eagle3_serving.cli.arguments import add_dtype, resolve_dtype
+from eagle3_serving.cli.parser import Parser
 
 _EXAMPLES = """examples:
   eagle3 demo
@@ -14,17 +16,18 @@ _EXAMPLES = """examples:
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "demo",
         help="watch plain and speculative decoding answer the same questions",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, help="directory of the target (default: the embedded SmolLM2-135M)")
-    parser.add_argument("--drafter", type=Path, help="directory of the drafter (default: the one that ships)")
-    parser.add_argument("--k", type=int, help="draft tokens a step")
+    parser.add_argument(
+        *arguments.TARGET, type=Path, help="directory of the target (default: the embedded SmolLM2-135M)"
+    )
+    parser.add_argument(*arguments.DRAFTER, type=Path, help="directory of the drafter (default: the one that ships)")
+    parser.add_argument(*arguments.CHAIN, type=int, help="draft tokens a step")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens an answer (default 64)")
     add_dtype(parser, "fp32")
     parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_pair, resolve_dtype
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.files import require_file_place, write_whole
@@ -22,13 +23,12 @@ The page needs nothing else: it can be mailed. It is made with the embedded engi
 _PAGE = Path("draft-trees.html")
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "show",
         help="draw the draft trees of a prompt, and what was accepted of them",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_pair(parser)
     source = parser.add_mutually_exclusive_group(required=True)
