@@ -44,7 +44,9 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object as the last line (eagle3 schema has its schema)"
+    )
 
 
 def add_dtype(parser: argparse.ArgumentParser, default: str | None, help_text: str = "") -> None:
