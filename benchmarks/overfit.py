@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eagle3_serving.cli.arguments import add_dtype, settle_dtype
+from eagle3_serving.cli.arguments import add_dtype, resolve_dtype
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.prompts import read_prompts
@@ -83,7 +83,7 @@ def main() -> int:
         drafter,
         files,
         k=args.k,
-        dtype=settle_dtype(args.dtype, target),
+        dtype=resolve_dtype(args.dtype, target),
         max_tokens=args.max_tokens,
         repeats=args.repeats,
     )

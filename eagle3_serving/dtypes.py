@@ -8,14 +8,14 @@ from eagle3_serving.errors import InputError
 TORCH = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # short -> torch's, vLLM's and SGLang's
 FP32_MAX = 3.4028234663852886e38  # a temperature beyond it is no number to an engine
 ENGINES = {**TORCH, "auto": "auto"}  # what an engine's --dtype is given
-_WORDS = {**{name: name for name in ENGINES}, **{long: name for name, long in TORCH.items()}}
-_WORDS |= {"float": "fp32", "half": "fp16"}
+WORDS = {**{name: name for name in ENGINES}, **{long: name for name, long in TORCH.items()}}
+WORDS |= {"float": "fp32", "half": "fp16"}
 KNOWN = "fp32 (float32, float), bf16 (bfloat16), fp16 (float16, half), auto"
 
 
 def short_dtype(word: str) -> str:
     """ "fp32", "bf16", "fp16" or "auto" of any of their names. Raises InputError on another word."""
-    name = _WORDS.get(word.removeprefix("torch.").lower())
+    name = WORDS.get(word.removeprefix("torch.").lower())
     if name is None:
         raise InputError(f"dtype {word!r:.40} is not known: one of {KNOWN}")
     return name

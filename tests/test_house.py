@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,52 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_outgrows_its_concept(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 500
+
+
+def module_name(path: Path) -> str:
+    relative = path.relative_to(ROOT / "plugins" if path.is_relative_to(ROOT / "plugins") else ROOT)
+    return ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(tree: ast.AST, names: set[str], late: bool) -> set[str]:
+    """Of `names` those that a module imports when it is imported or, with `late`, ever; for a type checker alone counts."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # a submodule, or what a module holds
+            of = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {inner if inner in names else node.module for inner in of.values()}
+        if late or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return found & names
+
+
+def circle(sources: dict[str, str], late: bool) -> list[str]:
+    """Modules, by name and text, each of which imports the one before it; [] where there is no such circle."""
+    graph = {name: imported_modules(ast.parse(text), set(sources), late) - {name} for name, text in sources.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["when imported", "ever"])
+def test_no_modules_import_each_other(late: bool) -> None:
+    """Late imports too: one that would close a circle stands in a function only because of it."""
+    assert not circle({module_name(path): path.read_text() for path in SOURCES}, late)
+
+
+def test_a_circle_would_be_found() -> None:
+    one = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a import two"
+    late = "def f():\n    from a.one import x"
+    assert set(circle({"a": "", "a.one": one, "a.two": "import a.one"}, late=False)) == {"a.one", "a.two"}
+    assert not circle({"a": "", "a.one": one, "a.two": late}, late=False)
+    assert set(circle({"a": "", "a.one": one, "a.two": late}, late=True)) == {"a.one", "a.two"}
 
 
 def test_the_core_imports_no_engine() -> None:

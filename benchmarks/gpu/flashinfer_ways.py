@@ -1,21 +1,19 @@
 """FlashInfer's two ways of a verify pass: its paged prefill under a packed tree mask, or over the prefix alone, merged.
 
-Shape letters as in `tree_attention.py`; P pages of a request.
+Shape letters as in `verify_case.py`; P pages of a request.
 """
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from flashinfer import BatchPrefillWithPagedKVCacheWrapper  # type: ignore[import-not-found]
 from torch import Tensor
 
+from benchmarks.gpu.verify_case import Case
 from eagle3_serving.attention import AttentionState, tree_attention
 from eagle3_serving.tree import pack_mask, packed_bytes
-
-if TYPE_CHECKING:
-    from benchmarks.gpu.tree_attention import Case
 
 PAGE = 16
 WORKSPACE = 256 << 20
@@ -31,7 +29,7 @@ def paged(x_BSKD: Tensor) -> Tensor:
     return padded.reshape(batch * pages, PAGE, *x_BSKD.shape[2:])
 
 
-def _planned(case: "Case", length: int, mask: bool) -> Any:
+def _planned(case: Case, length: int, mask: bool) -> Any:
     device, (batch, rows, heads, size) = case.q_BRAD.device, case.q_BRAD.shape
     pages = math.ceil(length / PAGE)
     if device not in _workspace:
@@ -64,7 +62,7 @@ def _planned(case: "Case", length: int, mask: bool) -> Any:
     return wrapper
 
 
-def flashinfer_mask(case: "Case") -> Callable[[], Tensor]:
+def flashinfer_mask(case: Case) -> Callable[[], Tensor]:
     wrapper = _planned(case, case.k_BSKD.shape[1], mask=True)
     kv = (paged(case.k_BSKD), paged(case.v_BSKD))
 
@@ -76,7 +74,7 @@ def flashinfer_mask(case: "Case") -> Callable[[], Tensor]:
     return run
 
 
-def flashinfer_split(case: "Case") -> Callable[[], Tensor]:
+def flashinfer_split(case: Case) -> Callable[[], Tensor]:
     wrapper = _planned(case, case.prefix, mask=False)
     kv = (paged(case.k_BSKD[:, : case.prefix]), paged(case.v_BSKD[:, : case.prefix]))
     k_BRKD, v_BRKD = (x[:, case.prefix :].contiguous() for x in (case.k_BSKD, case.v_BSKD))

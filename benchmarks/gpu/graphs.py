@@ -153,9 +153,9 @@ class GraphedDraft(DraftSession):
             self.drafts[key] = Captured(compute, self.device, self.graphs)
         return self.drafts[key].replay()
 
-    def stand(self, batch: int, width: int, mask_BKT: Tensor) -> tuple[RowPlan, Tensor]:
+    def place(self, batch: int, width: int, mask_BKT: Tensor) -> tuple[RowPlan, Tensor]:
         if self._length == 0:
-            return super().stand(batch, width, mask_BKT)
+            return super().place(batch, width, mask_BKT)
         slot_T = torch.arange(batch * width, device=self.device) // width
         row_T = torch.arange(batch * width, device=self.device) % width
         committed_B = self.committed_B[:batch]

@@ -10,14 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from benchmarks.gpu.verify_case import Case
 from eagle3_serving.attention import AttentionState, attend, merge, prefix_attention
-
-if TYPE_CHECKING:
-    from benchmarks.gpu.tree_attention import Case
 
 KERNEL = Path(__file__).resolve().parents[2] / "plugins" / "eagle3_vllm" / "attention" / "tree_block.py"
 
@@ -45,7 +43,7 @@ def load_kernel(file: Path = KERNEL) -> ModuleType:
     return module
 
 
-def split_triton(case: "Case") -> Callable[[], Tensor]:
+def split_triton(case: Case) -> Callable[[], Tensor]:
     module = _kernel()
     merged = module.merged if case.q_BRAD.is_cuda else _meaning
     k_BKSD, v_BKSD = (x[:, : case.prefix].transpose(1, 2).contiguous() for x in (case.k_BSKD, case.v_BSKD))

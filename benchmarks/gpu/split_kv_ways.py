@@ -3,7 +3,7 @@
 `EAGLE3_PLANS` (splits,tile,block,warps,stages with semicolons between) adds other cuts of the work than the plugin's own. On
 a CPU the kernel's meaning in PyTorch stands in its place.
 
-Shape letters as in `tree_attention.py`; P pages of all requests, U places of a page, N pages of a request.
+Shape letters as in `verify_case.py`; P pages of all requests, U places of a page, N pages of a request.
 """
 
 import math
@@ -11,17 +11,15 @@ import os
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.plugin_ways import KERNEL, load_kernel
+from benchmarks.gpu.verify_case import Case
 from eagle3_serving.attention import prefix_attention, tree_attention
 from eagle3_serving.errors import InputError
-
-if TYPE_CHECKING:
-    from benchmarks.gpu.tree_attention import Case
 
 PAGE = 16
 _loaded: list[ModuleType] = []
@@ -47,7 +45,7 @@ def paged(k_BSKD: Tensor, v_BSKD: Tensor, seed: int) -> tuple[Tensor, Tensor, Te
     return keys, values, order.view(batch, pages).int()
 
 
-def split_kv(case: "Case", cut: tuple[int, ...] | None = None) -> Callable[[], Tensor]:
+def split_kv(case: Case, cut: tuple[int, ...] | None = None) -> Callable[[], Tensor]:
     k_BRKD, v_BRKD = (x[:, case.prefix :].contiguous() for x in (case.k_BSKD, case.v_BSKD))
     device, (batch, rows, heads, size) = case.q_BRAD.device, case.q_BRAD.shape
     if device.type != "cuda":
@@ -71,7 +69,7 @@ def split_kv(case: "Case", cut: tuple[int, ...] | None = None) -> Callable[[], T
     return run
 
 
-def ways() -> dict[str, Callable[["Case"], Callable[[], Tensor]]]:
+def ways() -> dict[str, Callable[[Case], Callable[[], Tensor]]]:
     """By name: the plugin's own plan, and those that `EAGLE3_PLANS` asks for."""
     load()
     told = os.environ.get("EAGLE3_PLANS", "")

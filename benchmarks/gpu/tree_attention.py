@@ -13,7 +13,6 @@ Shape letters: B requests, R rows (root first), S keys, K key-value heads, D hea
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,50 +24,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.gpu import plugin_ways, split_kv_ways
 from benchmarks.gpu.probe import floors
 from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.shapes import random_parents
 from benchmarks.gpu.sink import Sink
 from benchmarks.gpu.timing import Captured, measure
+from benchmarks.gpu.verify_case import Case, Way
 from eagle3_serving.attention import attend, prefix_attention, tree_attention
 from eagle3_serving.errors import InputError
-from eagle3_serving.tree import TreeLayout, dense_mask, tree_layout, with_root
 
-HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 GIVE_UP = 3  # shapes refused one after the other: a kernel that cannot be built takes a minute each time
 CACHE = 128 << 20  # bytes that a set of inputs must exceed together, or it would be read from the cache
-
-
-@dataclass(frozen=True)
-class Case:
-    """One verify pass: keys and values [B, S, K, D] of prefix and rows together."""
-
-    q_BRAD: Tensor
-    k_BSKD: Tensor
-    v_BSKD: Tensor
-    layout: TreeLayout
-    prefix: int
-
-    @property
-    def mask_BRS(self) -> Tensor:
-        batch = len(self.q_BRAD)
-        committed_B = torch.full((batch,), self.prefix, device=self.q_BRAD.device)
-        return dense_mask(self.layout, committed_B, self.k_BSKD.shape[1])
-
-    @classmethod
-    def make(cls, settings: Settings, batch: int, nodes: int, prefix: int, dtype: torch.dtype, seed: int) -> "Case":
-        device = settings.torch_device
-        generator = torch.Generator(device).manual_seed(seed)
-        heads, kv_heads, size = (8, 2, 16) if settings.tiny else (HEADS, KV_HEADS, HEAD_DIM)
-        shape = (batch, prefix + nodes + 1, kv_heads, size)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
-
-        layout = tree_layout(with_root(random_parents(batch, nodes, seed).to(device)), min(nodes, 10))
-        return cls(normal(batch, nodes + 1, heads, size), normal(*shape), normal(*shape), layout, prefix)
-
-
-Way = Callable[[Case], Callable[[], Tensor]]
 
 
 def masked(case: Case) -> Callable[[], Tensor]:

@@ -32,7 +32,7 @@ from eagle3_serving.checkpoint.rewrites import (
     EMBEDDING,
     cast,
     require_finite,
-    settle_shared,
+    resolve_shared,
     sort_features,
     sort_vocabulary,
     without_embedding,
@@ -115,7 +115,7 @@ def convert(
             raise CheckError(f"{meant.where}: {finding.line()}")
     facts = facts.cut(meant.config.vocab_size)
     wanted = DIALECTS[to]
-    rewritten, taken, notes = settle_shared(meant, wanted, facts, provenance(opened))
+    rewritten, taken, notes = resolve_shared(meant, wanted, facts, provenance(opened))
     rewritten = sort_features(rewritten)
     if wanted.wants_sorted_vocabulary or rewritten.config.draft_vocab_size == rewritten.config.vocab_size:
         rewritten = sort_vocabulary(rewritten)
@@ -148,7 +148,7 @@ def convert(
         proved = meant if rewritten.tensors.get(EMBEDDING) is meant.tensors.get(EMBEDDING) else without_embedding(meant)
         proofs, note = _prove(proved, beside, wanted, facts, parity, dtype is not None)
         beside.chmod(0o755)
-        _appear(beside, destination)
+        _publish(beside, destination)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Report(
@@ -178,7 +178,7 @@ def _beside(destination: Path) -> Path:
         raise InputError(f"{destination} cannot be made: {destination.parent}: {error.strerror}") from None
 
 
-def _appear(beside: Path, destination: Path) -> None:
+def _publish(beside: Path, destination: Path) -> None:
     """Rename. Raises InputError where `destination` came to be while this conversion ran."""
     try:
         os.rename(beside, destination)

@@ -88,7 +88,7 @@ class Neutral:
             raise error(f"{self.where}: {self.aux.problem}; {self.aux.fix}")
 
 
-def refuse_strangers(source: Source) -> None:
+def refuse_unknown_tensors(source: Source) -> None:
     """Raise CheckError, by name, for what looks like an EAGLE-3 drafter and is none."""
     raw, names, where = source.config, source.tensors.keys(), source.directory
     said = raw.get("architectures")

@@ -18,7 +18,7 @@ from eagle3_serving.checkpoint.neutral import (
     absolute_ids,
     check_tensors,
     complete_biases,
-    refuse_strangers,
+    refuse_unknown_tensors,
     sort_tensors,
     split_fused,
 )
@@ -89,7 +89,7 @@ def read(
     """
     if dialect is not None and dialect not in DIALECTS:
         raise InputError(f"there is no dialect {dialect!r}; known are {', '.join(DIALECTS)}")
-    refuse_strangers(source)
+    refuse_unknown_tensors(source)
     known = DIALECTS[dialect] if dialect is not None else recognise(source)
     where, raw = str(source.directory), source.config
     top, layer = _Keys(raw, where), _Keys(layer_config(raw, where), where)

@@ -53,7 +53,7 @@ def sort_vocabulary(neutral: Neutral) -> Neutral:
     return replace(neutral, tensors=tensors, target_ids=None if whole else sorted_ids)
 
 
-def settle_shared(
+def resolve_shared(
     neutral: Neutral, dialect: Dialect, facts: TargetFacts, noted: Mapping[str, object]
 ) -> tuple[Neutral, list[str], list[str]]:
     """Embedding and head as `dialect` wants them: stored, or left to the target.

@@ -9,6 +9,16 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.files import parse_json, read_text, require_file_place, require_writable
 from eagle3_serving.hub import local_model
 
+# an engine's own words, taken beside ours: vLLM's, then SGLang's
+TARGET = ("--target", "--model", "--model-path")
+DRAFTER = ("--drafter", "--spec-model", "--speculative-draft-model-path")
+CHAIN = ("--k", "--spec-tokens", "--num-speculative-tokens")
+CONCURRENCY = ("--concurrency", "--max-concurrency")
+TOKENS = ("--tokens", "--max-tokens")
+MAX_REQUESTS = ("--max-requests", "--max-num-seqs", "--max-running-requests")
+CONTEXT = ("--context", "--max-model-len", "--context-length")
+TENSOR_PARALLEL = ("--tensor-parallel-size", "--tp-size", "--tp", "-tp")
+
 
 def add_subject(parser: argparse.ArgumentParser) -> None:
     """A target, its drafter, and prompts."""
@@ -20,13 +30,13 @@ def add_pair(parser: argparse.ArgumentParser, drafter: str = "") -> None:
     """A target and its drafter; `drafter` is more to say of the latter."""
     add_target(parser)
     parser.add_argument(
-        "--drafter", type=Path, required=True, help=f"directory of the EAGLE-3 drafter{drafter}, or its hub name"
+        *DRAFTER, type=Path, required=True, help=f"directory of the EAGLE-3 drafter{drafter}, or its hub name"
     )
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--target",
+        *TARGET,
         type=Path,
         required=True,
         help="directory of the target model, or its hub name where it is in the cache",
@@ -34,7 +44,9 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object as the last line (eagle3 schema has its schema)"
+    )
 
 
 def add_dtype(parser: argparse.ArgumentParser, default: str | None, help_text: str = "") -> None:
@@ -52,10 +64,20 @@ def dtype(word: str) -> str:
 
 def add_draft(parser: argparse.ArgumentParser) -> None:
     """What is drafted: the shape of a chain or a tree, and by what its nodes are chosen."""
-    parser.add_argument("--k", type=int, default=5, help="draft tokens of a chain (default 5)")
+    parser.add_argument(*CHAIN, type=int, default=5, help="draft tokens of a chain (default 5)")
     parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
-    parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
-    parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
+    parser.add_argument(
+        "--speculative-num-draft-tokens",
+        type=lambda text: int(text) - 1,
+        dest="nodes",
+        metavar="TOKENS",
+        default=argparse.SUPPRESS,
+        help="the same as SGLang counts them, the root among them: one more than --nodes",
+    )
+    parser.add_argument("--depth", "--speculative-num-steps", type=int, default=8, help="depth of a tree (default 8)")
+    parser.add_argument(
+        "--top-k", "--speculative-eagle-topk", type=int, default=10, help="candidates a node of a tree (default 10)"
+    )
     parser.add_argument(
         "--lookup",
         action=argparse.BooleanOptionalAction,
@@ -75,7 +97,7 @@ _MOST = 2**31 - 1  # of any count: what lies beyond is a slip of the finger, and
 _DRAFTERS = re.compile(r"eagle-?3|peagle", re.IGNORECASE)  # in the architectures of drafters, and of no model
 
 
-def settle(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Folders in place of hub names, files that are there, places that can be written and counts that can be counted to,
     before a command imports what takes long.
 
@@ -128,7 +150,7 @@ def _require_model(target: Path) -> None:
             )
 
 
-def settle_dtype(short: str, target: Path) -> str:
+def resolve_dtype(short: str, target: Path) -> str:
     """A short dtype, `auto` as the target's config.json has it."""
     if short != "auto":
         return short

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from eagle3_serving.bench.options import CONCURRENCY, BenchOptions
 from eagle3_serving.bench.setting import DEFAULTS, FORMS
-from eagle3_serving.cli.arguments import add_dtype, add_json, add_subject, settle_dtype
+from eagle3_serving.cli import arguments
+from eagle3_serving.cli.arguments import add_dtype, add_json, add_subject, resolve_dtype
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.eval.options import ENGINES
 from eagle3_serving.files import write_whole
 
@@ -29,13 +31,12 @@ OUT.users.png and OUT.html are made from it at the end, and again by the same co
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "bench",
         help="throughput by load: plain, the engine's own EAGLE-3, ours",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, required=True)
     add_subject(parser)
@@ -43,13 +44,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     usual = "; ".join(f"{engine}: {','.join(names)}" for engine, names in DEFAULTS.items())
     parser.add_argument("--settings", type=_names, default=(), help=f"{FORMS} (default: {usual})")
     parser.add_argument(
-        "--concurrency",
+        *arguments.CONCURRENCY,
         type=whole_numbers,
         default=CONCURRENCY,
         help=f"requests in flight (default {','.join(map(str, CONCURRENCY))})",
     )
     parser.add_argument("--temperature", type=_numbers, default=(0.0,), help="one or more, as 0,1 (default 0)")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens an answer (default 64)")
+    parser.add_argument(*arguments.TOKENS, type=int, default=64, help="tokens an answer (default 64)")
     parser.add_argument("--natural-end", action="store_true", help="an end token ends an answer earlier")
     parser.add_argument("--least", type=int, default=8, help="requests a cell at low concurrency (default 8)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         least=args.least,
         repeats=args.repeats,
         limit=args.limit,
-        dtype=settle_dtype(args.dtype, args.target),
+        dtype=resolve_dtype(args.dtype, args.target),
         urls=dict(args.url),
         simulate=args.simulate_acceptance,
         profile=args.profile,

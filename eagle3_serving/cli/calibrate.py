@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from eagle3_serving.cli.arguments import add_json, add_pair
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
 
 _EXAMPLES = """examples:
@@ -16,13 +17,12 @@ line {"id", "prompt_ids", "response_ids"}. DRAFTER gets calibration.json, which 
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "calibrate",
         help="measure what a drafter's confidence is worth, for trees and mode auto",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_pair(parser)
     source = parser.add_mutually_exclusive_group(required=True)

@@ -4,8 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
+from eagle3_serving.cli import exit_codes
 from eagle3_serving.cli.arguments import add_json
 from eagle3_serving.cli.convert import CONVENTIONS, DIALECTS, NORM_OUTPUTS
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.hub import require_source
 
 _EXAMPLES = """examples:
@@ -20,16 +22,15 @@ warning: less may be accepted. note: good to know. With a target, depth, sizes, 
 """
 ENGINES = ("vllm", "sglang", "eagle")  # a test compares them with the checkpoint package's own
 _STYLES = {"error": "bold red", "silent": "red", "unjudged": "magenta", "warning": "yellow", "note": "dim"}
-_EXIT_CODES = {True: 0, False: 1, None: 3}
+_EXIT_CODES = {True: exit_codes.DONE, False: exit_codes.NOT_RIGHT, None: exit_codes.NOT_JUDGED}
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "check",
         help="what is wrong with a drafter, and what vLLM and SGLang would make of it",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("drafter", metavar="DIR", help="directory of the drafter, or a hub id (owner/name)")
     parser.add_argument("--engine", choices=ENGINES, help="whose behaviour to tell (default: vLLM's and SGLang's)")

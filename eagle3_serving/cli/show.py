@@ -6,7 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_pair, settle_dtype
+from eagle3_serving.cli.arguments import add_draft, add_dtype, add_json, add_pair, resolve_dtype
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.files import require_file_place, write_whole
@@ -22,13 +23,12 @@ The page needs nothing else: it can be mailed. It is made with the embedded engi
 _PAGE = Path("draft-trees.html")
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "show",
         help="draw the draft trees of a prompt, and what was accepted of them",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_pair(parser)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         nodes=args.nodes,
         depth=args.depth,
         top_k=args.top_k,
-        dtype=settle_dtype(args.dtype, args.target),
+        dtype=resolve_dtype(args.dtype, args.target),
         temperature=args.temperature,
         max_tokens=args.max_tokens,
         limit=args.limit,

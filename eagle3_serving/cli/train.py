@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from eagle3_serving.cli.arguments import add_json, add_target
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.criterion import OBJECTIVES
 from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, GOING_ON, TrainJob, TrainOptions
@@ -29,13 +30,12 @@ and features/. In the end the drafter is checked, and measured on the embedded e
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a drafter for a target by training-time test",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_target(parser)
     parser.add_argument("--out", type=Path, required=True, help="directory of the run")

@@ -4,8 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from eagle3_serving.cli.arguments import add_dtype, add_json, add_pair, settle_dtype
+from eagle3_serving.cli import arguments
+from eagle3_serving.cli.arguments import add_dtype, add_json, add_pair, resolve_dtype
 from eagle3_serving.cli.bench import whole_numbers
+from eagle3_serving.cli.parser import Parser
 from eagle3_serving.eval.options import ENGINES
 
 _EXAMPLES = """examples:
@@ -19,13 +21,12 @@ eagle3 serve --profile), and prints for each load what to expect and the command
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser = subparsers.add_parser(
         "tune",
         help="what pays at your load: measures, writes the profile, prints the command",
         description=__doc__,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--engine", choices=ENGINES, required=True)
     add_pair(parser)
@@ -34,9 +35,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--traffic", type=Path, nargs="+", default=[], help="your own prompts (default: a dozen of ours)"
     )
     parser.add_argument(
-        "--concurrency", type=whole_numbers, default=(1, 4, 16), help="loads in requests in flight (default 1,4,16)"
+        *arguments.CONCURRENCY,
+        type=whole_numbers,
+        default=(1, 4, 16),
+        help="loads in requests in flight (default 1,4,16)",
     )
-    parser.add_argument("--tokens", type=int, default=64, help="tokens an answer (default 64)")
+    parser.add_argument(*arguments.TOKENS, type=int, default=64, help="tokens an answer (default 64)")
     parser.add_argument("--limit", type=int, default=16, help="prompts of the traffic that are asked (default 16)")
     parser.add_argument("--repeats", type=int, default=2, help="rounds (default 2)")
     add_dtype(parser, "fp32")
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         tokens=args.tokens,
         limit=args.limit,
         repeats=args.repeats,
-        dtype=settle_dtype(args.dtype, args.target),
+        dtype=resolve_dtype(args.dtype, args.target),
         verify=args.verify,
     )
     from eagle3_serving.serve.servable import require_pair

@@ -1,10 +1,10 @@
 """The requests in flight: their slots in the KV pool, their last tokens, and plain decoding steps.
 
-Shape letters: B requests, T packed rows, S places of the text.
+Shape letters: B requests, T packed rows, S places of the text, F concatenated features.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,8 +14,15 @@ from eagle3_serving.engine.rows import plan_rows
 from eagle3_serving.engine.target import Target, TargetOutput
 from eagle3_serving.tree import SamplingParams, sample
 
-if TYPE_CHECKING:
-    from eagle3_serving.engine.speculate import Speculator
+
+class Follower(Protocol):
+    """What a batch tells of its slots to whoever drafts for them."""
+
+    def admitted(self, first: int, aux_TF: Tensor, next_T: Tensor, counts: list[int]) -> None:
+        """New requests in slots `first`, `first` + 1, ...: features and next tokens of their prompts' rows, packed."""
+
+    def moved(self, source: int, destination: int) -> None:
+        """The request in slot `source` goes on in `destination`."""
 
 
 class Batch:
@@ -49,9 +56,7 @@ class Batch:
             return logits_BV.argmax(-1)
         return sample(logits_BV, self.sampling(len(logits_BV)), self.generator)
 
-    def admit(
-        self, prompts: Sequence[tuple[int, Sequence[int]]], speculator: "Speculator | None"
-    ) -> list[tuple[int, Step]]:
+    def admit(self, prompts: Sequence[tuple[int, Sequence[int]]], follower: Follower | None) -> list[tuple[int, Step]]:
         """Prefill prompts, each with its index, into the next free slots in one pass; their slots and first tokens."""
         first, counts = self.size, [len(prompt_ids) for _, prompt_ids in prompts]
         tokens_T = torch.tensor([token for _, prompt_ids in prompts for token in prompt_ids], device=self.device)
@@ -68,15 +73,12 @@ class Batch:
         if self.text_BS is not None:
             self.text_BS[plan.slot_T, plan.place_T] = tokens_T
             self.text_BS[plan.slot_T, plan.place_T + 1] = next_T
-        if speculator is not None:
+        if follower is not None:
             assert output.aux_TF is not None
-            speculator.policy.admitted(len(prompts), self.size)
-            for slot, parts in enumerate(zip(output.aux_TF.split(counts), next_T.split(counts), strict=True), first):
-                speculator.draft.start(slot)
-                speculator.draft.note(slot, *parts)
+            follower.admitted(first, output.aux_TF, next_T, counts)
         return [(slot, Step((token,))) for slot, token in enumerate(roots_B.tolist(), first)]
 
-    def release(self, slot: int, speculator: "Speculator | None") -> None:
+    def release(self, slot: int, follower: Follower | None) -> None:
         """End the request in `slot`; the last slot's request takes its place."""
         last = self.size - 1
         if slot != last:
@@ -85,8 +87,8 @@ class Batch:
             self.roots_B[slot] = self.roots_B[last]
             if self.text_BS is not None:
                 self.text_BS[slot] = self.text_BS[last]
-            if speculator is not None:
-                speculator.draft.move_slot(last, slot)
+            if follower is not None:
+                follower.moved(last, slot)
         self.indices.pop()
         self.lengths.pop()
         self.size = last

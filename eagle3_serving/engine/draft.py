@@ -68,7 +68,7 @@ class DraftSession:
         self.pending[destination] = self.pending[source]
         self.pending[source] = []
 
-    def note(self, slot: int, aux_LF: Tensor, next_tokens_L: Tensor) -> None:
+    def enqueue(self, slot: int, aux_LF: Tensor, next_tokens_L: Tensor) -> None:
         """Keep rows of true features [L, F] and the tokens [L] after them until the next draft."""
         waiting = self.pending[slot]
         waiting.append((aux_LF, next_tokens_L))
@@ -121,7 +121,7 @@ class DraftSession:
 
     def _step(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
         batch, width = draft_ids_BK.shape
-        plan, position_B = self.stand(batch, width, mask_BKT)
+        plan, position_B = self.place(batch, width, mask_BKT)
         position_B = position_B + depth - 1
         if self.drafter.config.sliding_window is not None:
             committed_B = torch.tensor(self.committed[:batch], device=self.device)
@@ -133,7 +133,7 @@ class DraftSession:
         logits_BKV = self.drafter.logits(step.hidden_BLH)[0].unflatten(0, (batch, width))
         return logits_BKV, step.feedback_BLH[0].unflatten(0, (batch, width))
 
-    def stand(self, batch: int, width: int, mask_BKT: Tensor) -> tuple[RowPlan, Tensor]:
+    def place(self, batch: int, width: int, mask_BKT: Tensor) -> tuple[RowPlan, Tensor]:
         """Where the rows of a draft step stand in the draft cache, and each request's next rotary position [B]."""
         committed, before = self.committed[:batch], mask_BKT.shape[2] - width
         plan = plan_rows(0, [rows + before for rows in committed], [width] * batch, self.device, mask_BKT, committed)

@@ -68,20 +68,20 @@ class Track:
     """Decaying sums of what was foretold and of what came."""
 
     seen: float = 0.0
-    told: float = 0.0
+    expected: float = 0.0
     steps: float = 0.0
 
-    def add(self, seen: float, told: float, keep: float = 0.97) -> None:
+    def add(self, seen: float, expected: float, keep: float = 0.97) -> None:
         self.fade(keep)
-        self.seen, self.told, self.steps = self.seen + seen, self.told + told, self.steps + 1
+        self.seen, self.expected, self.steps = self.seen + seen, self.expected + expected, self.steps + 1
 
     def fade(self, keep: float) -> None:
-        self.seen, self.told, self.steps = self.seen * keep, self.told * keep, self.steps * keep
+        self.seen, self.expected, self.steps = self.seen * keep, self.expected * keep, self.steps * keep
 
     @property
     def ratio(self) -> float:
-        """Seen over told."""
-        return self.seen / self.told
+        """Seen over expected."""
+        return self.seen / self.expected
 
 
 @dataclass
@@ -146,7 +146,7 @@ class AutoPolicy:
         self.batch = 0
         self.outlook = Forecast(0.0, 0.0, 0.0)
         self.slower = 1.0  # than the profile, by plain steps at this batch size
-        self.told = 0.0  # the forecast's own rate of drafting, before its record corrects it
+        self.forecast_rate = 0.0  # the forecast's own rate of drafting, before its record corrects it
         self.own = Track()  # of drafting, by the requests in flight
         self.age = 0
         self.step_rows: list[int] = []
@@ -191,7 +191,7 @@ class AutoPolicy:
         self.slower = arms.plain.ratio if arms.plain.steps >= self.least_plain else 1.0
         plain = batch / (self.costs.target.at(batch, batch) * self.slower)
         if len(known.survival) < self.least_requests:
-            self.told = plain
+            self.forecast_rate = plain
             return Forecast(plain, plain, batch)
         rows = batch * known.rows_per_step
         # what is accepted is taken in by the next draft
@@ -199,13 +199,13 @@ class AutoPolicy:
         seconds = taken_in + known.steps_per_draft * self.costs.step.at(batch, rows)
         survival_M = torch.cat(list(known.survival)) * known.truth
         found = forecast(self.costs, batch, survival_M, len(known.survival), seconds * known.draft_scale)
-        self.told = found.drafting / self.slower
+        self.forecast_rate = found.drafting / self.slower
         # what came of it says more than what was to come
         truth = arms.drafting.ratio if arms.drafting.steps >= self.least_steps else 1.0
         if self.own.steps:
             own = self.own.steps / (self.own.steps + self.prior_steps)
             truth += own * (self.own.ratio - truth)
-        return Forecast(plain, self.told * truth, found.nodes)
+        return Forecast(plain, self.forecast_rate * truth, found.nodes)
 
     @property
     def price(self) -> float:
@@ -267,8 +267,8 @@ class AutoPolicy:
             known.expected = known.expected * 0.99 + float(tree.scores_BN.exp().sum())
         if absorbed <= 12 * batch:  # a prompt taken in is paid for once, not every step
             tokens = sum(len(step.token_ids) for step in steps)
-            known.at(batch).drafting.add(tokens, self.told * (draft_s + verify_s), keep=0.99)
-            self.own.add(tokens, self.told * (draft_s + verify_s))
+            known.at(batch).drafting.add(tokens, self.forecast_rate * (draft_s + verify_s), keep=0.99)
+            self.own.add(tokens, self.forecast_rate * (draft_s + verify_s))
         known.at(batch).drafted += 1
         verify = self.costs.target.at(batch, batch + nodes)
         draft = self.costs.absorb.at(batch, absorbed) + sum(

@@ -123,7 +123,7 @@ class _Bench:
         aux_LF = torch.zeros(rows, width, dtype=self.draft.drafter.dtype, device=self.draft.device)
         tokens_L = torch.zeros(rows, dtype=torch.long, device=self.draft.device)
         for slot in range(self.size):
-            self.draft.note(slot, aux_LF, tokens_L)
+            self.draft.enqueue(slot, aux_LF, tokens_L)
         self.draft.absorb(self.size)
         select_over_batch(self._propose(1, 1).candidates, self.size, 8)
 

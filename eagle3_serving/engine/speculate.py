@@ -1,6 +1,7 @@
 """One speculative step of a batch: draft, choose a tree, verify it in one target pass, accept, move KV rows.
 
-Shape letters: B requests, C candidates, N draft nodes, R rows of the verify pass (root first), T packed rows, D depths.
+Shape letters: B requests, C candidates, F concatenated features, N draft nodes, R rows of the verify pass (root first), T packed
+rows, D depths.
 """
 
 import time
@@ -69,6 +70,17 @@ class Speculator:
             assert costs is not None
             self.policy = AutoPolicy(shape, costs, experience or Experience())
 
+    # ---- the batch's slots
+
+    def admitted(self, first: int, aux_TF: Tensor, next_T: Tensor, counts: list[int]) -> None:
+        self.policy.admitted(len(counts), self.batch.size)
+        for slot, parts in enumerate(zip(aux_TF.split(counts), next_T.split(counts), strict=True), first):
+            self.draft.start(slot)
+            self.draft.enqueue(slot, *parts)
+
+    def moved(self, source: int, destination: int) -> None:
+        self.draft.move_slot(source, destination)
+
     # ---- one step
 
     def step(self, left: float) -> list[Step]:
@@ -99,7 +111,7 @@ class Speculator:
         assert output.aux_TF is not None
         for slot in range(self.batch.size):
             root_B = self.batch.roots_B[slot : slot + 1].clone()
-            self.draft.note(slot, output.aux_TF[slot : slot + 1], root_B)
+            self.draft.enqueue(slot, output.aux_TF[slot : slot + 1], root_B)
         return steps
 
     # ---- drafting
@@ -163,7 +175,7 @@ class Speculator:
         next_T = self._next_tokens(tokens_BR, accepted, kept)
         sizes = [len(rows) for rows in kept]
         for slot, parts in enumerate(zip(output.aux_TF[index_T].split(sizes), next_T.split(sizes), strict=True)):
-            self.draft.note(slot, *parts)
+            self.draft.enqueue(slot, *parts)
         tokens = batch.commit(sizes, next_T, accepted.bonus_B)
         steps, at = [], 0
         for size, count in zip(sizes, counts, strict=True):

@@ -20,8 +20,8 @@ from typing import Any, Self
 import httpx
 
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.serve.address import HOST, reached_at
 
-HOST = "127.0.0.1"
 _LAST_LINES = 4
 _EXCEPTION = re.compile(r"^\w[\w.]*(Error|Exception|Interrupt)\b|Killed|out of memory")
 # What vLLM and its loggers put before the message: "(EngineCore pid=12) ERROR 11-24 01:56:08 [core.py:9] ".
@@ -35,17 +35,20 @@ class ServerCommand:
     name: str
     argv: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    host: str = HOST  # where its arguments let it listen
 
 
-def claim_port(port: int | None = None) -> int:
-    """A port that can be bound now. Raises InputError where the wanted one is taken."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+def claim_port(port: int | None = None, host: str = HOST) -> int:
+    """A port that can be bound now. Raises InputError where the wanted one is taken, or the host is none of this machine's."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         # Without it a port whose last owner just ended looks taken (TIME_WAIT).
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port or 0))
+            probe.bind((host, port or 0))
         except (OSError, OverflowError) as error:
-            raise InputError(f"port {port} cannot be used ({error}): stop its owner or give another") from None
+            raise InputError(
+                f"port {port} cannot be used at {host} ({error}): stop its owner or give another"
+            ) from None
         number: int = probe.getsockname()[1]
         return number
 
@@ -94,7 +97,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
+        return reached_at(self.command.host, self.port)
 
     @property
     def pid(self) -> int:
@@ -116,7 +119,7 @@ class Server:
     def __enter__(self) -> Self:
         self._restore = _turn_sigterm_into_exit()
         try:
-            self.port = claim_port(self.wanted_port)
+            self.port = claim_port(self.wanted_port, self.command.host)
             self._start()
             self._wait_until_ready()
         except BaseException:

@@ -15,7 +15,8 @@ import torch
 
 from eagle3_serving.dtypes import ENGINES
 from eagle3_serving.errors import InputError
-from eagle3_serving.serve.server import HOST, ServerCommand
+from eagle3_serving.serve.address import HOST
+from eagle3_serving.serve.server import ServerCommand
 from eagle3_serving.serve.shape import TREES, Shape
 
 INTERPRETER = "EAGLE3_SGLANG_PYTHON"
@@ -44,6 +45,8 @@ class SglangOptions:
     profile: Path | None = None
     trees: str = ""
     choice: str = ""
+    host: str = HOST
+    tensor_parallel: int = 1  # GPUs that share the target
     extra: tuple[str, ...] = ()
 
 
@@ -52,13 +55,15 @@ def sglang_command(options: SglangOptions) -> ServerCommand:
     python = sglang_python()
     _check(options)
     argv = [str(python), "-m", "sglang.launch_server", "--model-path", str(options.target)]
-    argv += ["--host", HOST, "--port", "{port}", "--dtype", ENGINES[options.dtype], "--enable-metrics"]
+    argv += ["--host", options.host, "--port", "{port}", "--dtype", ENGINES[options.dtype], "--enable-metrics"]
     argv += ["--max-running-requests", str(options.max_requests)]
     if options.kv_tokens is not None:
         argv += ["--max-total-tokens", str(options.kv_tokens)]
     argv += ["--context-length", str(options.context)]
     if not options.radix_cache:
         argv.append("--disable-radix-cache")
+    if options.tensor_parallel > 1:
+        argv += ["--tensor-parallel-size", str(options.tensor_parallel)]
     if on_cpu():
         # both by name: the plain choice asks for AMX, the split one does not
         argv += ["--device", "cpu", "--mem-fraction-static", "0.3"]
@@ -72,7 +77,7 @@ def sglang_command(options: SglangOptions) -> ServerCommand:
             argv += ["--speculative-eagle-topk", str(options.shape.top_k)]
             argv += ["--speculative-num-draft-tokens", str(options.shape.tokens)]
         name = f"SGLang (EAGLE-3{'' if options.plugin else ' of its own'}, {options.shape or 'its choice of tree'})"
-    return ServerCommand(name, [*argv, *options.extra], sglang_environment(options))
+    return ServerCommand(name, [*argv, *options.extra], sglang_environment(options), options.host)
 
 
 def sglang_environment(options: SglangOptions) -> dict[str, str]:

@@ -11,7 +11,8 @@ import torch
 
 from eagle3_serving.dtypes import ENGINES
 from eagle3_serving.errors import InputError
-from eagle3_serving.serve.server import HOST, ServerCommand
+from eagle3_serving.serve.address import HOST
+from eagle3_serving.serve.server import ServerCommand
 
 SERVED_NAME = "target"
 MODE = "EAGLE3_MODE"  # "vllm" leaves drafting to vLLM itself
@@ -43,6 +44,8 @@ class VllmOptions:
     simulate: float | None = None
     depth: int | None = None
     top_k: int | None = None
+    host: str = HOST
+    tensor_parallel: int = 1  # GPUs that share the target
     extra: tuple[str, ...] = ()
 
 
@@ -52,12 +55,14 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
     _check(options)
     argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--model", str(options.target), "--served-model-name", SERVED_NAME]
-    argv += ["--host", HOST, "--port", "{port}", "--dtype", ENGINES[options.dtype]]
+    argv += ["--host", options.host, "--port", "{port}", "--dtype", ENGINES[options.dtype]]
     argv += ["--max-model-len", str(options.max_model_len), "--max-num-seqs", str(options.max_num_seqs)]
     if not options.prefix_cache:
         argv.append("--no-enable-prefix-caching")
     if not options.compiled:
         argv += ["--enforce-eager"]
+    if options.tensor_parallel > 1:
+        argv += ["--tensor-parallel-size", str(options.tensor_parallel)]
     name = "vLLM (plain)"
     if options.drafter is not None:
         speculative: dict[str, object] = {"method": "eagle3", "model": str(options.drafter)}
@@ -69,7 +74,7 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
             speculative |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
         argv += ["--speculative-config", json.dumps(speculative)]
         name = f"vLLM (EAGLE-3{'' if options.plugin else ' of its own'}, k={options.k})"
-    return ServerCommand(name, [*argv, *options.extra], vllm_environment(options))
+    return ServerCommand(name, [*argv, *options.extra], vllm_environment(options), options.host)
 
 
 def vllm_environment(options: VllmOptions) -> dict[str, str]:

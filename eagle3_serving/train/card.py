@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from eagle3_serving.checkpoint.save import refusals
 from eagle3_serving.files import write_whole
@@ -10,9 +9,7 @@ from eagle3_serving.train.comparison import Comparison
 from eagle3_serving.train.finish import Measured, modes
 from eagle3_serving.train.log import read_log
 from eagle3_serving.train.options import TrainJob, TrainOptions
-
-if TYPE_CHECKING:
-    from eagle3_serving.train.job import TrainedRun
+from eagle3_serving.train.trained import TrainedRun
 
 _OURS = "<!-- written by eagle3 train, and anew by its next run: without this line it stays as it is -->"
 
@@ -20,7 +17,7 @@ _OURS = "<!-- written by eagle3 train, and anew by its next run: without this li
 def write_card(
     directory: Path,
     job: TrainJob,
-    run: "TrainedRun",
+    run: TrainedRun,
     measured: Measured | None,
     comparison: Comparison | None,
     command: str,
@@ -34,7 +31,7 @@ def write_card(
     write_whole(path, "\n\n".join([_OURS, *filter(None, parts)]) + "\n")
 
 
-def _head(job: TrainJob, run: "TrainedRun") -> str:
+def _head(job: TrainJob, run: TrainedRun) -> str:
     config, target = run.drafter.config, job.target.resolve().name
     heads = f"{config.num_attention_heads} heads over {config.num_key_value_heads}"
     norms = "a norm on each feature, " if config.norms_features else ""
@@ -52,7 +49,7 @@ def _head(job: TrainJob, run: "TrainedRun") -> str:
     )
 
 
-def _data(job: TrainJob, run: "TrainedRun") -> str:
+def _data(job: TrainJob, run: TrainedRun) -> str:
     names = ", ".join(path.name for path in (*job.prompts, *job.answers))
     beside = ""
     if run.mixture.general:
@@ -64,7 +61,7 @@ def _data(job: TrainJob, run: "TrainedRun") -> str:
     )
 
 
-def _recipe(job: TrainJob, run: "TrainedRun", command: str) -> str:
+def _recipe(job: TrainJob, run: TrainedRun, command: str) -> str:
     default = TrainOptions()
     changed = {f.name: getattr(job.options, f.name) for f in fields(default)}
     changed = {name: value for name, value in changed.items() if value != getattr(default, name)}
@@ -129,7 +126,7 @@ def _compared(job: TrainJob, comparison: Comparison | None) -> str:
     )
 
 
-def _curve(job: TrainJob, run: "TrainedRun") -> str:
+def _curve(job: TrainJob, run: TrainedRun) -> str:
     """What it was measured on the way, where it was."""
     if run.best is None:
         return ""

@@ -15,10 +15,9 @@ from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
-from eagle3_serving.train.best import Best
 from eagle3_serving.train.card import write_card
 from eagle3_serving.train.comparison import Comparer, Comparison
-from eagle3_serving.train.data import Answer, DataReport
+from eagle3_serving.train.data import Answer
 from eagle3_serving.train.features import Extract, FeatureBatch, FeatureSource
 from eagle3_serving.train.finish import Measured, calibrate_on, check_drafter, measure, prompts_to_measure
 from eagle3_serving.train.fresh import new_drafter
@@ -30,28 +29,8 @@ from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.run import Trainer
 from eagle3_serving.train.served import PART, Recording, ServedMeasure, record
+from eagle3_serving.train.trained import TrainedRun
 from eagle3_serving.tree.calibrate import FILE
-
-
-class TrainedRun(NamedTuple):
-    """A drafter in memory, and what is to be told of its run. `extract`: the target's features that it reads; `coverage` of
-    the data by the draft vocabulary; `complete`: all of `tokens` were seen, or it stopped by itself; `best`: the one that it
-    is, where it was measured on the way, on the answers `recorded`."""
-
-    drafter: Drafter
-    target: Target
-    data: DataReport
-    mixture: Mixture
-    extract: Extract
-    coverage: float | None
-    tokens: int
-    steps: int
-    skipped: int
-    complete: bool
-    dialect: str
-    ranks: Ranks
-    best: Best | None
-    recorded: Families
 
 
 class TrainedDrafter(NamedTuple):

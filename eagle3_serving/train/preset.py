@@ -6,10 +6,12 @@ auxiliary feature before `fc`, and the post-norm state fed to the next draft ste
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from eagle3_serving.drafter.config import DrafterConfig
 from eagle3_serving.errors import CheckError, InputError
+
+if TYPE_CHECKING:  # the command's parser asks for presets, and must not wait for torch
+    from eagle3_serving.drafter.config import DrafterConfig
 
 Preset = Literal["eagle3", "eagle3.1"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -53,7 +55,7 @@ class Asked:
                     "train a new drafter without --init"
                 )
 
-    def _held_against(self, config: DrafterConfig) -> list[tuple[str, object, object, str]]:
+    def _held_against(self, config: "DrafterConfig") -> list[tuple[str, object, object, str]]:
         """Option, what it asks for, what the drafter has, and that in words."""
 
         def of_preset(own: bool | None, flag: str) -> str:

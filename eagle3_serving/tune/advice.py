@@ -37,7 +37,7 @@ class Advice:
         return {**asdict(self), "speedup": self.speedup, "pays": self.pays}
 
 
-def spoken(command: ServerCommand, engine: str, port: int = 8000) -> str:
+def shell_line(command: ServerCommand, engine: str, port: int = 8000) -> str:
     """A server's command as a person would type it, with the variables it needs before it."""
     argv = [part.replace("{port}", str(port)) for part in command.argv]
     module = argv.index("-m") + 2

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from eagle3_serving.tune.advice import Advice
 from eagle3_serving.tune.options import TuneOptions
-from eagle3_serving.tune.traffic import asked, write_prompts
+from eagle3_serving.tune.traffic import traffic_prompts, write_prompts
 from eagle3_serving.tune.verify import Verified, verify
 
 
@@ -23,7 +23,7 @@ def tune(options: TuneOptions) -> Findings:
 
     Raises InputError for what cannot be used, before anything starts; CheckError where an engine fails.
     """
-    prompts = asked(options.traffic, options.limit)
+    prompts = traffic_prompts(options.traffic, options.limit)
     with tempfile.TemporaryDirectory(prefix="eagle3-tune-") as name:
         folder = Path(name)
         file = folder / "traffic.jsonl"

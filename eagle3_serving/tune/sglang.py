@@ -23,7 +23,7 @@ from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
-from eagle3_serving.tune.advice import NO_DRAFT, Advice, spoken
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, shell_line
 from eagle3_serving.tune.closed_loop import Course, between, rate
 from eagle3_serving.tune.options import TuneOptions
 
@@ -36,7 +36,7 @@ _MORE_ROUNDS = 3  # for trees that a load did not come to
 
 
 @dataclass
-class Seen:
+class Observed:
     """Of one load. Seconds until all prompts of a full batch were taken in; `share`: each request's acceptance over the mean."""
 
     plain_rates: list[float] = field(default_factory=list)
@@ -68,8 +68,8 @@ def tune_sglang(options: TuneOptions, prompts: Sequence[str], folder: Path) -> l
 
 def _measure(
     options: TuneOptions, prompts: Sequence[str], plain: SglangClient, survey: SglangClient, part: Path
-) -> dict[int, Seen]:
-    seen = {load: Seen() for load in options.loads}
+) -> dict[int, Observed]:
+    seen = {load: Observed() for load in options.loads}
     with tqdm(total=2 * options.repeats * len(seen), desc="measuring steps", unit="load") as bar:
         for turn in range(options.repeats):
             for load, of_load in seen.items():
@@ -96,7 +96,7 @@ def _measure(
     return seen
 
 
-def _note(seen: Seen, answers: Sequence[Answer], load: int) -> None:
+def _note(seen: Observed, answers: Sequence[Answer], load: int) -> None:
     # later requests join one by one, as others end
     first = [answer.first_token_s for answer in answers]
     seen.prefill_s.append(max(first[:load]) if load > 1 else statistics.mean(first))
@@ -165,19 +165,19 @@ def _rates(costs: "StepCosts", gains: dict[Shape, float], batch: int) -> dict[Sh
 
 
 def advise(
-    costs: "StepCosts", gains: dict[Shape, float], seen: dict[int, Seen], load: int, tokens: int, least: int
+    costs: "StepCosts", gains: dict[Shape, float], seen: dict[int, Observed], load: int, tokens: int, least: int
 ) -> Advice:
     shares = [share for of_load in seen.values() for share in of_load.share]
     prefill = {0: 0.0} | {size: statistics.median(of_load.prefill_s) for size, of_load in seen.items()}
 
-    def given(request: int, step: int, batch: int) -> int:
+    def accepted_at(request: int, step: int, batch: int) -> int:
         each = 1 + gains.get(choose(costs, gains, batch), 0.0) * shares[request % len(shares)]
         return int((step + 1) * each) - int(step * each)
 
     course = Course(
         lambda joining: between(prefill, len(joining)),
         lambda batch: costs.seconds(batch, choose(costs, gains, batch)) or 0.0,
-        given,
+        accepted_at,
     )
     requests = count_for(load, least)
     expected = rate(course, requests, load, tokens)
@@ -208,4 +208,4 @@ def commands(options: TuneOptions) -> tuple[str, str]:
     """With the drafter and the profile; plain."""
     server = replace(_options(options, options.out), kv_tokens=None, radix_cache=True)
     plain = replace(server, drafter=None, profile=None)
-    return spoken(sglang_command(server), "sglang"), spoken(sglang_command(plain), "sglang")
+    return shell_line(sglang_command(server), "sglang"), shell_line(sglang_command(plain), "sglang")

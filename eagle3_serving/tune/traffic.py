@@ -25,7 +25,7 @@ OURS = (
 )
 
 
-def asked(traffic: Sequence[Path], limit: int) -> list[str]:
+def traffic_prompts(traffic: Sequence[Path], limit: int) -> list[str]:
     """First turns, the families taking turns, `limit` of them. Raises InputError as `read_prompts` does."""
     if not traffic:
         return list(OURS[:limit])

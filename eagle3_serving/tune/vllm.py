@@ -18,7 +18,7 @@ from eagle3_serving.bench.load import Load
 from eagle3_serving.bench.sweep import count_for, mixed_prompts, requests_for
 from eagle3_serving.dtypes import TORCH
 from eagle3_serving.serve.vllm import VllmOptions, on_cpu, vllm_command
-from eagle3_serving.tune.advice import NO_DRAFT, Advice, spoken
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, shell_line
 from eagle3_serving.tune.child import run_child
 from eagle3_serving.tune.closed_loop import Course, between, play, rate
 from eagle3_serving.tune.options import TuneOptions
@@ -145,4 +145,4 @@ def commands(options: TuneOptions) -> tuple[str, str]:
         profile=options.out,
     )
     plain = replace(server, drafter=None, profile=None)
-    return spoken(vllm_command(server), "vllm"), spoken(vllm_command(plain), "vllm")
+    return shell_line(vllm_command(server), "vllm"), shell_line(vllm_command(plain), "vllm")

@@ -1,10 +1,7 @@
 """EAGLE-3 trees that follow the batch, under stock SGLang's `--speculative-algorithm EAGLE3`."""
 
-import logging
-
-from eagle3_serving.notice import in_a_line, say_once
-
-log = logging.getLogger(__name__)
+from eagle3_serving.notice import in_a_line
+from eagle3_sglang.fallback import fall_back
 
 
 def register() -> None:
@@ -17,8 +14,4 @@ def register() -> None:
     except Exception as error:
         problem = in_a_line(error)
     if problem:
-        give_way(problem)
-
-
-def give_way(problem: str) -> None:
-    say_once(log, f"SGLang's own EAGLE3 serves where it is asked for, with one tree for the server's life: {problem}")
+        fall_back(problem)

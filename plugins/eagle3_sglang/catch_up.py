@@ -44,7 +44,7 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def miss(self, requests: Sequence[str], features_BF: Tensor, tokens_B: Tensor) -> None:
+    def add(self, requests: Sequence[str], features_BF: Tensor, tokens_B: Tensor) -> None:
         self._steps.append(Missed(tuple(requests), features_BF, tokens_B))
         self._bytes += features_BF.nbytes
         while self._bytes > self.most_bytes and len(self._steps) > 1:
@@ -82,7 +82,7 @@ class Backlog:
         return passes
 
 
-def take_in(backlog: Backlog, worker: Any, batch: Any) -> None:
+def absorb(backlog: Backlog, worker: Any, batch: Any) -> None:
     """Runs the draft over what the batch's requests missed, and forgets it."""
     from eagle3_sglang import compat
 

@@ -63,7 +63,7 @@ def draft_kv_buffers(runner: Any) -> list[Tensor]:
     return [buffer for layer in layers for buffer in kv_pool.get_kv_buffer(layer)]
 
 
-def present_state(worker: Any) -> Any:
+def current_state(worker: Any) -> Any:
     """The backends and graphs SGLang made at start, as one of the states to switch between."""
     draft, target = worker._draft_worker, worker._target_worker.model_runner
     return SpecRuntimeState(
@@ -89,14 +89,14 @@ def build_state(worker: Any, shape: Shape, reserve: Reserve) -> Any:
             stack.enter_context(context)
         if worker.device != "cpu":
             runner = worker._target_worker.model_runner
-            stack.enter_context(compat_graphs.sharing(present_state(worker), runner, reserve))
+            stack.enter_context(compat_graphs.sharing(current_state(worker), runner, reserve))
             return worker.build_adaptive_runtime_state(shape.steps, shape.tokens)
         # SGLang's own builder asks a CPU's backends for CUDA graphs
         stack.enter_context(worker._override_worker_state(shape.steps, shape.tokens))
         worker._draft_worker.init_attention_backend()
         runner = worker._target_worker.model_runner
         return replace(
-            present_state(worker), target_attn_backend=runner._get_attention_backend(init_new_workspace=True)
+            current_state(worker), target_attn_backend=runner._get_attention_backend(init_new_workspace=True)
         )
 
 
@@ -168,7 +168,7 @@ def draft_extend(worker: Any, batch: Any, back_B: Tensor, features: Tensor, toke
         draft.draft_runner.forward(forward_batch)
 
 
-def penalises(batch: Any) -> bool:
+def has_penalties(batch: Any) -> bool:
     """Whether some request's next token hangs on how many it has: SGLang's penalties, which it relaxes under speculation."""
     info = batch.sampling_info
     if info is None:
@@ -225,7 +225,7 @@ def shapes_of(worker: Any, settings: Settings) -> tuple[Shape, ...]:
     return tuple(sorted({given, *settings.trees}, key=lambda shape: (shape.tokens, shape.steps)))
 
 
-def agreed(shape: Shape, shapes: Sequence[Shape]) -> Shape:
+def broadcast_choice(shape: Shape, shapes: Sequence[Shape]) -> Shape:
     """The first rank's choice: clocks differ between ranks, and all must run the same tree."""
     group = get_parallel().tp_group
     if group.world_size == 1:
@@ -235,7 +235,7 @@ def agreed(shape: Shape, shapes: Sequence[Shape]) -> Shape:
     return shapes[int(place)]
 
 
-def all_say(yes: bool) -> bool:
+def all_ranks_agree(yes: bool) -> bool:
     """Whether every rank does: all must build the same states."""
     group = get_parallel().tp_group
     if group.world_size == 1:
@@ -249,12 +249,12 @@ def ranks() -> int:
     return int(get_parallel().tp_group.world_size)
 
 
-def counts_here(server_args: Any) -> bool:
+def reports_metrics(server_args: Any) -> bool:
     """Whether this process is the one whose metrics count."""
     return bool(server_args.enable_metrics) and get_parallel().tp_rank == 0
 
 
-def sessions(worker: Any) -> int:
+def max_requests(worker: Any) -> int:
     """Most requests in flight, padding of CUDA graphs included."""
     return int(worker.req_to_token_pool.size) + 256
 

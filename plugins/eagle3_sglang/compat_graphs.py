@@ -46,7 +46,7 @@ def sharing(state: Any, runner: Any, reserve: Reserve) -> Iterator[None]:
                 return plan(*args, **kwargs)
             inside[0] = True
             try:
-                with reserve.handing():
+                with reserve.allocating():
                     return plan(*args, **kwargs)
             finally:
                 inside[0] = False

@@ -84,7 +84,7 @@ class StepCosts:
         for (size, shape), each in sorted(seconds.items()):
             self._replayed.setdefault(shape, {})[size] = each
         for size in {size for size, _ in self._seen}:
-            self._draw(size)
+            self._refit(size)
 
     def add(self, batch: int, shape: Shape, seconds: float) -> None:
         """The first of a kind counts until there is a second."""
@@ -103,13 +103,13 @@ class StepCosts:
         self._recent.append(step)
         changed = {batch}
         if len(self._recent) > WINDOW // 2:
-            settled = self._recent[-1 - WINDOW // 2]
-            self._settle(settled)
-            changed.add(settled.batch)
+            central = self._recent[-1 - WINDOW // 2]
+            self._set_pace(central)
+            changed.add(central.batch)
         for size in changed:
-            self._draw(size)
+            self._refit(size)
 
-    def _settle(self, step: Step) -> None:
+    def _set_pace(self, step: Step) -> None:
         """Its pace, by the steps before and after it; and whether what was known of its kind was another moment's."""
         ratios = [near.ratio for near in self._recent if near.ratio is not None]
         if self._paced and len(ratios) > WINDOW // 2:
@@ -123,7 +123,7 @@ class StepCosts:
             for _ in range(place - 1):
                 seen.popleft()
 
-    def _draw(self, batch: int) -> None:
+    def _refit(self, batch: int) -> None:
         seen = {shape: _median(self._seen[batch, shape]) for shape in self.shapes if (batch, shape) in self._seen}
         points = tuple(sorted((float(batch * shape.tokens), seconds) for shape, seconds in seen.items()))
         # one step alone met cold caches
@@ -186,7 +186,7 @@ class StepCosts:
         self._recent.clear()
         self._curve, self._curves, self._served, self._added = Curve({}), {}, {}, {}
         for batch in {size for size, _ in self._seen}:
-            self._draw(batch)
+            self._refit(batch)
 
     def save(self, path: Path, about: dict[str, str]) -> None:
         """Beside, then renamed. Seconds at the usual pace."""
@@ -220,7 +220,7 @@ class StepCosts:
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again
                 self._seen[batch, shape] = deque((Step(batch, shape, seconds) for _ in range(PROVEN)), maxlen=KEPT)
-                self._draw(batch)
+                self._refit(batch)
         return True
 
     @property

@@ -14,7 +14,7 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree import Candidates, Children, Frontier, expand, pool, root_frontier, select, top_children
 from eagle3_serving.tree.calibrate import Calibration
 from eagle3_sglang import compat
-from eagle3_sglang.layout import parent_list, told_gains
+from eagle3_sglang.layout import expected_gains, parent_list
 
 # what follows a broken score is ranked last, and stays a number: SGLang's kernels want every parent among the chosen
 LEAST = -60.0
@@ -25,7 +25,7 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
 
     calibration: Calibration | None
     shapes: tuple[Shape, ...]
-    told_SB: Tensor  # of the last draft; a fixed place, so that a CUDA graph may write it
+    expected_SB: Tensor  # of the last draft; a fixed place, so that a CUDA graph may write it
 
     @classmethod
     def adopt(
@@ -35,7 +35,7 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
         worker.calibration, worker.shapes = calibration, tuple(shapes)
         if calibration is not None:
             calibration.place(worker.device, worker.topk)
-        worker.told_SB = torch.zeros(len(shapes), max_batch, device=worker.device)
+        worker.expected_SB = torch.zeros(len(shapes), max_batch, device=worker.device)
         assert isinstance(worker, cls)
         return worker
 
@@ -75,7 +75,7 @@ class DraftWorker(compat.EagleDraftWorker):  # type: ignore[misc]
             children = children._replace(tokens_BKC=self._target_ids(children.tokens_BKC))
             hidden_BKH = output.hidden_states.unflatten(0, (batch, self.topk))
         tree = select(pool(depths), self.speculative_num_draft_tokens - 1)
-        self.told_SB[:, :batch] = told_gains(depths, self.shapes)
+        self.expected_SB[:, :batch] = expected_gains(depths, self.shapes)
         return parent_list(frontiers), tree.pool_BN, tree.tokens_BN, None
 
     def _target_ids(self, draft_ids: Tensor) -> Tensor:

@@ -2,20 +2,19 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
-from eagle3_serving.errors import CheckError, Eagle3Error, InputError
+from eagle3_serving.errors import Eagle3Error, InputError
 from eagle3_serving.notice import in_a_line, say_once
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.sglang import SWITCH
 from eagle3_serving.serve.shape import TREES
-from eagle3_sglang import give_way
 from eagle3_sglang.backends import chains_alone, tree_problem
 from eagle3_sglang.compat_check import HOOKED, attention_of, name_problem, version_problem
+from eagle3_sglang.fallback import fall_back, stop
 from eagle3_sglang.settings import (
     DEFAULT_CHAINS,
     DEFAULT_TREES,
@@ -67,12 +66,6 @@ def _settings_or_on() -> Settings:
         return Settings()
 
 
-def stop(problem: str, code: int = CheckError.exit_code) -> NoReturn:
-    """Ends the server with one line."""
-    print(f"eagle3: {problem}", file=sys.stderr, flush=True)
-    sys.exit(code)
-
-
 @cache
 def worker_problem() -> str:
     """Why our worker cannot serve here, "" where it can. Asked late: it imports SGLang's workers."""
@@ -97,7 +90,7 @@ def after(ours: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return ours(theirs, *args, **kwargs)
         except Exception as error:
-            give_way(in_a_line(error))
+            fall_back(in_a_line(error))
             return theirs
 
     return hook
@@ -165,13 +158,13 @@ def create_worker(theirs: Any, algorithm: Any, server_args: Any) -> Any:
     if algorithm.name != "EAGLE3":
         return theirs
     if problem := _unfit(theirs, server_args) or worker_problem():
-        give_way(problem)
+        fall_back(problem)
         return theirs
     backends, page_size, top_k = attention_of(server_args)
     if problem := tree_problem(top_k, backends, page_size):
         if chains_alone(backends):
             stop(problem)
-        give_way(problem)
+        fall_back(problem)
         return theirs
     from eagle3_sglang.worker import TreeWorker
 

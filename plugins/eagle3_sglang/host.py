@@ -62,15 +62,15 @@ class StepClock:
             self._pending.append((begun, self._mark, batch, shape))
         self._begun = None
 
-    def was(self, batch: int, shape: Shape) -> None:
+    def report(self, batch: int, shape: Shape) -> None:
         """What the marked step did; said after it was queued."""
         self._begun = self._mark, batch, shape
 
-    def cut(self) -> None:
+    def interrupt(self) -> None:
         """Something else than a step comes next, or this one is like no other."""
         self._begun = None
 
-    def lengths(self) -> list[tuple[int, Shape, float]]:
+    def durations(self) -> list[tuple[int, Shape, float]]:
         """Requests, tree and seconds of the steps whose end the device has reached; oldest first, each once."""
         done = []
         while self._pending and self._reached(self._pending[0][1]):

@@ -12,7 +12,7 @@ from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree import Candidates, Frontier
 
 
-def told_gains(depths: Sequence[Candidates], shapes: Sequence[Shape]) -> Tensor:
+def expected_gains(depths: Sequence[Candidates], shapes: Sequence[Shape]) -> Tensor:
     """[S, B] fp32: accepted drafts that each tree is expected to give, zero for one deeper than `depths`."""
     sizes = [depth.scores_BC.shape[1] for depth in depths]
     chance_BC = torch.cat([depth.scores_BC for depth in depths], dim=1).exp()

@@ -17,52 +17,52 @@ LARGEST_WEIGHT = 0.1
 class Gains:
     """Accepted tokens a request and step that each tree is good for.
 
-    `told` comes from the calibrated scores of what was drafted, for every tree at once; `truth` is how much of what was
+    `expected` comes from the calibrated scores of what was drafted, for every tree at once; `truth` is how much of what was
     told came, so that a drafter whose confidence is off is still judged by its acceptance.
     """
 
     shapes: Sequence[Shape]
-    told: dict[Shape, float] = field(default_factory=dict)
-    heard: Counter[Shape] = field(default_factory=Counter)  # steps that told of each
-    accepted: float = 8.0  # decaying sums; their start is a belief in the calibration
-    expected: float = 8.0
+    expected: dict[Shape, float] = field(default_factory=dict)
+    reports: Counter[Shape] = field(default_factory=Counter)  # steps that told of each
+    accepted_sum: float = 8.0  # decaying sums; their start is a belief in the calibration
+    expected_sum: float = 8.0
 
-    def tell(self, told: Sequence[float], deepest: Shape, batch: int = 1) -> None:
+    def report_expected(self, expected: Sequence[float], deepest: Shape, batch: int = 1) -> None:
         """Means over `batch` requests, one a shape; those of trees deeper than `deepest`, which was drafted, say nothing."""
         moved, steady = 1.0, min(LARGEST_WEIGHT, batch / MEMORY)
-        for shape, seen in zip(self.shapes, told, strict=True):
+        for shape, seen in zip(self.shapes, expected, strict=True):
             if not shape.drafts:
                 continue
-            before = self.told.get(shape)
+            before = self.expected.get(shape)
             if shape.steps <= deepest.steps:
-                self.heard[shape] += 1
-                weight = max(steady, 1 / self.heard[shape])  # the mean of the first few
-                self.told[shape] = seen if before is None else before + weight * (seen - before)
-                moved = self.told[shape] / before if before else 1.0
+                self.reports[shape] += 1
+                weight = max(steady, 1 / self.reports[shape])  # the mean of the first few
+                self.expected[shape] = seen if before is None else before + weight * (seen - before)
+                moved = self.expected[shape] / before if before else 1.0
             elif before is not None:
                 # they rise and fall with the deepest that was seen
-                self.told[shape] = before * moved
+                self.expected[shape] = before * moved
 
-    def came(self, accepted: float, shape: Shape) -> None:
+    def report_accepted(self, accepted: float, shape: Shape) -> None:
         """Mean accepted drafts of a verified batch."""
-        if (told := self.told.get(shape)) is not None:
-            self.accepted = self.accepted * 0.98 + accepted
-            self.expected = self.expected * 0.98 + told
+        if (expected := self.expected.get(shape)) is not None:
+            self.accepted_sum = self.accepted_sum * 0.98 + accepted
+            self.expected_sum = self.expected_sum * 0.98 + expected
 
-    def came_of_chain(self, accepted: Sequence[int], drafted: Shape) -> None:
+    def report_chain(self, accepted: Sequence[int], drafted: Shape) -> None:
         """Accepted drafts of each request of a verified chain. A chain has no scores to tell by; what came of it tells of
         every shorter one too."""
         if drafted.drafts and accepted:
-            told = [sum(min(one, shape.steps) for one in accepted) / len(accepted) for shape in self.shapes]
-            self.tell(told, drafted, len(accepted))
-            self.came(told[self.shapes.index(drafted)], drafted)
+            expected = [sum(min(one, shape.steps) for one in accepted) / len(accepted) for shape in self.shapes]
+            self.report_expected(expected, drafted, len(accepted))
+            self.report_accepted(expected[self.shapes.index(drafted)], drafted)
 
     def of(self, shape: Shape) -> float | None:
         """None before anything like it was drafted."""
         if not shape.drafts:
             return 0.0
-        told = self.told.get(shape)
-        return None if told is None else told * self.accepted / self.expected
+        expected = self.expected.get(shape)
+        return None if expected is None else expected * self.accepted_sum / self.expected_sum
 
 
 @dataclass

@@ -32,9 +32,9 @@ class Reserve:
         yield
 
     @contextmanager
-    def handing(self) -> Iterator[None]:
+    def allocating(self) -> Iterator[None]:
         """Inside, large tensors that are made lie in the reserve."""
-        with _Handing(self):
+        with _Allocating(self):
             yield
 
     def take(self, count: int, device: torch.device) -> Tensor:
@@ -53,7 +53,7 @@ class Reserve:
         return self._blocks[place][:count]
 
 
-class _Handing(TorchFunctionMode):
+class _Allocating(TorchFunctionMode):
     def __init__(self, reserve: Reserve) -> None:
         super().__init__()
         self.reserve = reserve

@@ -13,12 +13,12 @@ from eagle3_serving.patches import Patches
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.tree.calibrate import Calibration
-from eagle3_sglang import compat, compat_graphs, give_way
+from eagle3_sglang import compat, compat_graphs
 from eagle3_sglang.backends import window_problem
-from eagle3_sglang.catch_up import Backlog, take_in
+from eagle3_sglang.catch_up import Backlog, absorb
 from eagle3_sglang.costs import StepCosts, measured_with
 from eagle3_sglang.draft import DraftWorker
-from eagle3_sglang.hooks import stop
+from eagle3_sglang.fallback import fall_back, stop
 from eagle3_sglang.host import StepClock, timed
 from eagle3_sglang.metrics import Metrics
 from eagle3_sglang.policy import Cycle, ShapePolicy, Survey
@@ -26,7 +26,7 @@ from eagle3_sglang.replays import replay_all, sizes_to_time
 from eagle3_sglang.reserve import Reserve
 from eagle3_sglang.settings import read_settings
 from eagle3_sglang.states import Limits, build_states
-from eagle3_sglang.telling import Telling
+from eagle3_sglang.transfer import GainTransfer
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def _give_back(self, error: Exception) -> None:
         """From here on this is SGLang's own worker: nothing of ours is left in it."""
-        give_way(in_a_line(error))
+        fall_back(in_a_line(error))
         self._patches.undo()
         self.__class__ = compat.EAGLEWorkerV2
 
@@ -66,9 +66,9 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self.nothing = Shape.nothing(self.topk)
         # whoever surveys waits for the file
         self._save_every_s = 1.0 if self.settings.choice == "survey" else SAVE_EVERY_S
-        self.metrics = Metrics.when(compat.counts_here(server_args))
+        self.metrics = Metrics.when(compat.reports_metrics(server_args))
         self.states: dict[Shape, Any] = {}
-        self._caught_up = self._penalised = False
+        self._caught_up = self._has_penalties = False
         self._cold = False  # the draft has not seen the last tokens
         self._clock = StepClock(torch.device(self.device))
         self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
@@ -92,27 +92,27 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         calibration = _calibration(Path(arguments.speculative_draft_model_path))
         theirs = type(self._draft_worker)
         self._patches.undone_by(lambda: setattr(self._draft_worker, "__class__", theirs))
-        draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.sessions(self))
+        draft = DraftWorker.adopt(self._draft_worker, self.shapes, calibration, compat.max_requests(self))
         super().init_cuda_graphs()
-        given = compat.present_state(self)
+        given = compat.current_state(self)
         reserve = Reserve(compat_graphs.graph_buffers(given))
         built = build_states(
             {*self.shapes, self.nothing} - {self.shape},
             lambda shape: compat.build_state(self, shape, reserve),
             lambda: compat.free_bytes(self),
             Limits(self.settings.graph_gb, self.settings.graph_seconds),
-            compat.all_say,
+            compat.all_ranks_agree,
         )
         self.states = {**built.states, self.shape: given}
         self.shapes = tuple(shape for shape in self.shapes if shape in self.states)
         say = log.warning if built.left_out else log.info
         say("eagle3: beside %s, which SGLang built: %s", self.shape, built.line())
         # what is captured tells of all trees that were wanted
-        self.telling = Telling(draft.told_SB, [draft.shapes.index(shape) for shape in self.shapes])
-        self._know_costs()
+        self.transfer = GainTransfer(draft.expected_SB, [draft.shapes.index(shape) for shape in self.shapes])
+        self._init_costs()
         log.info("eagle3: trees %s (steps,top-k,tokens); costs in %s", "; ".join(map(str, self.shapes)), self._kept)
 
-    def _know_costs(self) -> None:
+    def _init_costs(self) -> None:
         """From the profile; else, where graphs were captured, by replaying them."""
         sizes, choice = compat_graphs.captured_sizes(self.states[self.shape]), self.settings.choice
         # a survey takes each tree by itself for some steps, again and again: medians over those are its answer
@@ -124,7 +124,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         name = f"sglang-{compat.digest(self._about)}.json"
         self._kept = self.settings.profile or cache_directory() / "profiles" / name
         self._read_costs()
-        if not sizes or compat.all_say(self.costs.graphs_known):
+        if not sizes or compat.all_ranks_agree(self.costs.graphs_known):
             return
         begun = time.monotonic()
         graphs = {shape: compat_graphs.replays(self.states[shape]) for shape in self.shapes}
@@ -141,19 +141,19 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def forward_batch_generation(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
-            self._clock.cut()
+            self._clock.interrupt()
             return super().forward_batch_generation(batch, *args, **kwargs)
         size = batch.seq_lens.shape[0]
-        self._batch, self._penalised = batch, compat.penalises(batch)
+        self._batch, self._has_penalties = batch, compat.has_penalties(batch)
         self._measure(size, compat.after_a_gap(batch))
         result = super().forward_batch_generation(batch, *args, **kwargs)
         if size:
             self._in_flight.append(self.shape)
             if self.shape.drafts and self.topk > 1:
-                self.telling.note(size, self.shape)
+                self.transfer.enqueue(size, self.shape)
             # a step that let the draft catch up costs more than one that drafts nothing
             if not self._caught_up:
-                self._clock.was(size, self.shape)
+                self._clock.report(size, self.shape)
         self._batch = None
         return result
 
@@ -161,7 +161,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         """SGLang calls it in place of the draft's catching up."""
         # copies: a graph writes the next step's into the same place
         features_BF, tokens_B = batch_output.logits_output.hidden_states.clone(), batch_output.next_token_ids.clone()
-        self.backlog.miss([request.rid for request in batch.reqs], features_BF, tokens_B)
+        self.backlog.add([request.rid for request in batch.reqs], features_BF, tokens_B)
         super()._stub_skipped_draft_extend(batch, batch_output)
 
     def activate_step_by_batch(self, batch_size: int) -> None:
@@ -169,11 +169,15 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         if not self.states or batch_size == 0:
             return
         # SGLang counts a penalty once a step, so that more than one token a step changes the text
-        shape = self.nothing if self._penalised else compat.agreed(self.chooser.choose(batch_size), self.shapes)
+        shape = (
+            self.nothing
+            if self._has_penalties
+            else compat.broadcast_choice(self.chooser.choose(batch_size), self.shapes)
+        )
         catch_up = self._cold and shape.drafts
         if catch_up:
             shape = self.nothing
-            take_in(self.backlog, self, self._batch)
+            absorb(self.backlog, self, self._batch)
         self._cold = not shape.drafts and not catch_up
         self._caught_up = catch_up
         compat.skip_catching_up(self._cold)
@@ -187,13 +191,15 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
         """Acceptance reaches the host with the tokens themselves, a step later where steps overlap."""
         shape = self._in_flight.popleft() if self._in_flight else self.shape
-        for told, drafted, requests in self.telling.arrived():
-            self.policy.gains.tell(told, drafted, requests)
+        for expected, drafted, requests in self.transfer.arrivals():
+            self.policy.gains.report_expected(expected, drafted, requests)
         if num_correct_drafts_per_req:
             if self.topk == 1:
-                self.policy.gains.came_of_chain(num_correct_drafts_per_req, shape)
+                self.policy.gains.report_chain(num_correct_drafts_per_req, shape)
             else:
-                self.policy.gains.came(sum(num_correct_drafts_per_req) / len(num_correct_drafts_per_req), shape)
+                self.policy.gains.report_accepted(
+                    sum(num_correct_drafts_per_req) / len(num_correct_drafts_per_req), shape
+                )
             if self.metrics is not None:
                 self.metrics.verified(shape, num_correct_drafts_per_req)
 
@@ -202,11 +208,11 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
     def _measure(self, size: int, after_a_gap: bool) -> None:
         """The last step lasted until this one begins, where nothing came between them."""
         if after_a_gap:
-            self._clock.cut()
+            self._clock.interrupt()
         self._clock.mark(size)
         if not self.states:
             return
-        for batch, shape, seconds in self._clock.lengths():
+        for batch, shape, seconds in self._clock.durations():
             self.costs.add(batch, shape, seconds)
         if time.monotonic() - self._saved > self._save_every_s:
             self._save_costs()

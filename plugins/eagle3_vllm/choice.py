@@ -68,7 +68,7 @@ class Choice:
         """Tokens a millisecond."""
         return batch * (1 + self.gain(shape)) / self.cost(batch, shape)
 
-    def accepted(self, tokens: int, drafts: int) -> None:
+    def report_accepted(self, tokens: int, drafts: int) -> None:
         """One request's verified tree of `tokens` (the root included) had `drafts` accepted. Of another tree it says nothing."""
         if tokens in self._gain and tokens > 1:
             self._seen[tokens] += 1

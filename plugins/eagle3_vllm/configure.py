@@ -26,7 +26,7 @@ def require_right(config: Any) -> None:
         require_pair(drafter, target)
 
 
-def settle(config: Any, settings: Settings, logger: Any) -> None:
+def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
     """Change the speculative part of a `VllmConfig` that is being made. Says in one line what it changes, and why."""
     speculative = config.speculative_config
     if speculative is None or speculative.method != "eagle3" or speculative.draft_model_config is None:

@@ -177,7 +177,7 @@ class TreeDrafter:
         parents_SK = self.trees.parents_SK
         parents_BK = torch.nn.functional.pad(parents_BN, (0, parents_SK.shape[1] - width), value=PADDING)
         parents_SK.index_copy_(0, slots_B, parents_BK)
-        self.trees.tally.drafted(parents_BN, drafting_B)
+        self.trees.tally.report_draft(parents_BN, drafting_B)
 
     def _children(self, top_k: int) -> Callable[[Tensor, int], Children]:
         def children(logits_BKV: Tensor, depth: int) -> Children:

@@ -39,14 +39,14 @@ class Backlog:
         self._missed: list[Missed] = []
         self._rows = 0
 
-    def miss(self, rows: Missed) -> None:
+    def add(self, rows: Missed) -> None:
         self._missed.append(rows)
         self._rows += len(rows.tokens_T)
         if self._rows >= MOST_ROWS:
-            self.take_in()
+            self.absorb()
 
     @torch.inference_mode()
-    def take_in(self) -> None:
+    def absorb(self) -> None:
         """Write all of them into the cache."""
         if not self._missed:
             return
@@ -74,11 +74,11 @@ def caches_alone(model: "Eagle3ServingForCausalLM") -> bool:
 
 
 def register_idle(patches: Patches) -> None:
-    patches.attribute(SpecDecodeBaseProposer, "propose", _proposing(SpecDecodeBaseProposer.propose))
+    patches.attribute(SpecDecodeBaseProposer, "propose", _wrap_propose(SpecDecodeBaseProposer.propose))
 
 
-def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(made)
+def _wrap_propose(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
     def propose(
         self: Any,
         num_speculative_tokens: int,
@@ -94,8 +94,8 @@ def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
         backlog = _backlog_of(getattr(self, "model", None))
         if backlog is None or num_speculative_tokens or kwargs.get("mm_embed_inputs") is not None:
             if backlog is not None:
-                backlog.take_in()
-            return made(
+                backlog.absorb()
+            return original(
                 self,
                 num_speculative_tokens,
                 target_token_ids,
@@ -116,7 +116,7 @@ def _proposing(made: Callable[..., Any]) -> Callable[..., Any]:
         rows = len(tokens_T)
         # positions and slots stand in buffers that the next step writes
         slots_T = common_attn_metadata.slot_mapping[:rows].clone()
-        backlog.miss(Missed(target_hidden_states[:rows], tokens_T, target_positions.clone(), slots_T))
+        backlog.add(Missed(target_hidden_states[:rows], tokens_T, target_positions.clone(), slots_T))
         return next_token_ids.new_empty(len(next_token_ids), 0, dtype=torch.int64)
 
     return propose

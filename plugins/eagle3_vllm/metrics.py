@@ -48,17 +48,17 @@ class Tally:
     def __init__(self, device: torch.device, writes: bool = True) -> None:
         self.sums = torch.zeros(len(SUMS), dtype=torch.long, device=device)
         self.host = torch.zeros(len(SUMS), dtype=torch.long, pin_memory=self.sums.is_cuda)
-        self.on_its_way: Any = None  # the event of a copy to the host
+        self.transfer: Any = None  # the event of a copy to the host
         self.fallbacks: Counter[str] = Counter()  # "scope reason"
         folder = os.environ.get(FOLDER)
         self.file = Path(folder) / f"{os.getpid()}.json" if folder and writes else None
         self.written = 0.0
         atexit.register(self.write)
 
-    def fell_back(self, scope: str, reason: str) -> None:
+    def report_fallback(self, scope: str, reason: str) -> None:
         self.fallbacks[f"{scope} {reason}"] += 1
 
-    def drafted(self, parents_BN: Tensor, drafting_B: Tensor) -> None:
+    def report_draft(self, parents_BN: Tensor, drafting_B: Tensor) -> None:
         """A draft, as node parents, of the requests `drafting_B` [B] bool."""
         nodes_B = (parents_BN != PADDING).sum(1)
         self.sums[3:] += torch.stack([drafting_B.sum(), nodes_B.sum()])
@@ -68,12 +68,12 @@ class Tally:
         now = time.monotonic()
         if self.file is None or now - self.written < after_s:
             return
-        if self.on_its_way is None or not after_s:
+        if self.transfer is None or not after_s:
             self.host.copy_(self.sums, non_blocking=after_s > 0)
-            self.on_its_way = _event(self.sums.device)
-        if after_s and not (self.on_its_way is True or self.on_its_way.query()):
+            self.transfer = _event(self.sums.device)
+        if after_s and not (self.transfer is True or self.transfer.query()):
             return  # the host waits for no copy: the next step looks again
-        self.on_its_way, self.written = None, now
+        self.transfer, self.written = None, now
         counts = {"sums": dict(zip(SUMS, self.host.tolist(), strict=True)), "fallbacks": self.fallbacks}
         beside = self.file.with_suffix(".partial")
         with suppress(OSError):  # the folder is gone when the server has ended

@@ -30,7 +30,7 @@ class TreeModelState:
         if reason is None and self.foreign_processors:
             reason = "logits_processor"
         if reason is not None:
-            self.trees.tally.fell_back("request", reason)
+            self.trees.tally.report_fallback("request", reason)
         self.trees.forget(req_index, reason is not None)
 
     def prepare_attn(

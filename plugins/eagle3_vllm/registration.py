@@ -55,7 +55,7 @@ def register_all(logger: Logger) -> str:
         if settings.mode == "vllm":
             return ""  # on a CPU the plugin does what vLLM's own kernels do not do there, and nothing else
         _register_architecture(patches)
-        _register_settling(patches, settings, logger)
+        _register_configuration(patches, settings, logger)
         register_idle(patches)
         _register_backends(patches)
         register_choice(patches, settings, logger)
@@ -94,16 +94,16 @@ def _register_architecture(patches: Patches) -> None:
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
 
 
-def _register_settling(patches: Patches, settings: Settings, logger: Logger) -> None:
+def _register_configuration(patches: Patches, settings: Settings, logger: Logger) -> None:
     from eagle3_vllm import compat
-    from eagle3_vllm.configure import require_right, settle, with_trees
+    from eagle3_vllm.configure import configure_speculation, require_right, with_trees
 
     made = compat.VllmConfig.__post_init__
 
     def post_init(self: Any) -> None:
         try:
             require_right(self)
-            settle(self, settings, logger)
+            configure_speculation(self, settings, logger)
         except Eagle3Error as error:
             end(f"{error}; EAGLE3_MODE=vllm leaves it to vLLM's own EAGLE-3", error.exit_code)
         except Exception as error:
@@ -210,7 +210,7 @@ def _tree_speculator(
         logger.warning("eagle3: vLLM's own chain serves, and no trees: %s", "; ".join(reasons))
         tally = Tally(device, compat.is_global_first_rank())
         for reason in reasons:
-            tally.fell_back("server", reason)
+            tally.report_fallback("server", reason)
         tally.write()
         return None
     trees = Trees(vllm_config, settings, device)

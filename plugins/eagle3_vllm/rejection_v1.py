@@ -27,16 +27,16 @@ REJECTED = -1  # vLLM's mark of a place without a token
 
 def register_sampling(patches: Patches) -> None:
     """Put the sampler of this module in the place of vLLM's, where that one's kernels do not run."""
-    patches.attribute(RejectionSamplerV1, "forward", _sampling(RejectionSamplerV1.forward))
+    patches.attribute(RejectionSamplerV1, "forward", _wrap_sampling(RejectionSamplerV1.forward))
 
 
-def _sampling(made: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(made)
+def _wrap_sampling(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
     def forward(self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
         if not metadata.max_spec_len:
             return self.sampler(logits=logits, sampling_metadata=sampling_metadata)  # as in plain decoding
         if logits.device.type != "cpu" or sampling_metadata.all_greedy or self.synthetic_mode:
-            return made(self, metadata, draft_probs, logits, sampling_metadata)
+            return original(self, metadata, draft_probs, logits, sampling_metadata)
         return sample_chains(self, metadata, draft_probs, logits, sampling_metadata)
 
     return forward

@@ -80,7 +80,7 @@ def register_choice(patches: Patches, settings: Settings, logger: Any) -> None:
 
     def stats(self: Any, before: Any, num_draft_tokens: int, num_accepted_tokens: int, *rest: Any, **more: Any) -> Any:
         if isinstance(self.dynamic_sd_lookup, ByLoad):
-            self.dynamic_sd_lookup.choice.accepted(num_draft_tokens + 1, num_accepted_tokens)
+            self.dynamic_sd_lookup.choice.report_accepted(num_draft_tokens + 1, num_accepted_tokens)
         return told(self, before, num_draft_tokens, num_accepted_tokens, *rest, **more)
 
     patches.attribute(scheduler, "__init__", init)

@@ -68,7 +68,7 @@ class TreeSpeculator(EagleSpeculator):
         self.whole_graphs: WholeGraphs | None = None
         self.draft_graphs: DraftGraphs | None = None
         self.moves: Moves | None = None
-        self.instead: Shape | None = None  # what is drafted where graphs could not be captured
+        self.fallback_shape: Shape | None = None  # what is drafted where graphs could not be captured
 
     def load_model(self, target_model: Any) -> None:
         super().load_model(target_model)
@@ -83,7 +83,7 @@ class TreeSpeculator(EagleSpeculator):
     def capture(self) -> None:
         """The drafts' graphs, after the target's. Where they cannot be had a short chain is drafted without any."""
         assert self.whole_graphs is not None and self.draft_graphs is not None
-        self.instead = None  # vLLM captures twice: the first time to measure memory
+        self.fallback_shape = None  # vLLM captures twice: the first time to measure memory
         self.idx_mapping.fill_(-1)
         for buffer in (self.last_token_indices, self.absorbed.prefix_B, self.absorbed.drafting_B):
             buffer.zero_()
@@ -103,11 +103,11 @@ class TreeSpeculator(EagleSpeculator):
             self.whole_graphs.release_graphs()
             self.draft_graphs.release_graphs()
             nodes = self.trees.rows_a_request - 1
-            self.instead = Shape.chain(min(self.settings.fallback_tokens, nodes, self.trees.depth))
+            self.fallback_shape = Shape.chain(min(self.settings.fallback_tokens, nodes, self.trees.depth))
             logger.warning(
                 "eagle3: a chain of %d is drafted, without CUDA graphs, since trees' could not be captured (%s); "
                 "fewer nodes or sequences may fit, EAGLE3_MODE=chain serves vLLM's own chain",
-                self.instead.steps,
+                self.fallback_shape.steps,
                 (str(error) or type(error).__name__).splitlines()[0],
             )
         if self.trees.target_graphs.to_measure:
@@ -166,13 +166,13 @@ class TreeSpeculator(EagleSpeculator):
         assert aux_hidden_states
         count, tokens = input_batch.num_reqs, input_batch.num_tokens_after_padding
         if dummy_run:
-            self._take_in(tokens, aux_hidden_states, attn_metadata, slot_mappings)
+            self._absorb(tokens, aux_hidden_states, attn_metadata, slot_mappings)
             return self.draft_tokens[:count]
         trees, requests = self.trees, self.trees.requests
         assert requests is not None and self.draft_graphs is not None
         batch = requests.size  # of the pass, padding included
         nodes = trees.rows_a_request - 1 if num_speculative_tokens is None else num_speculative_tokens
-        shape = self.instead if nodes and self.instead else trees.shape(nodes)
+        shape = self.fallback_shape if nodes and self.fallback_shape else trees.shape(nodes)
         whole = self._whole_graph(shape, requests, tokens, aux_hidden_states)
         alone = None if whole or not shape.drafts else self.draft_graphs.find(count, shape)
         if alone is not None and (requests.varlen or alone.num_reqs > requests.size):
@@ -202,11 +202,11 @@ class TreeSpeculator(EagleSpeculator):
                 self._whole(shape, batch, tokens, aux_hidden_states, attn_metadata, slot_mappings, ordered)
         else:
             self._move(batch)  # the padding of the draft alone has accepted nothing in this pass
-            hidden_TH, feedback_TH = self._take_in(
+            hidden_TH, feedback_TH = self._absorb(
                 tokens, aux_hidden_states, attn_metadata, slot_mappings, input_batch.num_tokens
             )
             if shape.drafts:
-                self._draft_after(hidden_TH, feedback_TH, shape, count, alone)
+                self._draft_next(hidden_TH, feedback_TH, shape, count, alone)
         if not shape.drafts or shape.tokens <= nodes:  # past a tree's own nodes no id may be left that is none
             self.draft_tokens[:count, shape.tokens - 1 :] = 0
         return self.draft_tokens[:count]
@@ -240,7 +240,7 @@ class TreeSpeculator(EagleSpeculator):
         all."""
         self._move(batch)
         ordered = tokens if ordered is None else ordered
-        hidden_TH, feedback_TH = self._take_in(tokens, features, attn_metadata, slot_mappings, ordered)
+        hidden_TH, feedback_TH = self._absorb(tokens, features, attn_metadata, slot_mappings, ordered)
         if shape.drafts:
             last_B = self.last_token_indices[:batch]
             self._draft(shape, batch, hidden_TH.index_select(0, last_B), feedback_TH.index_select(0, last_B))
@@ -254,7 +254,7 @@ class TreeSpeculator(EagleSpeculator):
             self.moves = Moves(self.vllm_config, self.kv_cache_config)
         self.moves(self.block_tables.slot_mappings, self.trees.path_BD[:batch], rows.trees.index_BR[:batch, 0])
 
-    def _take_in(
+    def _absorb(
         self,
         tokens: int,
         features: list[Tensor],
@@ -276,7 +276,7 @@ class TreeSpeculator(EagleSpeculator):
         )
         return states
 
-    def _draft_after(
+    def _draft_next(
         self, hidden_TH: Tensor, feedback_TH: Tensor, shape: Shape, count: int, graph: DraftDescriptor | None
     ) -> None:
         last_B = self.last_token_indices[:count]

@@ -17,6 +17,7 @@ from eagle3_serving.engine import DecodeOptions
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.eval.law import Answers
 from tests.engine.tiny import tiny_engine
+from tests.json_contract import contract
 
 
 def ids(_tokenizer: object, text: str) -> list[int]:
@@ -146,7 +147,7 @@ def test_a_setting_of_another_law_is_not_measured(
     for _ in range(2):  # nor by the run that goes on
         assert main(command) == 1
         out, error = capsys.readouterr()
-        said = json.loads(out.splitlines()[-1])
+        said = contract("bench", out)
         assert {point["mode"] for point in said["rows"]} == {"plain", "chain-2"}
         assert [law["lawful"] for law in said["laws"]] == [True, False]
         assert said["rows"][0]["law"] is None and said["rows"][1]["law"]["lawful"]

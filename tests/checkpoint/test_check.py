@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from eagle3_serving.checkpoint import Finding, check, convert
 from eagle3_serving.cli.main import main
 from eagle3_serving.errors import InputError
+from tests.json_contract import contract
 
 
 def rewritten(folder: Path, **changes: torch.Tensor) -> Path:
@@ -115,11 +116,11 @@ def test_what_is_no_eagle3_drafter_is_called_by_its_name(tmp_path: Path) -> None
 def test_the_commands_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = drafters.as_specforge(tmp_path / "d", known(aux_layers=(2, 5, 11)), explicit=True)
     assert main(["check", str(source), "--engine", "vllm", "--num-target-layers", "12", "--json"]) == 1
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = contract("check", capsys.readouterr().out)
     assert said["ok"] is False
     assert {"severity", "engine", "where", "what", "fix"} == said["findings"][0].keys()
     assert main(["check", str(source), "--engine", "sglang", "--num-target-layers", "12", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ok"] is True
+    assert contract("check", capsys.readouterr().out)["ok"] is True
     assert main(["check", str(source), "--num-target-layers", "12"]) == 1
     assert "not right" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "nowhere")]) == 2

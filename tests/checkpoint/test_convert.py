@@ -24,6 +24,7 @@ from eagle3_serving.checkpoint.source import in_memory, open_source
 from eagle3_serving.cli.convert import main
 from eagle3_serving.drafter import RopeConfig
 from eagle3_serving.errors import CheckError, InputError
+from tests.json_contract import contract
 
 N = drafters.N
 
@@ -180,12 +181,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     source = drafters.as_eagle(tmp_path / "d", known())
     common = [str(source), "--to", "universal", "--num-target-layers", "12", "--json"]
     assert main([*common[:1], str(tmp_path / "out"), *common[1:]]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = contract("convert", capsys.readouterr().out)
     assert said["parity"][0]["tokens_equal"] and said["parity"][0]["max_difference"] == 0
     assert main([*common[:1], str(tmp_path / "out"), *common[1:]]) == 2  # it is there already
     assert "exists already" in capsys.readouterr().err
     assert main([*common[:1], str(tmp_path / "bare"), *common[1:], "--no-parity", "--dtype", "bfloat16"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = contract("convert", capsys.readouterr().out)
     assert (
         said["parity"] == [] and "--no-parity" in said["parity_note"] and any("cast" in note for note in said["notes"])
     )

@@ -1,6 +1,5 @@
 """What a check may say: right, not right, and not judged here; what serve does with each."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from eagle3_serving.checkpoint.source import open_source
 from eagle3_serving.cli.main import main
 from eagle3_serving.errors import CheckError
 from eagle3_serving.serve.servable import servable
+from tests.json_contract import contract
 
 
 def said(found: list[Finding], where: str) -> list[Finding]:
@@ -54,7 +54,7 @@ def test_what_is_not_computed_is_not_judged_and_passes(tmp_path: Path, make: Any
 def test_the_third_verdict_has_its_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = mla(tmp_path / "d")
     assert main(["check", str(folder), "--json"]) == 3
-    spoken = json.loads(capsys.readouterr().out.splitlines()[-1])
+    spoken = contract("check", capsys.readouterr().out)
     assert spoken["ok"] is None and spoken["findings"][0]["severity"] == "unjudged"
     assert main(["check", str(folder)]) == 3
     assert "not judged here" in capsys.readouterr().out

@@ -53,12 +53,12 @@ def test_tree_scores_equal_path_by_path_recomputation_in_a_ragged_batch(window: 
     session = DraftSession(drafter, 3, 64)
     # in two parts, and with a draft in between that must leave nothing behind
     for slot, rows in enumerate((6, 4, 1)):
-        session.note(slot, aux[slot][:rows], after[slot][:rows])
+        session.enqueue(slot, aux[slot][:rows], after[slot][:rows])
     session.absorb(3)
     draft_of(session, 3, depth=4, top_k=3)
-    session.note(0, aux[0][6:], after[0][6:])
-    session.note(2, aux[2][1:5], after[2][1:5])
-    session.note(2, aux[2][5:], after[2][5:])
+    session.enqueue(0, aux[0][6:], after[0][6:])
+    session.enqueue(2, aux[2][1:5], after[2][1:5])
+    session.enqueue(2, aux[2][5:], after[2][5:])
     session.absorb(3)
     tree = select(draft_of(session, 3, depth=4, top_k=3), 30)
     layout = tree_layout(tree.parents_BN)
@@ -75,7 +75,7 @@ def test_a_moved_request_drafts_as_before() -> None:
     draws = torch.Generator().manual_seed(1)
     session = DraftSession(drafter, 3, 64)
     for slot in range(3):
-        session.note(
+        session.enqueue(
             slot, torch.randn(5 + slot, 48, generator=draws), torch.randint(VOCAB, (5 + slot,), generator=draws)
         )
     session.absorb(3)

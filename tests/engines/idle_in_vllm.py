@@ -35,7 +35,7 @@ def main(target: str, drafter: str) -> None:
     SpecDecodeBaseProposer.propose, RejectionSamplerV1.forward = (made.__wrapped__ for made in ours)  # type: ignore[attr-defined]
     said["vLLM's"] = _round(llm, "theirs")
     SpecDecodeBaseProposer.propose, RejectionSamplerV1.forward = ours
-    Backlog.take_in = lambda self: self._missed.clear()  # type: ignore[method-assign]
+    Backlog.absorb = lambda self: self._missed.clear()  # type: ignore[method-assign]
     said["never taken in"] = _round(llm, "never")
     print("\n" + json.dumps(said))
 

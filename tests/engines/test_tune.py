@@ -1,6 +1,5 @@
 """`eagle3 tune` on the real engines, as small as it can be: the profile it writes, and what it says."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.serve.sglang import sglang_python
 from eagle3_serving.tune.sglang import read_costs
 from eagle3_serving.tune.traffic import write_prompts
+from tests.json_contract import contract
 
 TOKENS = 24
 
@@ -23,7 +23,7 @@ def tune(
     argv = ["tune", "--engine", engine, "--target", target, "--drafter", drafter, "--out", folder / "p.json"]
     argv += ["--traffic", folder / "traffic.jsonl", "--concurrency", "1,2", "--tokens", TOKENS, "--limit", "2"]
     assert main([*map(str, argv), "--repeats", "1", "--json"]) == 0
-    said: dict[str, object] = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    said: dict[str, object] = contract("tune", capfd.readouterr().out)
     loads = said["loads"]
     assert isinstance(loads, list) and [one["concurrency"] for one in loads] == [1, 2]
     assert all(0.1 < one["speedup"] < 10 and one["plain_tokens_per_second"] > 0 for one in loads)

@@ -15,6 +15,7 @@ from eagle3_serving.eval import embedded
 from eagle3_serving.eval.law import BOUND, DRAWS, PROMPTS, TOKENS, Answers, compare
 from eagle3_serving.tree import Acceptance, accept_greedy, accept_sampled
 from tests.engine.tiny import VOCAB, tiny_engine
+from tests.json_contract import contract
 
 LAWS = [torch.tensor([0.4, 0.2, 0.2, 0.1, 0.1]), torch.tensor([0.9, 0.05, 0.05]), torch.ones(50) / 50]
 
@@ -110,10 +111,10 @@ def rejects_nothing(tokens_BR: Tensor, layout: Any, logits_BRV: Tensor, *rest: A
 
 def test_eval_tells_the_law_of_what_it_measures(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--temperature", "1", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
+    said = contract("eval", capsys.readouterr().out)
     assert said["law"]["p_value"] > BOUND and said["law"]["draws"] == DRAWS * len(PROMPTS) and said["speedup"] > 0
     assert main([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["law"] is None
+    assert contract("eval", capsys.readouterr().out)["law"] is None
 
 
 @pytest.mark.parametrize("wrong", [greedy_acceptance, rejects_nothing])
@@ -131,6 +132,6 @@ def test_eval_shows_no_speed_of_another_law(
     assert "does not sample by the target's law (p = " in error.splitlines()[-1]
     assert "speedup" not in out and "tokens_per_second" not in out
     if json_asked:
-        assert json.loads(out)["law"]["lawful"] is False
+        assert contract("eval", out)["law"]["lawful"] is False
     else:
         assert not out

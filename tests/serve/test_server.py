@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.serve.address import reached_at
 from eagle3_serving.serve.server import HOST, Server, ServerCommand, claim_port, last_lines, log_directory
 
 # Answers /health after starting a child that would outlive it.
@@ -132,6 +133,32 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_a_port_out_of_range_is_named() -> None:
     with pytest.raises(InputError, match="port 70000"):
         claim_port(70000)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("node-1", "http://node-1:80"),
+    ],
+)
+def test_this_machine_reaches_a_server_wherever_it_listens(host: str, url: str) -> None:
+    assert reached_at(host, 80) == url
+
+
+def test_a_server_may_listen_everywhere(tmp_path: Path) -> None:
+    made = ServerCommand(
+        "stand-in", [sys.executable, "-c", GOOD.replace("127.0.0.1", "0.0.0.0"), "{port}"], {}, "0.0.0.0"
+    )
+    with Server(made, tmp_path / "log", quiet=True) as server:
+        assert server.url == f"http://127.0.0.1:{server.port}"
+
+
+def test_a_host_of_another_machine_is_named() -> None:
+    with pytest.raises(InputError, match=r"port 8000 cannot be used at 192\.0\.2\.1 \("):  # an address kept for books
+        claim_port(8000, "192.0.2.1")
 
 
 def test_a_missing_program_is_an_input_error(tmp_path: Path) -> None:

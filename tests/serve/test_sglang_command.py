@@ -43,6 +43,14 @@ def test_the_environment_says_who_serves(model: Path, tmp_path: Path) -> None:
     assert environment["EAGLE3_PROFILE"] == str(tmp_path / "p.json")
 
 
+def test_several_gpus_and_another_host_reach_the_engine(model: Path) -> None:
+    made = sglang_command(SglangOptions(model, host="0.0.0.0", tensor_parallel=2))
+    argv = list(made.argv)
+    assert argv[argv.index("--tensor-parallel-size") + 1] == "2"
+    assert argv[argv.index("--host") + 1] == made.host == "0.0.0.0"
+    assert "--tensor-parallel-size" not in sglang_command(SglangOptions(model)).argv
+
+
 def test_cpu_settings_stay_on_the_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sglang, "on_cpu", lambda: False)
     command = sglang_command(SglangOptions(model))

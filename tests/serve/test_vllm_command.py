@@ -30,6 +30,14 @@ def test_the_drafter_and_k_reach_vllm(model: Path) -> None:
     assert "--enforce-eager" not in argv
 
 
+def test_several_gpus_and_another_host_reach_the_engine(model: Path) -> None:
+    made = vllm_command(VllmOptions(model, host="0.0.0.0", tensor_parallel=2))
+    argv = list(made.argv)
+    assert argv[argv.index("--tensor-parallel-size") + 1] == "2"
+    assert argv[argv.index("--host") + 1] == made.host == "0.0.0.0"
+    assert "--tensor-parallel-size" not in vllm_command(VllmOptions(model)).argv
+
+
 def test_cpu_settings_stay_on_the_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "on_cpu", lambda: True)
     assert vllm.vllm_environment(VllmOptions(model))["VLLM_CPU_KVCACHE_SPACE"] == "1"

@@ -1,6 +1,5 @@
 """`eagle3 show` on the real target and the drafter that ships: what is drawn is what was decoded."""
 
-import json
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +10,7 @@ from eagle3_serving.cli.main import main
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.show.pieces import Pieces
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+from tests.json_contract import contract
 
 PROMPT = "Say <script>alert(1)</script> and count: one two three one two"
 TOKENS = 20
@@ -34,7 +34,7 @@ def told(target_dir: Path, drafter_dir: Path, tmp_path_factory: pytest.TempPathF
         said: list[str] = []
         patch.setattr("builtins.print", lambda text, **_: said.append(text))
         assert main(argv) == 0
-    result: dict[str, Any] = json.loads(said[-1])
+    result: dict[str, Any] = contract("show", said[-1])
     assert sorted(path.name for path in folder.iterdir()) == ["a.html", "a.svg"]
     return result
 

@@ -16,6 +16,7 @@ from eagle3_serving.targets import smollm2
 from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.targets.package_file import PackageFile
 from eagle3_serving.targets.smollm2 import TENSORS_SHA256, WEIGHTS, fetch_target, tensors_sha256
+from tests.json_contract import contract
 
 
 class Conversions:
@@ -123,7 +124,7 @@ def test_the_command_prints_the_directory_last(
     assert main(["fetch-target", "--dir", str(place)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(place)
     assert main(["fetch-target", "--dir", str(place), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["directory"] == str(place)
+    assert contract("fetch-target", capsys.readouterr().out)["directory"] == str(place)
 
 
 def test_a_place_that_is_a_file_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

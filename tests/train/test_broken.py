@@ -18,6 +18,7 @@ from eagle3_serving.train.data import DataReport, read_answers
 from eagle3_serving.train.finish import by_context
 from eagle3_serving.train.job import fit, train
 from eagle3_serving.train.options import TrainJob, TrainOptions
+from tests.json_contract import contract
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from tiny import VOCAB, tiny_target
@@ -220,7 +221,7 @@ def trained_on_a_full_disk(limit: int, command: list[str]) -> subprocess.Complet
     )
 
 
-def test_a_full_disk_loses_nothing(directory: Path, tmp_path: Path) -> None:
+def test_a_full_disk_loses_nothing(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = job(directory, tmp_path, GOOD)
     command = ["train", "--target", str(directory), "--answers", str(made.answers[0]), "--out", str(made.out)]
     command += [
@@ -253,7 +254,12 @@ def test_a_full_disk_loses_nothing(directory: Path, tmp_path: Path) -> None:
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()[-1]) < 400
     # room again: it goes on
-    assert main([*command, "--tokens", "400"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--tokens", "400", "--json"]) == 0
+    drafter = contract("train", capsys.readouterr().out)["drafter"]
+    pair = ["--target", str(directory), "--drafter", drafter]
+    assert main(["calibrate", *pair, "--answers", str(made.answers[0]), "--json"]) == 0
+    assert Path(contract("calibrate", capsys.readouterr().out)["calibration"]).is_file()
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 

@@ -13,10 +13,10 @@ from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.serve.server import ServerCommand
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tune import sglang, vllm
-from eagle3_serving.tune.advice import NO_DRAFT, Advice, spoken
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, shell_line
 from eagle3_serving.tune.child import run_child
 from eagle3_serving.tune.options import TuneOptions
-from eagle3_serving.tune.traffic import OURS, asked
+from eagle3_serving.tune.traffic import OURS, traffic_prompts
 
 TOKENS = 61
 # one token more a step always comes; alone it is free, at 8 it costs all it gains and more
@@ -96,7 +96,7 @@ def test_sglang_takes_the_tree_that_the_plugin_would() -> None:
 
 def test_sglang_is_advised_by_load() -> None:
     gains = sglang.read_gains(METRICS)
-    seen = {1: sglang.Seen([61 / 70], [10.0], [1.0]), 8: sglang.Seen([8 * 61 / 120], [20.0], [1.0])}
+    seen = {1: sglang.Observed([61 / 70], [10.0], [1.0]), 8: sglang.Observed([8 * 61 / 120], [20.0], [1.0])}
     alone, full = (sglang.advise(costs(), gains, seen, load, TOKENS, 1) for load in (1, 8))
     assert alone.tokens_per_second == pytest.approx(61 / (10 + 30 * 1.25))
     assert alone.pays and alone.setting == "tree 3,4,6"
@@ -112,17 +112,17 @@ def test_a_server_that_wrote_no_profile_is_told(tmp_path: Path) -> None:
 
 def test_a_command_is_as_a_person_types_it() -> None:
     argv = ["/x/python", "-m", "vllm.entrypoints.openai.api_server", "--model", "m", "--port", "{port}"]
-    said = spoken(ServerCommand("x", argv, {"EAGLE3_PROFILE": "a b"}), "vllm")
+    said = shell_line(ServerCommand("x", argv, {"EAGLE3_PROFILE": "a b"}), "vllm")
     assert said == "EAGLE3_PROFILE='a b' vllm serve m --port 8000"
     argv = ["/x/python", "-m", "sglang.launch_server", "--model-path", "m", "--port", "{port}"]
-    assert spoken(ServerCommand("x", argv), "sglang") == "python -m sglang.launch_server --model-path m --port 8000"
+    assert shell_line(ServerCommand("x", argv), "sglang") == "python -m sglang.launch_server --model-path m --port 8000"
 
 
 def test_traffic_takes_the_families_in_turn(tmp_path: Path) -> None:
     lines = [{"id": f"{f}{n}", "family": f, "turns": [f"{f}{n}"]} for f in "ab" for n in range(3)]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert asked([tmp_path / "t.jsonl"], 4) == ["a0", "b0", "a1", "b1"]
-    assert asked([], 3) == list(OURS[:3])
+    assert traffic_prompts([tmp_path / "t.jsonl"], 4) == ["a0", "b0", "a1", "b1"]
+    assert traffic_prompts([], 3) == list(OURS[:3])
 
 
 def model(folder: Path) -> Path:

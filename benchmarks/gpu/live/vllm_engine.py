@@ -22,10 +22,10 @@ PARTS = (
     ("model_state", "prepare_attn", "execute_model: prepare_attn"),
     # where the second graph runs these three do not
     ("speculator", "_move", "propose: move KV"),
-    ("speculator", "_take_in", "propose: verified rows"),
+    ("speculator", "_absorb", "propose: verified rows"),
     ("speculator", "_draft", "propose: draft"),
 )
-SETTLE = 3  # steps after a request came before a step counts: an asynchronous step tells of an earlier one
+QUIET_STEPS = 3  # steps after a request came before a step counts: an asynchronous step tells of an earlier one
 DETAIL_STEPS = 24
 PROFILED = 5  # steps
 
@@ -140,7 +140,7 @@ class Engine:
                     del said[output.request_id]
                     quiet = 0
             quiet += 1
-            if decoding and quiet > SETTLE:
+            if decoding and quiet > QUIET_STEPS:
                 done.step_ms.append(seconds * 1e3)
                 if after_step(len(done.step_ms)):
                     engine.abort_request(list(said))

@@ -47,7 +47,7 @@ class Uploading(DraftWorker):
     """As a calibration that makes its table where it is used."""
 
     def _ranked(self, children: Children, depth: int) -> Children:
-        shift_C = torch.tensor([0.0, -0.1, -0.2, -0.3], device=self.told_SB.device)
+        shift_C = torch.tensor([0.0, -0.1, -0.2, -0.3], device=self.expected_SB.device)
         return super()._ranked(children._replace(log_chance_BKC=children.log_chance_BKC + shift_C), depth)
 
 

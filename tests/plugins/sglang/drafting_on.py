@@ -118,6 +118,6 @@ class Drafting:
         parents, chosen, tokens, _ = self.worker.draft_forward(forward_batch)
         # SGLang's runner puts them back inside the graph too
         forward_batch.positions.sub_(shape.steps - 1)
-        told_SB, written_DX = self.worker.told_SB[:, : self.batch], slots_DX[: shape.steps - 1]
+        expected_SB, written_DX = self.worker.expected_SB[:, : self.batch], slots_DX[: shape.steps - 1]
         keys_PH, values_PH = self.model.token_to_kv_pool.get_kv_buffer(0)
-        return parents, chosen, tokens, told_SB, keys_PH[written_DX], values_PH[written_DX]
+        return parents, chosen, tokens, expected_SB, keys_PH[written_DX], values_PH[written_DX]

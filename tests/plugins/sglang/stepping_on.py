@@ -102,7 +102,7 @@ class SglangsWorker:
         self.activate_step_by_batch(size)  # type: ignore[attr-defined]
         shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
         if shape.drafts and not self.served[shape]:  # once: its operations are the same at every step
-            self.drafting[shape].worker.told_SB = self._draft_worker.told_SB
+            self.drafting[shape].worker.expected_SB = self._draft_worker.expected_SB
             self.drafting[shape].draft()
         Event.queue(milliseconds(shape, size))
         self.served[shape] += 1
@@ -123,15 +123,15 @@ def _locations(**given: Any) -> torch.Tensor:
 for name, value in {
     "EAGLEWorkerV2": SglangsWorker,
     "shapes_of": lambda worker, settings: SHAPES,
-    "present_state": lambda worker: state_of(SHAPES[-1]),
+    "current_state": lambda worker: state_of(SHAPES[-1]),
     "build_state": lambda worker, shape, reserve: state_of(shape),
     "free_bytes": lambda worker: None,
     "attention_of_server": lambda worker: (["triton"], 1, False),
-    "all_say": bool,
+    "all_ranks_agree": bool,
     "ranks": lambda: 1,
-    "agreed": lambda shape, shapes: shape,
-    "counts_here": lambda server_args: False,
-    "sessions": lambda worker: 64,
+    "broadcast_choice": lambda shape, shapes: shape,
+    "reports_metrics": lambda server_args: False,
+    "max_requests": lambda worker: 64,
     "about": lambda worker, server_args: {"device": "pretended"},
     "_draft_parallel": lambda worker: nullcontext(),
     "speculative_moe_backend_context": nullcontext,

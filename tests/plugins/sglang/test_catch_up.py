@@ -4,7 +4,7 @@ from eagle3_sglang.catch_up import Backlog
 
 def missed(backlog: Backlog, requests: list[str], step: int) -> None:
     rows = len(requests)
-    backlog.miss(requests, torch.full((rows, 4), float(step)), torch.arange(rows) + 10 * step)
+    backlog.add(requests, torch.full((rows, 4), float(step)), torch.arange(rows) + 10 * step)
 
 
 def test_every_row_is_taken_in_once_where_it_belongs() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from eagle3_sglang.layout import parent_list, told_gains
+from eagle3_sglang.layout import expected_gains, parent_list
 
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree import Children, expand, pool, positions, root_frontier, select, tree_layout, with_root
@@ -60,9 +60,9 @@ def test_the_kernel_builds_the_tree_that_was_selected(steps: int, tokens: int, k
 def test_gains_are_those_of_the_best_nodes_within_the_depth() -> None:
     depths, _ = grown(3)
     shapes = (Shape(0, 4, 1), Shape(1, 4, 3), Shape(3, 4, 6), Shape(5, 4, 12))
-    told_SB = told_gains(depths, shapes)
-    assert told_SB.shape == (4, BATCH)
-    assert torch.equal(told_SB[0], torch.zeros(BATCH)) and torch.equal(told_SB[3], torch.zeros(BATCH))
-    assert torch.allclose(told_SB[1], depths[0].scores_BC.exp().topk(2).values.sum(1))
+    expected_SB = expected_gains(depths, shapes)
+    assert expected_SB.shape == (4, BATCH)
+    assert torch.equal(expected_SB[0], torch.zeros(BATCH)) and torch.equal(expected_SB[3], torch.zeros(BATCH))
+    assert torch.allclose(expected_SB[1], depths[0].scores_BC.exp().topk(2).values.sum(1))
     tree = select(pool(depths), 5)
-    assert torch.allclose(told_SB[2], tree.scores_BN.exp().sum(1))
+    assert torch.allclose(expected_SB[2], tree.scores_BN.exp().sum(1))

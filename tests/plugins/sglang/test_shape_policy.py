@@ -27,10 +27,10 @@ def run(
         chosen.append(shape)
         policy.costs.add(batch, shape, cost * memory_bound(batch, shape))
         if shape.drafts:
-            policy.gains.tell(
+            policy.gains.report_expected(
                 [gain if s.steps <= shape.steps else 0.0 for s, gain in zip(SHAPES, told, strict=True)], shape
             )
-            policy.gains.came(truth * told[SHAPES.index(shape)], shape)
+            policy.gains.report_accepted(truth * told[SHAPES.index(shape)], shape)
     return chosen
 
 
@@ -105,8 +105,8 @@ def test_a_lucky_stretch_of_text_is_no_reason_to_draft() -> None:
                 policy.costs.add(batch, shape, cost if shape.drafts else 1.0)
                 if shape.drafts:
                     told = [gain if s.steps <= shape.steps else 0.0 for s, gain in zip(SHAPES, lucky, strict=True)]
-                    policy.gains.tell(told, shape, batch)
-                    policy.gains.came(lucky[-1], shape)
+                    policy.gains.report_expected(told, shape, batch)
+                    policy.gains.report_accepted(lucky[-1], shape)
                 taken += batch == 2
                 wasted += batch == 2 and shape.drafts
     assert wasted < 0.015 * taken
@@ -133,11 +133,11 @@ def test_no_larger_tree_is_tried_after_a_hopeless_one() -> None:
 
 def test_gains_of_deeper_trees_move_with_those_seen() -> None:
     gains = Gains(SHAPES)
-    gains.tell(TOLD, LARGE)
+    gains.report_expected(TOLD, LARGE)
     for _ in range(60):
-        gains.tell([0.0, 0.3, 0.0, 0.0], SMALL)
-    assert gains.told[SMALL] == pytest.approx(0.3, rel=0.05)
-    assert gains.told[LARGE] == pytest.approx(0.8, rel=0.1)
+        gains.report_expected([0.0, 0.3, 0.0, 0.0], SMALL)
+    assert gains.expected[SMALL] == pytest.approx(0.3, rel=0.05)
+    assert gains.expected[LARGE] == pytest.approx(0.8, rel=0.1)
     assert gains.of(ZERO) == 0.0
 
 
@@ -159,12 +159,12 @@ CHAINS = (Shape(0, 1, 1), Shape.chain(1), Shape.chain(2), Shape.chain(3))
 def test_what_came_of_a_chain_tells_of_the_shorter_ones() -> None:
     gains = Gains(CHAINS)
     for _ in range(40):
-        gains.came_of_chain([3, 1, 0, 2], CHAINS[-1])
+        gains.report_chain([3, 1, 0, 2], CHAINS[-1])
     assert [gains.of(chain) for chain in CHAINS] == pytest.approx([0.0, 0.75, 1.25, 1.5], rel=0.02)
-    gains.came_of_chain([], CHAINS[-1])
-    before = dict(gains.told)
-    gains.came_of_chain([0, 0], CHAINS[0])  # plain decoding tells nothing
-    assert gains.told == before
+    gains.report_chain([], CHAINS[-1])
+    before = dict(gains.expected)
+    gains.report_chain([0, 0], CHAINS[0])  # plain decoding tells nothing
+    assert gains.expected == before
 
 
 @pytest.mark.parametrize(("batch", "chance"), [(1, 0.9), (1, 0.3), (8, 0.9), (32, 0.5), (64, 0.02)])
@@ -184,7 +184,7 @@ def test_the_load_chooses_among_chains(batch: int, chance: float) -> None:
         taken.append(chain)
         costs.add(batch, chain, cost(chain))
         accepted = [next((n for n in range(chain.steps) if draw.random() > chance), chain.steps) for _ in range(batch)]
-        policy.gains.came_of_chain(accepted, chain)
+        policy.gains.report_chain(accepted, chain)
 
     def worth(chain: Shape) -> float:
         return (1 + sum(chance**n for n in range(1, chain.steps + 1))) / cost(chain)

@@ -87,7 +87,7 @@ SHAPE = (3, LEAST_BYTES // 4)
 
 
 def planned(reserve: Reserve, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-    with reserve.state(), reserve.handing():
+    with reserve.state(), reserve.allocating():
         return make()
 
 

@@ -23,7 +23,7 @@ def taught(gains: dict[int, float] = GAINS) -> Choice:
     choice = Choice(SHAPES, COSTS)
     for tokens, gain in gains.items():
         for i in range(4 * TRIES):
-            choice.accepted(tokens, int(gain) + (i % 10 < round(10 * (gain % 1))))
+            choice.report_accepted(tokens, int(gain) + (i % 10 < round(10 * (gain % 1))))
     return choice
 
 
@@ -58,7 +58,7 @@ def test_never_below_the_better_of_plain_and_chain(batch: int) -> None:
 def test_assumed_gains_stand_whatever_is_accepted() -> None:
     choice = Choice(SHAPES, COSTS, GAINS)
     for _ in range(500):
-        choice.accepted(choice.choose(1).tokens, 0)
+        choice.report_accepted(choice.choose(1).tokens, 0)
     assert choice.choose(1) == LARGE and choice.choose(64) == CHAIN
 
 
@@ -68,7 +68,7 @@ def test_every_tree_that_may_pay_is_tried_and_then_judged() -> None:
     for _ in range(200):
         shape = choice.choose(1)
         drafted.append(shape)
-        choice.accepted(shape.tokens, 1)  # one draft, whichever tree
+        choice.report_accepted(shape.tokens, 1)  # one draft, whichever tree
     assert set(drafted[:120]) >= {CHAIN, SMALL, LARGE}
     assert set(drafted[150:]) == {CHAIN}  # the cheapest of those that yield the same
 
@@ -78,7 +78,7 @@ def test_others_are_looked_at_now_and_then_and_come_back() -> None:
     for _ in range(3 * LOOK_EVERY + 50):
         shape = choice.choose(8)
         # the text has changed: the large tree yields no more than a chain, the small one does
-        choice.accepted(shape.tokens, 3 if shape == SMALL else 1)
+        choice.report_accepted(shape.tokens, 3 if shape == SMALL else 1)
     assert choice.choose(8) == SMALL
 
 
@@ -87,14 +87,14 @@ def test_a_tree_in_use_gives_way_only_to_one_that_is_clearly_better() -> None:
     assert choice.choose(1) == choice.choose(1)
     before = choice.choose(1)
     for _ in range(5):
-        choice.accepted(9 if before != SMALL else 4, 2)
+        choice.report_accepted(9 if before != SMALL else 4, 2)
     assert choice.choose(1) == before
 
 
 def test_drafts_of_a_tree_that_was_cut_say_nothing() -> None:
     choice = taught()
     before = {s: choice.gain(s) for s in SHAPES}
-    choice.accepted(13, 0)
+    choice.report_accepted(13, 0)
     assert {s: choice.gain(s) for s in SHAPES} == before
 
 

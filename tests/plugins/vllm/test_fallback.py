@@ -84,7 +84,7 @@ def test_on_a_gpu_mode_auto_is_vllms_own_chain(
         num_speculative_tokens_per_batch_size=None,
     )
     with caplog.at_level(logging.INFO):
-        configure.settle(
+        configure.configure_speculation(
             SimpleNamespace(**WHOLE, speculative_config=speculative), Settings(), logging.getLogger("test")
         )
     assert speculative.num_speculative_tokens == served
@@ -101,7 +101,9 @@ def test_a_config_that_trees_cannot_serve_is_told_why(monkeypatch: pytest.Monkey
         num_speculative_tokens_per_batch_size=None,
     )
     with caplog.at_level(logging.WARNING):
-        configure.settle(SimpleNamespace(speculative_config=speculative), Settings(), logging.getLogger("test"))
+        configure.configure_speculation(
+            SimpleNamespace(speculative_config=speculative), Settings(), logging.getLogger("test")
+        )
     assert speculative.num_speculative_tokens == 3
     assert caplog.messages == ["eagle3: a chain of 3 instead of 16 nodes: LoRA adapters; sliding windows"]
 
@@ -120,7 +122,7 @@ def test_no_more_nodes_are_verified_than_the_largest_tree_has(
     )
     whole: Any = SimpleNamespace(speculative_config=speculative, scheduler_config=SimpleNamespace(max_num_seqs=8))
     with caplog.at_level(logging.INFO):
-        configure.settle(whole, Settings(mode="tree", trees=read_trees(text)), logging.getLogger("test"))
+        configure.configure_speculation(whole, Settings(mode="tree", trees=read_trees(text)), logging.getLogger("test"))
     assert speculative.num_speculative_tokens == served
     assert len(caplog.messages) == (served < 16)
     configure.with_trees.discard(id(speculative))

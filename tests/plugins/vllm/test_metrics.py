@@ -22,7 +22,7 @@ def samples(folder: Path) -> dict[str, float]:
 
 def test_padding_is_not_counted_and_a_request_that_does_not_draft_is_no_draft(tally: Tally, tmp_path: Path) -> None:
     tally.sums[:3] += torch.tensor([1, 2, 2])  # by the kernel that accepts
-    tally.drafted(torch.tensor([[-1, 0, PADDING], [PADDING] * 3]), torch.tensor([True, False]))
+    tally.report_draft(torch.tensor([[-1, 0, PADDING], [PADDING] * 3]), torch.tensor([True, False]))
     tally.write()
     found = samples(tmp_path)
     assert found["vllm:eagle3_verify_passes_total"] == 1
@@ -33,8 +33,8 @@ def test_padding_is_not_counted_and_a_request_that_does_not_draft_is_no_draft(ta
 
 
 def test_workers_add_up_and_fallbacks_have_their_reasons(tally: Tally, tmp_path: Path) -> None:
-    tally.fell_back("request", "grammar")
-    tally.fell_back("request", "grammar")
+    tally.report_fallback("request", "grammar")
+    tally.report_fallback("request", "grammar")
     tally.write()
     (tmp_path / "1.json").write_text((tmp_path / tally.file.name).read_text())  # type: ignore[union-attr]
     assert samples(tmp_path)["vllm:eagle3_fallbacks_totalrequestgrammar"] == 4

@@ -43,7 +43,7 @@ class Speculator(TreeSpeculator):
         self.idx_mapping = self.last_token_indices = torch.zeros(3, dtype=torch.long)
         self.absorbed: Any = SimpleNamespace(prefix_B=torch.ones(3), drafting_B=torch.ones(3))
         self.model_state = self.target_input_buffers = self.block_tables = self.target_attn_groups = None
-        self.kv_cache_config, self.instead = None, None
+        self.kv_cache_config, self.fallback_shape = None, None
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -89,11 +89,11 @@ def test_where_graphs_cannot_be_captured_a_chain_is_drafted(error: Exception, ca
     monkeypatch.setattr(speculator.logger, "propagate", True)
     with caplog.at_level(logging.WARNING):
         one.capture()
-    assert one.instead == Shape.chain(2) and not one.whole_graphs.graphs  # type: ignore[union-attr]
+    assert one.fallback_shape == Shape.chain(2) and not one.whole_graphs.graphs  # type: ignore[union-attr]
     assert len(caplog.messages) == 1 and "\n" not in caplog.text.strip()
     one.whole_graphs, one.settings = Graphs(), Settings()  # type: ignore[assignment]
     one.capture()
-    assert one.instead is None, "the next capture, with memory, went well"
+    assert one.fallback_shape is None, "the next capture, with memory, went well"
 
 
 def test_a_replay_meets_lengths_and_pages_that_are_there() -> None:

@@ -38,14 +38,14 @@ class Speculator(TreeSpeculator):
         self.hidden_BH = self.feedback_BH = torch.zeros(SLOTS, 2, device=DEVICE)
         found = None if graph is None else SimpleNamespace(num_reqs=graph)
         self.draft_graphs: Any = SimpleNamespace(find=lambda *_: found, run_fullgraph=lambda _: None)
-        self.whole_graphs, self.instead = None, None
+        self.whole_graphs, self.fallback_shape = None, None
         self.moved: list[int] = []
         self.batch, self.padded = batch, padded
 
     def _move(self, batch: int) -> None:
         self.moved.append(batch)
 
-    def _take_in(self, tokens: int, features: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    def _absorb(self, tokens: int, features: Any, *args: Any) -> tuple[Tensor, Tensor]:
         ordered = args[2]
         assert self.absorbed.order_T[:ordered].lt(self.batch.tokens).all(), "a row that is none of this pass"
         states = features[0][:, :2]
@@ -100,6 +100,6 @@ def test_past_a_tree_s_nodes_every_token_is_one(nodes: int, instead: Shape | Non
     """vLLM has written -1 where it asked for less before, and an embedding has no such row."""
     batch = uniform_batch(3, 3, NODES + 1, torch.Generator().manual_seed(5))
     speculator = Speculator(batch, batch.tokens, graph=None)
-    speculator.instead = instead
+    speculator.fallback_shape = instead
     assert speculator.drafted(nodes)[:, left:].eq(0).all()
     assert speculator.draft_tokens[3:].eq(-1).all() and speculator.draft_tokens[:, :left].eq(-1).all()
