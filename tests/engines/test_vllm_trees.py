@@ -19,6 +19,7 @@ from eagle3_vllm.schedule import Profile
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 TOGETHER, SPECIAL, ABORTED = range(3)
+OFF, MOST = 1, 2  # of the first round: one that asks for no drafts, one for three a step at most
 WARM, COLD = 0.8, 0.05  # cold: nearly the likeliest token each time
 MANY = {"max_num_seqs": 32, "max_model_len": 128, "max_num_batched_tokens": 512}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -55,8 +56,10 @@ def rounds(target_dir: Path, prompts: tuple[str, ...]) -> list[Round]:
     # the first three want more blocks than there are before they end; the fourth repeats the first
     texts = [long, ids[5], ids[18], long, ids[0], ids[1]]
     lengths = [20, 20, 20, 6, 9, 5]
+    asked = [greedy(n, ignore_eos=True) for n in lengths]
+    asked[OFF]["extra_args"], asked[MOST]["extra_args"] = {"eagle3": "off"}, {"eagle3_draft_tokens": 3}
     return [
-        Round(texts, [greedy(n, ignore_eos=True) for n in lengths]),
+        Round(texts, asked),
         Round(ids[8:12], [greedy(8, **more) for more in SPECIAL_PARAMS]),
         Round(ids[:3], greedy(12, ignore_eos=True), abort={0: 3, 2: 4}),
     ]
@@ -77,6 +80,7 @@ def tree(target_dir: Path, drafter_dir: Path, rounds: list[Round]) -> dict[str, 
         "num_gpu_blocks_override": 13,
         "enable_prefix_caching": True,
         "max_model_len": 320,
+        "per_request_spec_decode_metrics": "detailed",  # vLLM's own fields, which clients read
     }
     return run(Job(target_dir, rounds, drafter_dir, nodes=16, engine=engine))
 
@@ -87,6 +91,15 @@ def test_requests_that_join_leave_are_preempted_share_a_prefix_and_come_in_chunk
     assert tree["rounds"][TOGETHER]["tokens"] == plain["rounds"][TOGETHER]["tokens"]
     assert tree["metrics"]["vllm:num_preemptions"] > 0
     assert tree["metrics"]["vllm:prefix_cache_hits"] > 0
+
+
+def test_a_request_that_asks_for_no_drafts_gets_none_among_others_that_do(tree: dict[str, Any]) -> None:
+    """Its tokens are plain decoding's all the same, as the round's are."""
+    drafted, accepted = tree["rounds"][TOGETHER]["drafted"], tree["rounds"][TOGETHER]["accepted"]
+    assert not drafted[OFF]
+    assert set(drafted[MOST]) == {3} and sum(accepted[MOST]) > 0
+    assert max(drafted[0]) == 16
+    assert tree["metrics"]["vllm:eagle3_gated_steps{reason=request}{rows=own}"] >= 20
 
 
 @pytest.mark.parametrize("place", range(len(SPECIAL_PARAMS)), ids=["logprobs", "penalties", "grammar", "logit bias"])
