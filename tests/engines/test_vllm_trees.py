@@ -4,12 +4,15 @@ One engine a tree size, in a process of its own, through Triton's interpreter. T
 `benchmarks/vllm_trees.py`.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.vllm_engine import Job, Round, run
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.eval.law import PROMPTS, compare
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
@@ -154,10 +157,37 @@ def test_the_tree_changes_with_the_load_and_no_token_does(
     assert sum(accepted) > 0 and sum(accepted) + len(accepted) < lengths[0] - 1
 
 
+WINDOW = 32  # tokens
+
+
+@pytest.fixture(scope="module")
+def windowed(drafter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drafter, looking back a window."""
+    folder = tmp_path_factory.mktemp("windowed") / "drafter"
+    shutil.copytree(drafter_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"sliding_window": WINDOW, "layer_types": ["sliding_attention"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def long_text(target_dir: Path, prompts: tuple[str, ...]) -> Round:
+    """Of some windows, and enough drafts that a drafter without one accepts other numbers."""
+    ids = chat_ids(load_tokenizer(target_dir), " ".join(prompts[8:12]))
+    assert len(ids) > 2 * WINDOW
+    return Round([ids], greedy(20, ignore_eos=True))
+
+
+def accepted_by_the_embedded_engine(target: Path, drafter: Path, asked: Round, **shape: Any) -> list[int]:
+    engine = EmbeddedEngine.load(target, drafter)
+    return list(engine.generate(asked.prompts[0], DecodeOptions(20, eos_ids=(), **shape)).accepted)
+
+
 def test_a_seed_gives_the_same_samples_with_and_without_trees(
-    target_dir: Path, drafter_dir: Path, plain: dict[str, Any]
+    target_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
 ) -> None:
-    """At every temperature: acceptance draws at each row what plain decoding would draw there."""
+    """At every temperature: acceptance draws at each row what plain decoding would draw there. A drafter with a window
+    drafts what it drafts on the embedded engine, on a text longer than that."""
     tokenizer = load_tokenizer(target_dir)
     texts = [chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.")]
     filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05})
@@ -165,19 +195,31 @@ def test_a_seed_gives_the_same_samples_with_and_without_trees(
     seeded = Round(texts, params)
     # drawn by the kernels that a GPU would run
     settings = {"EAGLE3_TREE_TOP_K": "4", "EAGLE3_KERNELS": "1"}
-    expected, said = (
-        run(Job(target_dir, asked, drafter_dir, nodes, engine=MANY, settings=settings))
-        for nodes, asked in ((0, [seeded]), (5, [seeded, spread(target_dir, WARM)]))
-    )
+    long = long_text(target_dir, prompts)
+    engine = {**MANY, "per_request_spec_decode_metrics": "detailed"}
+    expected = run(Job(target_dir, [seeded], engine=MANY, settings=settings))
+    asked = [seeded, long, spread(target_dir, WARM)]
+    said = run(Job(target_dir, asked, windowed, 5, engine=engine, settings=settings))
     assert said["rounds"][0]["tokens"] == expected["rounds"][0]["tokens"]
     assert said["metrics"]["vllm:eagle3_tokens_accepted"] > 0
+    drafted = said["rounds"][1]["accepted"][0]
+    tree = {"mode": "tree", "nodes": 5, "depth": 5, "top_k": 4}
+    assert drafted[:-1] == accepted_by_the_embedded_engine(target_dir, windowed, long, **tree)[:-1]
     assert_plain_decodings_law(said, plain)
 
 
-def test_a_chain_of_vllms_own_keeps_the_law(target_dir: Path, drafter_dir: Path, plain: dict[str, Any]) -> None:
-    """What serves where trees cannot: vLLM's chain and its rejection, over our drafter."""
-    said = run(
-        Job(target_dir, [spread(target_dir, WARM)], drafter_dir, 2, engine=MANY, settings={"EAGLE3_MODE": "chain"})
+def test_a_chain_of_vllms_own_keeps_the_law(
+    target_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
+) -> None:
+    """What serves where trees cannot: vLLM's chain and its rejection, over our drafter, whose window holds there too."""
+    long = long_text(target_dir, prompts)
+    engine = {**MANY, "per_request_spec_decode_metrics": "detailed"}
+    asked = [long, spread(target_dir, WARM)]
+    said = run(Job(target_dir, asked, windowed, 2, engine=engine, settings={"EAGLE3_MODE": "chain"}))
+    chain = {"mode": "chain", "k": 2}
+    assert (
+        said["rounds"][0]["accepted"][0][:-1]
+        == accepted_by_the_embedded_engine(target_dir, windowed, long, **chain)[:-1]
     )
     assert_plain_decodings_law(said, plain)
     assert said["metrics"]["vllm:spec_decode_num_accepted_tokens"] > 0
