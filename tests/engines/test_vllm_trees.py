@@ -184,7 +184,7 @@ def accepted_by_the_embedded_engine(target: Path, drafter: Path, asked: Round, *
 
 
 def test_a_seed_gives_the_same_samples_with_and_without_trees(
-    target_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
+    target_dir: Path, drafter_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
 ) -> None:
     """At every temperature: acceptance draws at each row what plain decoding would draw there. A drafter with a window
     drafts what it drafts on the embedded engine, on a text longer than that."""
@@ -205,6 +205,7 @@ def test_a_seed_gives_the_same_samples_with_and_without_trees(
     drafted = said["rounds"][1]["accepted"][0]
     tree = {"mode": "tree", "nodes": 5, "depth": 5, "top_k": 4}
     assert drafted[:-1] == accepted_by_the_embedded_engine(target_dir, windowed, long, **tree)[:-1]
+    assert drafted[:-1] != accepted_by_the_embedded_engine(target_dir, drafter_dir, long, **tree)[: len(drafted) - 1]
     assert_plain_decodings_law(said, plain)
 
 
