@@ -101,7 +101,8 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
 
         stand_in()
     llm = LLM(**job["engine"])
-    pool = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    pool = scheduler.kv_cache_manager.block_pool
     before = pool.get_num_free_blocks()
     rounds = [_round(llm, part, SamplingParams) for part in job["rounds"]]
     if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
@@ -109,6 +110,8 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
 
         for trees in (getattr(model_runner, "eagle3_trees", None) or {}).values():
             trees.tally.write()  # the last second's counts too
+    if (gating := getattr(scheduler, "eagle3_gating", None)) is not None:
+        gating.tally.write()
     metrics: dict[str, Any] = {}
     for metric in llm.get_metrics():
         labels = {k: v for k, v in metric.labels.items() if k not in ("engine", "model_name")}

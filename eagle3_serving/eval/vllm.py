@@ -15,6 +15,7 @@ from eagle3_serving.eval.rounds import Round, summarise
 from eagle3_serving.serve.client import Answer, ChatClient
 from eagle3_serving.serve.side_by_side import side_by_side
 from eagle3_serving.serve.vllm import VllmOptions
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 
 def run_vllm(options: EvalOptions) -> EvalReport:
@@ -27,6 +28,7 @@ def run_vllm(options: EvalOptions) -> EvalReport:
     """
     server = server_of(options)
     families = by_family(read_prompts(options.prompts, options.limit))
+    server = replace(server, max_model_len=room_for(options, families))
     with side_by_side(server, "eval") as (plain, spec):
         if options.mode == "tree" and not spec.tree_passes():
             raise CheckError(
@@ -39,7 +41,14 @@ def run_vllm(options: EvalOptions) -> EvalReport:
 
 def server_of(options: EvalOptions) -> VllmOptions:
     """The server with the drafter. Raises InputError for a mode that vLLM has not."""
-    server = VllmOptions(options.target, options.drafter, options.k, options.dtype, max_num_seqs=max(16, options.batch))
+    server = VllmOptions(
+        options.target,
+        options.drafter,
+        options.k,
+        options.dtype,
+        max_num_seqs=max(16, options.batch),
+        told_by_step=True,
+    )
     match options.mode:
         case "chain":
             return replace(server, only_chain=True)
@@ -50,6 +59,15 @@ def server_of(options: EvalOptions) -> VllmOptions:
         case "auto":
             raise InputError("--mode auto on vLLM needs --profile: eagle3 tune writes one")
     raise InputError("--mode plain has nothing to compare on vLLM: use --mode chain, tree or auto")
+
+
+def room_for(options: EvalOptions, families: dict[str, list[Prompt]]) -> int:
+    """Tokens of the longest text, if it is longer than what a server takes by itself; the target's most."""
+    if max(len(prompt.turns[0]) for family in families.values() for prompt in family) < VllmOptions.max_model_len:
+        return VllmOptions.max_model_len  # no more tokens than characters
+    tokenizer = load_tokenizer(options.target)
+    longest = max(len(chat_ids(tokenizer, prompt.turns[0])) for family in families.values() for prompt in family)
+    return max(VllmOptions.max_model_len, longest + options.max_tokens)
 
 
 def measure(
@@ -68,6 +86,8 @@ def measure(
                 for batch in _batches([prompt.turns[0] for prompt in prompts], options.batch):
                     (said, said_s), (drafted, drafted_s) = _both(options, batch, plain, spec, plain_first)
                     current.add([a.token_ids for a in said], said_s, [a.token_ids for a in drafted], drafted_s)
+                    for answer in drafted if options.mode in ("chain", "tree") else ():  # there every step verifies
+                        current.place(answer.prompt_tokens + 1, answer.accepted)
                     plain_first = not plain_first
                     progress.advance(bar, len(batch))
                 current.counters = spec.counters() - before

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import openai
@@ -22,7 +22,8 @@ _POSITION = re.compile(r'position="(\d+)"')
 @dataclass(frozen=True)
 class Answer:
     """One streamed answer. Times in seconds from sending the request; `first_token_s` covers the prefill. `counters`: its
-    own speculation, where the engine tells it of each request."""
+    own speculation, where the engine tells it of each request; `accepted`: draft tokens accepted by each of its verify
+    passes in order, where it tells that, behind a prompt of `prompt_tokens`."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -30,6 +31,8 @@ class Answer:
     total_s: float
     finish_reason: str
     counters: SpecCounters = field(default_factory=SpecCounters)
+    prompt_tokens: int = 0
+    accepted: tuple[int, ...] = ()
 
 
 def parse_counters(metrics: str) -> SpecCounters:
@@ -49,6 +52,12 @@ def parse_counters(metrics: str) -> SpecCounters:
         totals.get("accepted_tokens", 0),
         tuple(positions[index] for index in sorted(positions)),
     )
+
+
+def _accepted(metrics: Any) -> tuple[int, ...]:
+    """By step, of a server under `--per-request-spec-decode-metrics detailed`."""
+    told = metrics.get("speculative_decoding") if isinstance(metrics, dict) else None
+    return tuple(told.get("per_step_accepted") or ()) if isinstance(told, dict) else ()
 
 
 class ChatClient:
@@ -79,6 +88,8 @@ class ChatClient:
         token_ids: list[int] = []
         first_token_s = 0.0
         finish_reason = ""
+        prompt_tokens = 0
+        accepted: tuple[int, ...] = ()
         started = time.perf_counter()
         try:
             stream = self._openai.chat.completions.create(
@@ -87,10 +98,13 @@ class ChatClient:
                 max_tokens=max_tokens,
                 temperature=temperature,
                 stream=True,
+                stream_options={"include_usage": True},
                 extra_body={"return_token_ids": True, "ignore_eos": not natural_end},
             )
             for chunk in stream:
-                if not chunk.choices:
+                if not chunk.choices:  # the last one, of the whole answer
+                    prompt_tokens = chunk.usage.prompt_tokens if chunk.usage else 0
+                    accepted = _accepted(getattr(chunk, "metrics", None))
                     continue
                 choice = chunk.choices[0]
                 new_ids: list[int] = getattr(choice, "token_ids", None) or []
@@ -107,7 +121,15 @@ class ChatClient:
         if not token_ids:
             raise CheckError(f"the server at {self.url} returned no token ids: it must know return_token_ids")
         total_s = time.perf_counter() - started
-        return Answer("".join(text), tuple(token_ids), first_token_s, total_s, finish_reason)
+        return Answer(
+            "".join(text),
+            tuple(token_ids),
+            first_token_s,
+            total_s,
+            finish_reason,
+            prompt_tokens=prompt_tokens,
+            accepted=accepted,
+        )
 
     def ask_all(
         self,

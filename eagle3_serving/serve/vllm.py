@@ -26,7 +26,8 @@ class VllmOptions:
     """One server. `drafter` None is plain decoding; `k` is the number of draft tokens a step: a chain's, or the nodes of a
     tree of at most `depth` with `top_k` children a node (None: the plugin's own). `plugin` False leaves drafting to vLLM's
     own EAGLE-3, `only_chain` lets it draft no trees. `parallel`: the drafter drafts all tokens in one pass (P-EAGLE; with
-    `plugin` False: vLLM's own code does that). `simulate`: vLLM's synthetic acceptance, this rate a depth."""
+    `plugin` False: vLLM's own code does that). `simulate`: vLLM's synthetic acceptance, this rate a depth. `told_by_step`:
+    answers say what was accepted in each step."""
 
     target: Path
     drafter: Path | None = None
@@ -46,6 +47,7 @@ class VllmOptions:
     top_k: int | None = None
     host: str = HOST
     tensor_parallel: int = 1  # GPUs that share the target
+    told_by_step: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -73,6 +75,8 @@ def vllm_command(options: VllmOptions) -> ServerCommand:
             rates = [options.simulate ** (place + 1) for place in range(options.k)]
             speculative |= {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": rates}
         argv += ["--speculative-config", json.dumps(speculative)]
+        if options.told_by_step:
+            argv += ["--per-request-spec-decode-metrics", "detailed"]
         name = f"vLLM (EAGLE-3{'' if options.plugin else ' of its own'}, k={options.k})"
     return ServerCommand(name, [*argv, *options.extra], vllm_environment(options), options.host)
 

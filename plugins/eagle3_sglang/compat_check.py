@@ -29,6 +29,7 @@ HOOKED = (
     ),
     Name("sglang.srt.arg_groups.speculative_hook", "_auto_choose_speculative_params", ("server_args", "model_arch")),
     Name("sglang.srt.server_args", "ServerArgs.resolve_once"),
+    Name("sglang.srt.sampling.sampling_params", "SamplingParams.verify", ("vocab_size",)),
 )
 NAMES = (
     *HOOKED,

@@ -15,6 +15,7 @@ from eagle3_serving.serve.shape import TREES
 from eagle3_sglang.backends import chains_alone, tree_problem
 from eagle3_sglang.compat_check import HOOKED, attention_of, name_problem, version_problem
 from eagle3_sglang.fallback import fall_back, stop
+from eagle3_sglang.gates import verify
 from eagle3_sglang.settings import (
     DEFAULT_CHAINS,
     DEFAULT_TREES,
@@ -45,6 +46,7 @@ def register_hooks() -> str:
         f"{_ARGUMENTS}._auto_choose_speculative_params": choose_trees,
         f"{_ALGORITHM}.resolve_max_speculative_num_draft_tokens": reserve,
         f"{_ALGORITHM}.create_worker": create_worker,
+        "sglang.srt.sampling.sampling_params.SamplingParams.verify": verify,
     }
     # SGLang puts them in place one by one, whatever becomes of the others
     if problem := name_problem(HOOKED):

@@ -1,6 +1,6 @@
 """Counters in SGLang's own Prometheus endpoint: passes by tree, verified nodes, accepted tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagle3_serving.serve.shape import Shape
@@ -26,6 +26,9 @@ class Metrics:
             "Tokens a pass gives a request, the bonus token included, lately",
             multiprocess_mode="mostrecent",
         )
+        self.gated: Any = Counter(
+            "eagle3:gated_steps", "Requests' steps that a gate closed, by what became of their rows", ("reason", "rows")
+        )
         self.lately = 0.0
 
     @classmethod
@@ -33,6 +36,11 @@ class Metrics:
         if wanted and cls._made is None:
             cls._made = cls()
         return cls._made if wanted else None
+
+    def closed(self, steps: Mapping[tuple[str, str], int]) -> None:
+        """Requests' steps by (reason, rows)."""
+        for labels, count in steps.items():
+            self.gated.labels(*labels).inc(count)
 
     def verified(self, shape: Shape, accepted: Sequence[int]) -> None:
         """One pass: drafts accepted of each request."""

@@ -12,10 +12,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.serve.gates import Gates
 from eagle3_serving.serve.sglang import CHECK, CHOICE, GRAPH_GB, GRAPH_SECONDS, PROFILE, SWITCH
 from eagle3_serving.serve.shape import TREES, Shape, parse_trees
 
@@ -36,6 +37,7 @@ class Settings:
     choice: str = ""  # "cycle", for tests: every step takes the next tree; "survey", for tuning: some steps of each
     graph_gb: float = 8.0  # bounds of what capturing the trees' graphs takes at start
     graph_seconds: float = 180.0
+    gates: Gates = field(default_factory=Gates)
 
 
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -49,6 +51,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         choice=_choice(environment),
         graph_gb=_number(environment, GRAPH_GB, Settings.graph_gb),
         graph_seconds=_number(environment, GRAPH_SECONDS, Settings.graph_seconds),
+        gates=_gates(environment),
     )
 
 
@@ -65,6 +68,13 @@ def read_trees(text: str) -> tuple[Shape, ...]:
 
 def largest(shapes: Sequence[Shape]) -> Shape:
     return max(shapes, key=lambda shape: (shape.tokens, shape.steps))
+
+
+def _gates(environment: Mapping[str, str]) -> Gates:
+    try:
+        return Gates.read(environment)
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 def _number(environment: Mapping[str, str], name: str, default: float) -> float:

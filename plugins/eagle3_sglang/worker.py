@@ -19,6 +19,7 @@ from eagle3_sglang.catch_up import Backlog, absorb
 from eagle3_sglang.costs import StepCosts, measured_with
 from eagle3_sglang.draft import DraftWorker
 from eagle3_sglang.fallback import fall_back, stop
+from eagle3_sglang.gates import BatchGates, within
 from eagle3_sglang.host import StepClock, timed
 from eagle3_sglang.metrics import Metrics
 from eagle3_sglang.policy import Cycle, ShapePolicy, Survey
@@ -71,7 +72,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self._caught_up = self._has_penalties = False
         self._cold = False  # the draft has not seen the last tokens
         self._clock = StepClock(torch.device(self.device))
-        self._in_flight: deque[Shape] = deque()  # trees whose acceptance has not reached the host
+        # trees whose acceptance has not reached the host, and the requests they were drafted for
+        self._in_flight: deque[tuple[Shape, list[Any]]] = deque()
         self._saved = time.monotonic()
         self._server_args = server_args
         self._batch: Any = None  # the one in hand
@@ -105,6 +107,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         )
         self.states = {**built.states, self.shape: given}
         self.shapes = tuple(shape for shape in self.shapes if shape in self.states)
+        # tests and surveys take every tree
+        self.gates = BatchGates(self.settings.gates.settled(plain_steps=not self.settings.choice))
         say = log.warning if built.left_out else log.info
         say("eagle3: beside %s, which SGLang built: %s", self.shape, built.line())
         # what is captured tells of all trees that were wanted
@@ -148,7 +152,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         self._measure(size, compat.after_a_gap(batch))
         result = super().forward_batch_generation(batch, *args, **kwargs)
         if size:
-            self._in_flight.append(self.shape)
+            self._in_flight.append((self.shape, list(batch.reqs)))
             if self.shape.drafts and self.topk > 1:
                 self.transfer.enqueue(size, self.shape)
             # a step that let the draft catch up costs more than one that drafts nothing
@@ -169,11 +173,12 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
         if not self.states or batch_size == 0:
             return
         # SGLang counts a penalty once a step, so that more than one token a step changes the text
-        shape = (
-            self.nothing
-            if self._has_penalties
-            else compat.broadcast_choice(self.chooser.choose(batch_size), self.shapes)
-        )
+        most = 0 if self._has_penalties else self.gates.most(self._batch.reqs)
+        shape = self.nothing
+        if most != 0:
+            shape = within(
+                compat.broadcast_choice(self.chooser.choose(batch_size), self.shapes), most, self.shapes, shape
+            )
         catch_up = self._cold and shape.drafts
         if catch_up:
             shape = self.nothing
@@ -190,7 +195,9 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
         """Acceptance reaches the host with the tokens themselves, a step later where steps overlap."""
-        shape = self._in_flight.popleft() if self._in_flight else self.shape
+        shape, asking = self._in_flight.popleft() if self._in_flight else (self.shape, [])
+        if shape.drafts and len(asking) == len(num_correct_drafts_per_req):
+            self.gates.verified(asking, num_correct_drafts_per_req)
         for expected, drafted, requests in self.transfer.arrivals():
             self.policy.gains.report_expected(expected, drafted, requests)
         if num_correct_drafts_per_req:
@@ -202,6 +209,7 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
                 )
             if self.metrics is not None:
                 self.metrics.verified(shape, num_correct_drafts_per_req)
+                self.metrics.closed(self.gates.take())
 
     # ---- costs
 

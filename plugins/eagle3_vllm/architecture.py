@@ -18,10 +18,11 @@ from eagle3_serving.checkpoint.load import load_drafter
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.errors import InputError
-from eagle3_vllm.compat import Attention, Eagle3LlamaForCausalLM, LogitsProcessor, VllmConfig, init_logger, own_drafter
+from eagle3_vllm.compat import Eagle3LlamaForCausalLM, LogitsProcessor, VllmConfig, init_logger, own_drafter
 from eagle3_vllm.fp8 import fp8_reasons, keep_in_fp8
 from eagle3_vllm.layers import VllmLayers, copy_weights, linear_layers
 from eagle3_vllm.settings import Settings
+from eagle3_vllm.window import DraftAttention, length_line, window_of
 
 logger = init_logger("vllm.eagle3")
 
@@ -63,13 +64,17 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
         self.has_own_lm_head = bool(weight_of(source.lm_head).any())
         self.has_own_embed_tokens = config.own_embedding
         ranks = vllm_config.parallel_config.tensor_parallel_size
+        self.window = window_of(config, vllm_config)
+        if line := length_line(config, self.window, target.max_model_len):
+            logger.warning("eagle3: %s", line)
         self.attention = nn.ModuleList(
-            Attention(
+            DraftAttention(
                 config.num_attention_heads // ranks,
                 config.head_dim,
                 config.head_dim**-0.5,
                 num_kv_heads=config.num_key_value_heads // ranks,
                 cache_config=vllm_config.cache_config,
+                per_layer_sliding_window=self.window,
                 # vLLM takes the layer's number out of the name, and no two layers may share one
                 prefix=f"eagle3.layers.{layers + i}.self_attn.attn",
             )

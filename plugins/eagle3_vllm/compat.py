@@ -193,6 +193,14 @@ BOTH_RUNNERS = (
         RejectionSamplerV1.forward,
         ("self", "metadata", "draft_probs", "logits", "sampling_metadata"),
     ),
+    Signature("Scheduler.__init__", Scheduler.__init__, ("self", "vllm_config")),
+    Signature("Scheduler.schedule", Scheduler.schedule, ("self",)),
+    Signature("update_draft_token_ids", Scheduler.update_draft_token_ids, ("self", "draft_token_ids")),
+    Signature(
+        "make_spec_decoding_stats",
+        Scheduler.make_spec_decoding_stats,
+        _words("self spec_decoding_stats num_draft_tokens num_accepted_tokens num_invalid_spec_tokens request_id"),
+    ),
     Signature(
         "do_kv_cache_update",
         CPUAttentionBackendImpl.do_kv_cache_update,
@@ -282,12 +290,6 @@ TREES = (
             "self logits expanded_idx_mapping idx_mapping idx_mapping_np pos input_ids expanded_local_pos "
             "seq_lens_upper_bound_np return_logprobs"
         ),
-    ),
-    Signature("Scheduler.__init__", Scheduler.__init__, ("self", "vllm_config")),
-    Signature(
-        "make_spec_decoding_stats",
-        Scheduler.make_spec_decoding_stats,
-        ("self", "spec_decoding_stats", "num_draft_tokens", "num_accepted_tokens"),
     ),
     Signature("DraftTokensHandler", DraftTokensHandler.__init__, ("self", "device")),
     Signature("set_draft_tokens", DraftTokensHandler.set_draft_tokens, ("self", "input_batch", "draft_tokens")),

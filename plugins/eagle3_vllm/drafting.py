@@ -57,11 +57,11 @@ class DraftRows:
     def __init__(self, model: Eagle3ServingForCausalLM, start: Start, rows: int) -> None:
         self.model, self.rows = model, rows
         self.prefixes: list[Prefix] = [
-            prefix_of(layer, table_BN, start.prefix_B, start.longest)
+            prefix_of(layer, table_BN, start.prefix_B, start.longest, model.window)
             for layer, table_BN in zip(model.attention, start.tables, strict=True)
         ]
         self.tails: list[tuple[Tensor, Tensor] | None] = [None] * len(self.prefixes)
-        self.size = 0
+        self.size = self.steps = 0
 
     def step(
         self, tokens_BK: Tensor, state_BKH: Tensor, position_BK: Tensor, mask_BKS: Tensor
@@ -76,10 +76,10 @@ class DraftRows:
                 tail = self.tails[layer] = k_BKXD.new_empty(shape), v_BKXD.new_empty(shape)
             for kept, new in zip(tail, (k_BKXD, v_BKXD), strict=True):
                 kept[:, self.size : end] = new
-            return self.prefixes[layer].attend(q_BKAD, tail[0][:, :end], tail[1][:, :end], mask_BKS)
+            return self.prefixes[layer].attend(q_BKAD, tail[0][:, :end], tail[1][:, :end], mask_BKS, self.steps)
 
         step = self.model.model.step(tokens_BK, state_BKH, position_BK, attend_over)
-        self.size = end
+        self.size, self.steps = end, self.steps + 1
         logits_TV = self.model.draft_logits(step.hidden_BLH.flatten(0, 1))
         return logits_TV.unflatten(0, tokens_BK.shape), step.feedback_BLH
 

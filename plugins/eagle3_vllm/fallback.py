@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from eagle3_serving.notice import in_a_line
+from eagle3_serving.serve.gates import FIELDS, Asked
 from eagle3_vllm.compat import VllmConfig, cpu_attn, current_platform
 from eagle3_vllm.settings import Settings
 
@@ -114,6 +115,8 @@ def chain_reason(params: Any) -> str | None:
         "bad_words": bool(params.bad_words),
         "min_tokens": bool(params.min_tokens),
         "thinking_budget": getattr(params, "thinking_token_budget", None) is not None,
-        "logits_processor": bool(params.extra_args),
+        "logits_processor": bool(set(params.extra_args or ()) - FIELDS),
+        # the first few nodes of a tree are its top: of its likeliest path they are the likeliest
+        "most_draft_tokens": Asked.heard(params.extra_args).most is not None,
     }
     return next((name for name, there in checks.items() if there), None)

@@ -12,6 +12,7 @@ same for one process and for many, and no message of vLLM's is changed.
 | `vllm:eagle3_accepted_length` | tokens a verify pass has yielded on average, bonus included |
 | `vllm:eagle3_drafts_total`, `vllm:eagle3_nodes_budgeted_total` | drafts, and nodes chosen to be verified: the budget |
 | `vllm:eagle3_fallbacks_total{scope,reason}` | requests drafted a chain, servers without trees, by reason |
+| `vllm:eagle3_gated_steps_total{reason,rows}` | requests' steps whose gate was closed (`gates`): with one row of their own, or kept among the others' |
 """
 
 import atexit
@@ -114,6 +115,21 @@ class TreeCollector:
         for key, count in sorted(fallbacks.items()):
             family.add_metric(key.split(" ", 1), count)
         yield family
+        gated = CounterMetricFamily(
+            "vllm:eagle3_gated_steps", "Requests' steps that a gate closed.", labels=["reason", "rows"]
+        )
+        for key, count in sorted(read_closed(self.folder).items()):
+            gated.add_metric(key.split(" "), count)
+        yield gated
+
+
+def read_closed(folder: Path) -> Counter[str]:
+    """Requests' steps that gates closed, by "reason rows"."""
+    closed: Counter[str] = Counter()
+    for file in sorted(folder.glob("*-gates.json")):
+        with suppress(OSError, ValueError):
+            closed.update(json.loads(file.read_text())["closed"])
+    return closed
 
 
 def read_sums(folder: Path) -> tuple[Counter[str], Counter[str]]:

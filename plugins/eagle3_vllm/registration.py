@@ -43,6 +43,7 @@ def register_all(logger: Logger) -> str:
         return "; ".join(problems)
     for name in NEEDED:
         import_module(f"eagle3_vllm.{name}")
+    from eagle3_vllm.gates import register_gates
     from eagle3_vllm.idle import register_idle
     from eagle3_vllm.rejection_v1 import register_sampling
 
@@ -59,6 +60,7 @@ def register_all(logger: Logger) -> str:
         register_idle(patches)
         _register_backends(patches)
         register_choice(patches, settings, logger)
+        register_gates(patches, settings)
         _register_trees(patches, settings, logger)
         open_folder()
     return ""
@@ -97,6 +99,7 @@ def _register_architecture(patches: Patches) -> None:
 def _register_configuration(patches: Patches, settings: Settings, logger: Logger) -> None:
     from eagle3_vllm import compat
     from eagle3_vllm.configure import configure_speculation, require_right, with_trees
+    from eagle3_vllm.gates import check as check_gates
 
     made = compat.VllmConfig.__post_init__
 
@@ -113,6 +116,7 @@ def _register_configuration(patches: Patches, settings: Settings, logger: Logger
     refuse = compat.SamplingParams._validate_spec_decode
 
     def validate(self: Any, speculative_config: Any) -> None:
+        check_gates(self)
         # vLLM's chain cannot do min-p and logit bias; our acceptance goes through plain decoding's sampler, which can
         if id(speculative_config) not in with_trees:
             refuse(self, speculative_config)

@@ -15,6 +15,7 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 | `EAGLE3_KERNELS` | by device | trees are drawn by Triton kernels (`1`, on a GPU) or by PyTorch's operations (`0`) |
 | `EAGLE3_PROFILE` | none | a file that `eagle3 tune` writes: how many draft tokens pay at each batch size, none included |
 | `EAGLE3_ASSUMED_GAINS` | none | for benchmarks of models without weights: accepted drafts a step by a tree's tokens, `4:1.9;17:3.4`, in the place of what is accepted |
+| `EAGLE3_GATE_CONTEXT`, `_TEMPERATURE`, `_GRAMMAR`, `_ACCEPTED` | see there | requests for which nothing is drafted: `eagle3_serving.serve.gates` |
 | `EAGLE3_FALLBACK_TOKENS` | `3` | draft tokens of a chain that serves in the place of a tree of more than 8 nodes |
 
 `num_speculative_tokens` in `--speculative-config` is the number of nodes a request may have verified a step.
@@ -22,11 +23,12 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from eagle3_serving.errors import InputError
+from eagle3_serving.serve.gates import Gates
 from eagle3_serving.serve.shape import TREES, Shape, parse_trees
 
 Mode = Literal["auto", "tree", "chain", "vllm"]
@@ -46,6 +48,7 @@ class Settings:
     kernels: Literal["", "0", "1"] = ""
     assumed_gains: tuple[tuple[int, float], ...] = ()
     drafter_weights: Literal["auto", "fp8"] = "auto"
+    gates: Gates = field(default_factory=Gates)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -79,6 +82,7 @@ class Settings:
             kernels=kernels,  # type: ignore[arg-type]
             assumed_gains=_gains(said.get("EAGLE3_ASSUMED_GAINS", "")),
             drafter_weights=weights,  # type: ignore[arg-type]
+            gates=Gates.read(said),
         )
 
 

@@ -2,7 +2,8 @@
 
     python tests/engines/idle_in_vllm.py TARGET DRAFTER
 
-Rounds: the plugin's idle steps, vLLM's own (the whole drafter runs), and idle steps whose rows are never taken in.
+Rounds: the plugin's idle steps, vLLM's own (the whole drafter runs), and idle steps whose rows are never taken in. Before
+them those of `gates_in_vllm`, since an engine takes seconds to start.
 """
 
 import json
@@ -30,6 +31,9 @@ def main(target: str, drafter: str) -> None:
         target, dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=4, enable_prefix_caching=False,
         disable_log_stats=False, speculative_config=speculative,
     )  # fmt: skip
+    from gates_in_vllm import rounds
+
+    gates = rounds(llm, PROMPTS)
     said = {"ours": _round(llm, "ours")}
     ours = SpecDecodeBaseProposer.propose, RejectionSamplerV1.forward
     SpecDecodeBaseProposer.propose, RejectionSamplerV1.forward = (made.__wrapped__ for made in ours)  # type: ignore[attr-defined]
@@ -37,7 +41,7 @@ def main(target: str, drafter: str) -> None:
     SpecDecodeBaseProposer.propose, RejectionSamplerV1.forward = ours
     Backlog.absorb = lambda self: self._missed.clear()  # type: ignore[method-assign]
     said["never taken in"] = _round(llm, "never")
-    print("\n" + json.dumps(said))
+    print("\n" + json.dumps({**said, "gates": gates}))
 
 
 def _round(llm: Any, name: str) -> dict[str, Any]:

@@ -273,9 +273,9 @@ def watch_attention(device: Device) -> None:
             made.append(attend(self, *args))
         return made[0]
 
-    def gathered(self: Any, layer: Any, table: Tensor, prefix: Tensor, longest: int) -> None:
+    def gathered(self: Any, layer: Any, table: Tensor, prefix: Tensor, *more: Any) -> None:
         with device.unseen(layer.kv_cache, table, prefix):
-            gather(self, layer, table, prefix, longest)
+            gather(self, layer, table, prefix, *more)
 
     def whole_layer(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         if device.replay is None:

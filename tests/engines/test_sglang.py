@@ -163,6 +163,34 @@ def test_every_tree_was_verified_and_is_in_the_metrics(changing: SglangClient) -
     assert length is not None and float(length[1]) > 1.0
 
 
+@pytest.mark.supports("sglang", "tree", "drafts by request")
+def test_requests_are_drafted_or_not_as_they_ask(
+    changing: SglangClient, asked: dict[str, list[Body]], expected: dict[str, list[Answer]]
+) -> None:
+    """None where all of a batch are off; some among others go with them. No token differs."""
+
+    def asking(place: int, switch: str) -> Body:
+        one = asked["plain text"][place]
+        return {**one, "sampling_params": {**one["sampling_params"], "custom_params": {"eagle3": switch}}}
+
+    def gated(rows: str) -> float:
+        metrics = httpx.get(f"{changing.url}/metrics", timeout=30.0).text
+        counts = re.findall(rf'^eagle3:gated_steps_total\{{.*rows="{rows}".*\}} (\S+)$', metrics, re.MULTILINE)
+        return sum(map(float, counts))
+
+    before = changing.counters()
+    said = ask_all(changing, [asking(place, "off") for place in range(3)], 3)
+    assert tokens(said) == tokens(expected["plain text"][:3])
+    assert (changing.counters() - before).accepted == 0
+    assert gated("own") > 0
+    said = ask_all(changing, [asking(place, ("off", "on")[place % 2]) for place in range(4)], 4)
+    assert tokens(said) == tokens(expected["plain text"][:4])
+    assert (changing.counters() - before).accepted > 0
+    assert gated("kept") > 0
+    refused = httpx.post(f"{changing.url}/generate", json=asking(0, "maybe"), timeout=60.0)
+    assert refused.status_code == 400 and "eagle3 is 'maybe': on or off" in refused.text
+
+
 @pytest.mark.supports("sglang", "tree", "aborted requests")
 def test_aborted_requests_give_their_cache_back(
     changing: SglangClient, asked: dict[str, list[Body]], log: Path

@@ -28,7 +28,7 @@ def plain(target_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="module")
 def spec(target_dir: Path, drafter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatClient]:
     log = tmp_path_factory.mktemp("spec") / "server.log"
-    command = vllm_command(VllmOptions(target_dir, drafter_dir, k=K))
+    command = vllm_command(VllmOptions(target_dir, drafter_dir, k=K, told_by_step=True))
     with Server(command, log) as server, ChatClient(server.url) as client:
         yield client
 
@@ -51,6 +51,15 @@ def test_greedy_answers_are_equal_token_for_token(
     assert spent.accepted == sum(spent.accepted_by_position)
     assert len(spent.accepted_by_position) == K
     assert spent.accepted_length > 1.0
+
+
+def test_an_answer_tells_what_each_of_its_steps_accepted(spec: ChatClient, prompts: tuple[str, ...]) -> None:
+    before = spec.counters()
+    answer = spec.ask(prompts[2], MAX_TOKENS, natural_end=False)
+    spent = spec.counters() - before
+    assert (len(answer.accepted), sum(answer.accepted)) == (spent.drafts, spent.accepted)
+    assert 0 <= 1 + len(answer.accepted) + sum(answer.accepted) - MAX_TOKENS <= K  # the last step may pass the end
+    assert answer.prompt_tokens > 10
 
 
 @pytest.mark.supports("vllm", "chain", "continuous batching")

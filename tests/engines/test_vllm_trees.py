@@ -4,12 +4,15 @@ One engine a tree size, in a process of its own, through Triton's interpreter. T
 `benchmarks/vllm_trees.py`.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.vllm_engine import Job, Round, run
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.eval.law import PROMPTS, compare
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
@@ -19,6 +22,7 @@ from eagle3_vllm.schedule import Profile
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 TOGETHER, SPECIAL, ABORTED = range(3)
+OFF, MOST = 1, 2  # of the first round: one that asks for no drafts, one for three a step at most
 WARM, COLD = 0.8, 0.05  # cold: nearly the likeliest token each time
 MANY = {"max_num_seqs": 32, "max_model_len": 128, "max_num_batched_tokens": 512}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -55,8 +59,10 @@ def rounds(target_dir: Path, prompts: tuple[str, ...]) -> list[Round]:
     # the first three want more blocks than there are before they end; the fourth repeats the first
     texts = [long, ids[5], ids[18], long, ids[0], ids[1]]
     lengths = [20, 20, 20, 6, 9, 5]
+    asked = [greedy(n, ignore_eos=True) for n in lengths]
+    asked[OFF]["extra_args"], asked[MOST]["extra_args"] = {"eagle3": "off"}, {"eagle3_draft_tokens": 3}
     return [
-        Round(texts, [greedy(n, ignore_eos=True) for n in lengths]),
+        Round(texts, asked),
         Round(ids[8:12], [greedy(8, **more) for more in SPECIAL_PARAMS]),
         Round(ids[:3], greedy(12, ignore_eos=True), abort={0: 3, 2: 4}),
     ]
@@ -77,6 +83,7 @@ def tree(target_dir: Path, drafter_dir: Path, rounds: list[Round]) -> dict[str, 
         "num_gpu_blocks_override": 13,
         "enable_prefix_caching": True,
         "max_model_len": 320,
+        "per_request_spec_decode_metrics": "detailed",  # vLLM's own fields, which clients read
     }
     return run(Job(target_dir, rounds, drafter_dir, nodes=16, engine=engine))
 
@@ -90,6 +97,16 @@ def test_requests_that_join_leave_are_preempted_share_a_prefix_and_come_in_chunk
     assert tree["rounds"][TOGETHER]["tokens"] == plain["rounds"][TOGETHER]["tokens"]
     assert tree["metrics"]["vllm:num_preemptions"] > 0
     assert tree["metrics"]["vllm:prefix_cache_hits"] > 0
+
+
+@pytest.mark.supports("vllm", "tree", "drafts by request")
+def test_a_request_that_asks_for_no_drafts_gets_none_among_others_that_do(tree: dict[str, Any]) -> None:
+    """Its tokens are plain decoding's all the same, as the round's are."""
+    drafted, accepted = tree["rounds"][TOGETHER]["drafted"], tree["rounds"][TOGETHER]["accepted"]
+    assert not drafted[OFF]
+    assert set(drafted[MOST]) == {3} and sum(accepted[MOST]) > 0
+    assert max(drafted[0]) == 16
+    assert tree["metrics"]["vllm:eagle3_gated_steps{reason=request}{rows=own}"] >= 20
 
 
 @pytest.mark.supports("vllm", "tree", "logit bias")
@@ -152,11 +169,38 @@ def test_the_tree_changes_with_the_load_and_no_token_does(
     assert sum(accepted) > 0 and sum(accepted) + len(accepted) < lengths[0] - 1
 
 
-@pytest.mark.supports("vllm", "tree", "seeds", "top-k, top-p", "min-p", "sampling by the target's law")
+WINDOW = 32  # tokens
+
+
+@pytest.fixture(scope="module")
+def windowed(drafter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drafter, looking back a window."""
+    folder = tmp_path_factory.mktemp("windowed") / "drafter"
+    shutil.copytree(drafter_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"sliding_window": WINDOW, "layer_types": ["sliding_attention"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def long_text(target_dir: Path, prompts: tuple[str, ...]) -> Round:
+    """Of some windows, and enough drafts that a drafter without one accepts other numbers."""
+    ids = chat_ids(load_tokenizer(target_dir), " ".join(prompts[8:12]))
+    assert len(ids) > 2 * WINDOW
+    return Round([ids], greedy(20, ignore_eos=True))
+
+
+def accepted_by_the_embedded_engine(target: Path, drafter: Path, asked: Round, **shape: Any) -> list[int]:
+    engine = EmbeddedEngine.load(target, drafter)
+    return list(engine.generate(asked.prompts[0], DecodeOptions(20, eos_ids=(), **shape)).accepted)
+
+
+@pytest.mark.supports("vllm", "tree", "a drafter's sliding window", "seeds", "top-k, top-p", "min-p", "sampling by the target's law")
 def test_a_seed_gives_the_same_samples_with_and_without_trees(
-    target_dir: Path, drafter_dir: Path, plain: dict[str, Any]
+    target_dir: Path, drafter_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
 ) -> None:
-    """At every temperature: acceptance draws at each row what plain decoding would draw there."""
+    """At every temperature: acceptance draws at each row what plain decoding would draw there. A drafter with a window
+    drafts what it drafts on the embedded engine, on a text longer than that."""
     tokenizer = load_tokenizer(target_dir)
     texts = [chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.")]
     filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05})
@@ -164,19 +208,32 @@ def test_a_seed_gives_the_same_samples_with_and_without_trees(
     seeded = Round(texts, params)
     # drawn by the kernels that a GPU would run
     settings = {"EAGLE3_TREE_TOP_K": "4", "EAGLE3_KERNELS": "1"}
-    expected, said = (
-        run(Job(target_dir, asked, drafter_dir, nodes, engine=MANY, settings=settings))
-        for nodes, asked in ((0, [seeded]), (5, [seeded, spread(target_dir, WARM)]))
-    )
+    long = long_text(target_dir, prompts)
+    engine = {**MANY, "per_request_spec_decode_metrics": "detailed"}
+    expected = run(Job(target_dir, [seeded], engine=MANY, settings=settings))
+    asked = [seeded, long, spread(target_dir, WARM)]
+    said = run(Job(target_dir, asked, windowed, 5, engine=engine, settings=settings))
     assert said["rounds"][0]["tokens"] == expected["rounds"][0]["tokens"]
     assert said["metrics"]["vllm:eagle3_tokens_accepted"] > 0
+    drafted = said["rounds"][1]["accepted"][0]
+    tree = {"mode": "tree", "nodes": 5, "depth": 5, "top_k": 4}
+    assert drafted[:-1] == accepted_by_the_embedded_engine(target_dir, windowed, long, **tree)[:-1]
+    assert drafted[:-1] != accepted_by_the_embedded_engine(target_dir, drafter_dir, long, **tree)[: len(drafted) - 1]
     assert_plain_decodings_law(said, plain)
 
 
-def test_a_chain_of_vllms_own_keeps_the_law(target_dir: Path, drafter_dir: Path, plain: dict[str, Any]) -> None:
-    """What serves where trees cannot: vLLM's chain and its rejection, over our drafter."""
-    said = run(
-        Job(target_dir, [spread(target_dir, WARM)], drafter_dir, 2, engine=MANY, settings={"EAGLE3_MODE": "chain"})
+def test_a_chain_of_vllms_own_keeps_the_law(
+    target_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
+) -> None:
+    """What serves where trees cannot: vLLM's chain and its rejection, over our drafter, whose window holds there too."""
+    long = long_text(target_dir, prompts)
+    engine = {**MANY, "per_request_spec_decode_metrics": "detailed"}
+    asked = [long, spread(target_dir, WARM)]
+    said = run(Job(target_dir, asked, windowed, 2, engine=engine, settings={"EAGLE3_MODE": "chain"}))
+    chain = {"mode": "chain", "k": 2}
+    assert (
+        said["rounds"][0]["accepted"][0][:-1]
+        == accepted_by_the_embedded_engine(target_dir, windowed, long, **chain)[:-1]
     )
     assert_plain_decodings_law(said, plain)
     assert said["metrics"]["vllm:spec_decode_num_accepted_tokens"] > 0

@@ -64,6 +64,22 @@ def test_the_endpoint_shows_the_trees(trees: ChatClient) -> None:
     assert trees.tree_passes() > 0
 
 
+def test_a_request_is_drafted_or_not_as_its_body_says(trees: ChatClient) -> None:
+    """An OpenAI body's `vllm_xargs`; what cannot be meant is refused in one line."""
+    body = {"model": trees.model, "prompt": "One, two, three", "max_tokens": 4, "temperature": 0}
+
+    def ask(fields: dict[str, object]) -> httpx.Response:
+        return httpx.post(f"{trees.url}/v1/completions", json={**body, "vllm_xargs": fields}, timeout=120.0)
+
+    before = trees.counters()
+    off, other = ask({"eagle3": False}).raise_for_status(), ask({"eagle3": "maybe"})
+    assert (trees.counters() - before).drafts == 0
+    on = ask({"eagle3": True}).raise_for_status()
+    assert (trees.counters() - before).drafts > 0
+    assert off.json()["choices"][0]["text"] == on.json()["choices"][0]["text"]
+    assert other.status_code == 400 and "eagle3 is 'maybe': on or off" in other.text
+
+
 @pytest.mark.supports("vllm", "tree", "aborted requests")
 def test_clients_that_hang_up_leave_nothing_behind(trees: ChatClient, log: Path) -> None:
     body = {"model": trees.model, "messages": [{"role": "user", "content": "Tell me a long story."}], "stream": True}

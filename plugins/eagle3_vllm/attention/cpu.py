@@ -26,19 +26,24 @@ def pages(kv_cache: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
 class CpuPrefix:
     """The pages of every request, gathered once for as many attentions over them as are wanted."""
 
-    def __init__(self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int) -> None:
+    def __init__(self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int, window: int | None = None) -> None:
         self.scale: float = layer.impl.scale
         keys, values = pages(layer.kv_cache, layer.head_size)
         blocks_BN = table_BN[:, : max(1, -(-longest // values.shape[2]))].long()
         # past a request's own rows there are leftovers, which no mask shows
         self.keys_BKSD = keys[blocks_BN].permute(0, 2, 1, 4, 3).flatten(2, 3)[:, :, :longest]
         self.values_BKSD = values[blocks_BN].permute(0, 2, 1, 3, 4).flatten(2, 3)[:, :, :longest]
-        self.seen_BS = torch.arange(longest, device=prefix_B.device) < prefix_B[:, None]
+        self.place_S = torch.arange(longest, device=prefix_B.device)
+        self.seen_BS = self.place_S < prefix_B[:, None]
+        self.lowest_B1 = None if window is None else prefix_B[:, None] - window
 
-    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor) -> Tensor:
+    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor, past: int = 0) -> Tensor:
         keys_BKSD = torch.cat([self.keys_BKSD, k_BSKD.transpose(1, 2)], dim=2)
         values_BKSD = torch.cat([self.values_BKSD, v_BSKD.transpose(1, 2)], dim=2)
-        seen_BRS = torch.cat([self.seen_BS[:, None].expand(-1, mask_BRS.shape[1], -1), mask_BRS], dim=2)
+        seen_BS = self.seen_BS
+        if self.lowest_B1 is not None:
+            seen_BS = seen_BS & (self.place_S > self.lowest_B1 + past)
+        seen_BRS = torch.cat([seen_BS[:, None].expand(-1, mask_BRS.shape[1], -1), mask_BRS], dim=2)
         groups = q_BRAD.shape[2] // keys_BKSD.shape[1]
         # the query heads of one key head become rows: no copy of the keys
         q_BKLD = q_BRAD.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)

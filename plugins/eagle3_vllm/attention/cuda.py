@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eagle3_vllm.attention.implementation import TreeRowsImpl
 from eagle3_vllm.attention.layout import canonical, pages
+from eagle3_vllm.attention.paged import Prefix
 from eagle3_vllm.attention.tree_block import merged
 from eagle3_vllm.attention.uniform import UniformRows, attend_uniform
 from eagle3_vllm.compat import flash
@@ -58,7 +59,7 @@ class FlashPrefix:
         self.keys, self.values = pages(layer.kv_cache, layer.head_size)
         self.table_BN, self.prefix_B = table_BN.int(), prefix_B.int()
 
-    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor) -> Tensor:
+    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor, past: int = 0) -> Tensor:
         batch, rows = q_BRAD.shape[:2]
         starts_B1 = torch.arange(batch + 1, dtype=torch.int32, device=q_BRAD.device) * rows
         q_TAD, at = q_BRAD.flatten(0, 1).contiguous(), (self.table_BN, self.prefix_B, starts_B1, rows, self.longest)
@@ -68,7 +69,11 @@ class FlashPrefix:
 
 
 class TreeFlashAttentionImpl(TreeRowsImpl, FlashAttentionImpl):
-    def tree_prefix(self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int) -> FlashPrefix:
+    def tree_prefix(
+        self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int, window: int | None = None
+    ) -> Prefix:
+        if window is not None:  # FlashAttention's slides from row to row, and a draft's rows stand at one place
+            return super().tree_prefix(layer, table_BN, prefix_B, longest, window)
         return FlashPrefix(layer, table_BN, prefix_B, longest)
 
     def attend_uniform(

@@ -20,9 +20,11 @@ class TreeRowsImpl:
     head_size: int
     scale: float
 
-    def tree_prefix(self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int) -> Prefix:
+    def tree_prefix(
+        self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int, window: int | None = None
+    ) -> Prefix:
         """The prefix outside a graph."""
-        return SplitPrefix(layer, table_BN, prefix_B, longest)
+        return SplitPrefix(layer, table_BN, prefix_B, longest, window)
 
     def attend_uniform(
         self, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, rows: UniformRows, output: Tensor

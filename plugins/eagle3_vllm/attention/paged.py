@@ -16,17 +16,18 @@ from eagle3_vllm.kernels.moves import KVTable, move
 class Prefix(Protocol):
     """The first `prefix_B` places of every request's pages in one layer."""
 
-    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor) -> Tensor:
-        """[B, R, A, D]: every row over the whole prefix of its request, and of the tail over what `mask_BRS` shows."""
+    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor, past: int = 0) -> Tensor:
+        """[B, R, A, D]: every row over the prefix of its request, and of the tail over what `mask_BRS` shows. Rows stand
+        `past` places behind the prefix: that matters where there is a window, of whose places their own is the last."""
 
 
-def prefix_of(layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int) -> Prefix:
-    """`layer` is vLLM's `Attention`; no prefix is above `longest`."""
+def prefix_of(layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int, window: int | None = None) -> Prefix:
+    """`layer` is vLLM's `Attention`; no prefix is above `longest`. `window`: places that a row looks back on, None: all."""
     if layer.kv_cache.is_cuda:
-        return layer.impl.tree_prefix(layer, table_BN, prefix_B, longest)
+        return layer.impl.tree_prefix(layer, table_BN, prefix_B, longest, window)
     from eagle3_vllm.attention.cpu import CpuPrefix
 
-    return CpuPrefix(layer, table_BN, prefix_B, longest)
+    return CpuPrefix(layer, table_BN, prefix_B, longest, window)
 
 
 class Moves:

@@ -116,16 +116,21 @@ def attend_uniform(
 class SplitPrefix:
     """A `paged.Prefix` by the split kernel, for passes outside graphs: its scratch is made anew."""
 
-    def __init__(self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int) -> None:
+    def __init__(self, layer: Any, table_BN: Tensor, prefix_B: Tensor, longest: int, window: int | None = None) -> None:
         self.scale: float = layer.impl.scale
+        self.window = window
         self.keys, self.values = pages(layer.kv_cache, layer.head_size)
         self.table_BN, self.prefix_B, self.longest = table_BN.int(), prefix_B.int(), longest
 
-    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor) -> Tensor:
+    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor, past: int = 0) -> Tensor:
         batch, rows, heads, head_dim = q_BRAD.shape
         shape = batch, rows, heads, k_BSKD.shape[2], head_dim, q_BRAD.dtype
         plan = Plan.of(*shape, self.longest, Gpu.of(q_BRAD.device))
         scratch = Scratch.make([(plan, batch * rows)], heads, head_dim, q_BRAD.device)
         out_BRAD = torch.empty(q_BRAD.shape, dtype=q_BRAD.dtype, device=q_BRAD.device)
         at = self.keys, self.values, self.table_BN, self.prefix_B, self.scale, plan, scratch
-        return paged_tree_attention(q_BRAD, k_BSKD, v_BSKD, mask_BRS, *at, out_BRAD)
+        past_BR = None
+        if self.window is not None:
+            past_BR = torch.full((batch, rows), past, dtype=torch.int32, device=q_BRAD.device)
+        windowed = None, self.window, past_BR
+        return paged_tree_attention(q_BRAD, k_BSKD, v_BSKD, mask_BRS, *at, out_BRAD, *windowed)

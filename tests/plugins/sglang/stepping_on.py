@@ -159,6 +159,11 @@ class Uploading(ours.TreeWorker):  # type: ignore[misc, name-defined]
         torch.arange(batch_size).to(NAME)
 
 
+def request(place: int) -> SimpleNamespace:
+    params = SimpleNamespace(temperature=1.0, top_k=1, custom_params=None)
+    return SimpleNamespace(rid=str(place), sampling_params=params, grammar=None, seqlen=9)
+
+
 def serve(batch: int, steps: int, choice: str, worker_class: type = ours.TreeWorker) -> dict[str, Any]:
     """Steps of a steady batch; the device is one step behind. What made the host wait, and what the costs came to."""
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +176,7 @@ def serve(batch: int, steps: int, choice: str, worker_class: type = ours.TreeWor
             forward_mode=ForwardMode.DECODE,
             is_extend_in_batch=False,
             after_idle_gap=False,
-            reqs=[SimpleNamespace(rid=str(place)) for place in range(batch)],
+            reqs=[request(place) for place in range(batch)],
             sampling_info=None,
             seq_lens=torch.full((batch,), 9, device=NAME),
             seq_lens_cpu=None,

@@ -163,7 +163,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     return made
 
 
-def test_four_hooks_are_registered_and_none_where_it_is_off(
+def test_five_hooks_are_registered_and_none_where_it_is_off(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("EAGLE3_SERVING", "off")
@@ -171,7 +171,7 @@ def test_four_hooks_are_registered_and_none_where_it_is_off(
     assert not registry._hooks
     monkeypatch.setenv("EAGLE3_SERVING", "on")
     eagle3_sglang.register()
-    assert len(registry._hooks) == 4 and not caplog.text
+    assert len(registry._hooks) == 5 and not caplog.text
 
 
 @pytest.mark.parametrize("fault", ["version", "name", "registration", "missing"])

@@ -84,5 +84,19 @@ def test_what_no_conversion_mends_is_refused_in_one_line(changed: Callable[[Chan
     assert "down_proj" in text and "\n" not in text and "EAGLE3_CHECK=off" in text
 
 
+def looking_back_a_window(config: dict[str, object], tensors: dict[str, torch.Tensor]) -> None:
+    config |= {"sliding_window": 512, "layer_types": ["sliding_attention"]}
+
+
+def test_a_window_that_sglang_does_not_keep_is_told_in_one_line(
+    changed: Callable[[Change], Path], target_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = changed(looking_back_a_window)
+    with caplog.at_level(logging.WARNING):
+        assert servable(str(folder), str(target_dir)) == str(folder)
+    [line] = caplog.messages
+    assert "looks back 512 tokens, SGLang all the way" in line
+
+
 def test_a_hub_id_is_sglangs_to_find(target_dir: Path) -> None:
     assert servable("someone/EAGLE3-model", str(target_dir)) == "someone/EAGLE3-model"

@@ -151,6 +151,24 @@ def test_quantised_output_is_refused() -> None:
         one.impl.forward(*at, torch.ones(1))
 
 
+@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize("window", [None, 8, 40])
+def test_a_draft_sees_a_window_of_its_prefix(window: int | None, past: int) -> None:
+    """Rows of a draft stand at one place, `past` behind the prefix, and see all of the draft that their mask shows."""
+    one = Pass(KVCacheLayout.LBNHC)
+    q, k, v = (torch.randn(3, rows, heads, DIM) for rows, heads in ((2, HEADS), (5, KV_HEADS), (5, KV_HEADS)))
+    mask = (torch.rand(3, 2, 5) < 0.5).logical_or(torch.eye(5)[3:].bool())
+    prefix = one.impl.tree_prefix(one.layer, one.table, one.prefix.int(), 27, window)
+    said = prefix.attend(q, k, v, mask, past)
+    for b, before in enumerate(one.prefix.tolist()):
+        seen = torch.ones(2, before, dtype=torch.bool)
+        if window is not None:
+            seen &= torch.arange(before) > before + past - window
+        keys, values = (torch.cat([x[b, :before], own[b]])[None] for x, own in ((one.k, k), (one.v, v)))
+        want = attend(q[b : b + 1], keys, values, torch.cat([seen, mask[b]], 1)[None], SCALE).out_BRAD[0]
+        assert (said[b] - want).abs().max() < 1e-5
+
+
 class TwoTrees:
     """Two requests of six rows over a cache, the second only there to fill a graph; two rows of the pass are nobody's."""
 
