@@ -152,3 +152,9 @@ def test_help_has_examples() -> None:
             check=True,
         )
         assert "examples:" in done.stdout
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """They have no packages, so that Python would take one for the other."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))

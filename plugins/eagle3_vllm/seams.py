@@ -7,7 +7,7 @@ vLLM's own objects later; a test holds them against the assignments in the code.
 from eagle3_serving.patches import Seam
 
 _RUNNER = "vllm.v1.worker.gpu.model_runner"
-_FAULTS = "tests/plugins/vllm/test_faults.py"
+_FAULTS = "tests/plugins/vllm/test_vllm_faults.py"
 
 SEAMS = (
     *(

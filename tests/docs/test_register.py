@@ -1,5 +1,5 @@
 """The patch register holds what the plugins change, and nothing else. What a registration leaves behind in a real vLLM or
-SGLang is compared in `tests/plugins/*/test_faults.py`."""
+SGLang is compared in `tests/plugins/*/test_*_faults.py`."""
 
 import ast
 from collections.abc import Iterator
