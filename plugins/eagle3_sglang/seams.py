@@ -36,6 +36,20 @@ SEAMS = (
         "A registry of workers (SGLang has one for new algorithms; features gated on EAGLE3's name need that name).",
     ),
     Seam(
+        "sglang.srt.sampling.sampling_params.SamplingParams.verify",
+        "A request's own fields (`eagle3`, `eagle3_draft_tokens`) are looked at when it comes.",
+        "A value that cannot be meant is then HTTP 400 with one line, not an error in the scheduler.",
+        _HOOKS,
+        "SGLang lets a plugin check custom parameters.",
+    ),
+    Seam(
+        "Req.eagle3_gate",
+        "Each request carries its gate: what it asked, and what was accepted of its drafts.",
+        "The gate then goes when the request goes.",
+        "tests/plugins/sglang/test_sglang_gates.py",
+        "SGLang lets a request say how many tokens are drafted for it.",
+    ),
+    Seam(
         "attention backends: init_cuda_graph_state",
         "While our states are captured, their plans lie in one reserve of memory.",
         "Every tree's graphs would else have buffers of their own.",

@@ -57,17 +57,28 @@ SEAMS = (
     ),
     Seam(
         "vllm.v1.core.sched.scheduler:Scheduler.__init__",
-        "Where there are several trees, the scheduler's table of draft tokens by batch size is ours: the load chooses.",
-        "vLLM's table is fixed at start; costs and gains are measured while serving.",
+        "Where there are several trees, the scheduler's table of draft tokens by batch size is ours: the load chooses. Each "
+        "scheduler gets the gates that turn drafting off for a request.",
+        "vLLM's table is fixed at start, and is one for all requests; costs and gains are measured while serving.",
         "tests/engines/test_vllm_trees.py",
         "vLLM's dynamic speculation takes an object for its table.",
     ),
     Seam(
         "vllm.v1.core.sched.scheduler:Scheduler.make_spec_decoding_stats",
-        "What was accepted is counted for that choice too.",
-        "The gain of a tree is what was accepted lately.",
+        "What was accepted is counted for that choice, and for the request's gate.",
+        "The gain of a tree, and of a request's drafts, is what was accepted lately.",
         "tests/engines/test_vllm_trees.py",
         "vLLM's dynamic speculation takes an object for its table, and tells it what was accepted.",
+    ),
+    *(
+        Seam(
+            f"vllm.v1.core.sched.scheduler:Scheduler.{name}",
+            "Drafts of a request whose gate is closed are cut before they are verified.",
+            "vLLM drafts the same number for every request of a batch; one that gains nothing should not pay for them.",
+            "tests/engines/test_vllm_idle.py",
+            "vLLM lets a request say how many tokens are drafted for it.",
+        )
+        for name in ("schedule", "update_draft_token_ids")
     ),
     Seam(
         "vllm.v1.sample.rejection_sampler:RejectionSampler.eagle3",
@@ -156,6 +167,27 @@ VALUES = (
         "A table fixed at start knows neither.",
         "tests/engines/test_vllm_trees.py",
         "vLLM's dynamic speculation takes an object for its table.",
+    ),
+    Seam(
+        "Request.eagle3_gate",
+        "Each request carries its gate: what it asked, and what was accepted of its drafts.",
+        "The gate then goes when the request goes.",
+        "tests/engines/test_vllm_idle.py",
+        "vLLM lets a request say how many tokens are drafted for it.",
+    ),
+    Seam(
+        "Request.spec_token_ids",
+        "Cut to what the request's gate lets through.",
+        "The scheduler verifies what stands there.",
+        "tests/engines/test_vllm_idle.py",
+        "The same field of a request's own.",
+    ),
+    Seam(
+        "SchedulerOutput.num_spec_tokens_to_schedule",
+        "Nothing, where the gates of all requests of a step are closed.",
+        "The worker drafts as many tokens as it says.",
+        "tests/engines/test_vllm_idle.py",
+        "vLLM drafts nothing by itself where no request wants a draft.",
     ),
     *(
         Seam(

@@ -3,33 +3,25 @@
 import argparse
 import re
 
+from eagle3_serving.cli import exit_codes
 from eagle3_serving.cli.main import build_parser
-
-# a test holds the numbers against those of the code
-_EXIT_CODES = """## Exit codes
-
-| code | meaning |
-|---|---|
-| 0 | done |
-| 1 | it was checked, or run, and is not right |
-| 2 | wrong usage, or input that cannot be read |
-| 3 | `eagle3 check` alone: not judged here |
-| 130 | interrupted; a training or a benchmark goes on by the same command |
-| 141 | whoever read the output is gone, as `head` is |
-
-Where it is not 0, one line on standard error says what, where, and the way out.
-"""
 
 
 def page() -> str:
     parts = [
         "# Commands\n",
         "What `--help` says, command by command. `eagle3-convert` is `eagle3 convert`.\n",
-        _EXIT_CODES,
+        _exit_codes(),
     ]
     for name, parser in subparsers(build_parser()).items():
         parts += _command(name, parser)
     return "\n".join(parts)
+
+
+def _exit_codes() -> str:
+    rows = [f"| {code} | {meaning} |" for code, meaning in exit_codes.MEANINGS.items()]
+    after = "\nWhere it is not 0, one line on standard error says what, where, and the way out.\n"
+    return "\n".join(["## Exit codes\n", "| code | meaning |", "|---|---|", *rows, after])
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -28,7 +28,7 @@ SECTIONS = (
     ("vLLM: values", "Set on objects of vLLM's while a server with EAGLE-3 starts or a pass is prepared.", VLLM_VALUES),
     (
         "SGLang",
-        "The first four through SGLang's own registry of hooks, the others by our worker in the scheduler's process.",
+        "The first five through SGLang's own registry of hooks, the others by our worker in the scheduler's process.",
         SGLANG,
     ),
 )

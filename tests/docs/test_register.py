@@ -30,7 +30,7 @@ OURS = {
 }
 OURS |= {"self.config"}
 # attributes that theirs do not have: what an adopted worker or state carries of ours
-ADDED = {"calibration", "shapes", "told_SB", "trees", "hidden_states"}
+ADDED = {"calibration", "shapes", "expected_SB", "trees", "hidden_states"}
 
 
 def changes(folder: Path) -> dict[str, str]:

@@ -30,6 +30,7 @@ def test_drafts_after_idle_steps_are_those_of_a_drafter_that_always_ran(said: di
     assert said["never taken in"]["accepted_after"] < said["ours"]["accepted_after"]
 
 
+@pytest.mark.supports("vllm", "chain", "drafts by request")
 def test_whatever_is_gated_the_tokens_are_plain_decodings(said: dict[str, Any]) -> None:
     gates = said["gates"]
     assert {name for name, part in gates.items() if part["tokens"] == gates["plain"]["tokens"]} == set(gates)

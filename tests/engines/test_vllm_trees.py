@@ -195,7 +195,9 @@ def accepted_by_the_embedded_engine(target: Path, drafter: Path, asked: Round, *
     return list(engine.generate(asked.prompts[0], DecodeOptions(20, eos_ids=(), **shape)).accepted)
 
 
-@pytest.mark.supports("vllm", "tree", "a drafter's sliding window", "seeds", "top-k, top-p", "min-p", "sampling by the target's law")
+@pytest.mark.supports(
+    "vllm", "tree", "a drafter's sliding window", "seeds", "top-k, top-p", "min-p", "sampling by the target's law"
+)
 def test_a_seed_gives_the_same_samples_with_and_without_trees(
     target_dir: Path, drafter_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
 ) -> None:
