@@ -20,7 +20,7 @@ def page() -> str:
 
 def _exit_codes() -> str:
     rows = [f"| {code} | {meaning} |" for code, meaning in exit_codes.MEANINGS.items()]
-    after = "\nWhere it is not 0, one line on standard error says what, where, and the way out.\n"
+    after = "\nAn error is one line on standard error: what, where, and the way out.\n"
     return "\n".join(["## Exit codes\n", "| code | meaning |", "|---|---|", *rows, after])
 
 
@@ -53,13 +53,16 @@ def _usage(parser: argparse.ArgumentParser) -> str:
 
 
 def _words(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
-    """`--flag VALUE`, or a positional's name, as one cell."""
+    """`--flag VALUE` and its other names, or a positional's name, as one cell."""
     formatter = parser._get_formatter()
-    if action.option_strings:
-        value = "" if action.nargs == 0 else " " + formatter._format_args(action, action.dest.upper())
-        text = ", ".join(action.option_strings) + value
-    else:
-        text = formatter._format_args(action, action.dest)
+    if not action.option_strings:
+        return _code(formatter._format_args(action, action.dest))
+    first, *others = action.option_strings
+    value = "" if action.nargs == 0 else " " + formatter._format_args(action, action.dest.upper())
+    return ", ".join(map(_code, [first + value, *others]))
+
+
+def _code(text: str) -> str:
     return f"`{text}`".replace("|", "\\|")
 
 
