@@ -14,8 +14,8 @@ learning rate serves all. `low-middle-top` fuses the top feature in place of the
 `constraint` adds EAGLE-1/2's feature regression with their weights (smooth L1 on the target's
 final state x 1, token loss x 0.1) and changes nothing else. `eagle-2` is their method in this decoder: one step, that constraint, the top feature
 alone, and the feature itself as the state, so that a draft fed back is what it stands in for (`fc` fitted to it and
-frozen; its closed form goes through the attention's values, at their rank). `objectives` are switches beyond the paper, `eagle-3.1` its
-successor's changes of shape, one by one and together: a norm on each feature, the post-norm state fed back. Its authors say that
+frozen; its closed form goes through the attention's values, at their rank). `objectives` are switches beyond the paper, `shape` its
+successor's (EAGLE-3.1's) changes of shape, one by one and together: a norm on each feature, the post-norm state fed back. Its authors say that
 fewer steps then suffice, hence a variant with 3.
 The curve of data: the first 1/8, 1/4 and 1/2 of the same answers, each seen once, one draft vocabulary for all.
 """
@@ -112,13 +112,13 @@ VARIANTS = {
     "total-variation": Variant("objectives", {"objective": "total-variation"}),
     "acceptance": Variant("objectives", {"objective": "acceptance"}),
     "calibrated": Variant("objectives", calibrated=True),
-    "fc-norm": Variant("eagle-3.1", job={"fc_norm": True}),
-    "post-norm": Variant("eagle-3.1", job={"norm_output": True}),
-    "eagle-3.1": Variant("eagle-3.1", job={"preset": "eagle3.1"}),
-    "eagle-3.1-steps-3": Variant("eagle-3.1", {"ttt_steps": 3}, {"preset": "eagle3.1"}),
+    "fc-norm": Variant("shape", job={"fc_norm": True}),
+    "post-norm": Variant("shape", job={"norm_output": True}),
+    "eagle-3.1": Variant("shape", job={"preset": "eagle3.1"}),
+    "eagle-3.1-steps-3": Variant("shape", {"ttt_steps": 3}, {"preset": "eagle3.1"}),
 }
 COMMON = "paper"  # what every group is held against, and the whole of the data
-GROUPS = ("ablation", "scaling", "objectives", "eagle-3.1")
+GROUPS = ("ablation", "scaling", "objectives", "shape")
 
 
 def options_of(variant: Variant, seed: int, tokens: int) -> TrainOptions:
