@@ -199,7 +199,7 @@ def test_a_setting_that_cannot_be_read_ends_a_server_with_eagle3_alone(
 ) -> None:
     monkeypatch.setenv("EAGLE3_TREES", "3,4,99")
     eagle3_sglang.register()
-    assert len(registry._hooks) == 4
+    assert len(registry._hooks) == 5
     served: list[object] = []
     plain = SimpleNamespace(speculative_algorithm=None, speculative_draft_model_path=None)
     hooks.before_resolution(served.append, plain)

@@ -7,6 +7,7 @@ from test_captures import by_sglang
 
 HOOKED = [
     "sglang.srt.arg_groups.speculative_hook:_auto_choose_speculative_params",
+    "sglang.srt.sampling.sampling_params:SamplingParams.verify",
     "sglang.srt.server_args:ServerArgs.resolve_once",
     "sglang.srt.speculative.spec_info:SpeculativeAlgorithm.create_worker",
     "sglang.srt.speculative.spec_info:SpeculativeAlgorithm.resolve_max_speculative_num_draft_tokens",
@@ -18,7 +19,7 @@ def found() -> Any:
     return by_sglang("faults_in_sglang.py")
 
 
-def test_without_a_fault_four_functions_are_changed_and_ours_serves(found: Any) -> None:
+def test_without_a_fault_five_functions_are_changed_and_ours_serves(found: Any) -> None:
     assert found["changed"] == HOOKED and not found["own"]
 
 
