@@ -2,8 +2,8 @@
 
 import re
 
-# 0.32: all of our tests run on it. 0.33: every private name is as known, and greedy answers of a server on a CPU are plain
-# decoding's; its CPU build is not released, so that was its Python over 0.32's kernels
+# 0.32: all of our tests run on it. 0.33: every private name is as known, and a server on a CPU gives the same greedy tokens by
+# chains; its CPU build is not released, so that was its Python over 0.32's kernels. Trees have not run on it
 SUPPORTED = ("0.32", "0.33")
 
 
