@@ -31,6 +31,13 @@ def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
     speculative = config.speculative_config
     if speculative is None or speculative.method != "eagle3" or speculative.draft_model_config is None:
         return
+    if config.parallel_config.pipeline_parallel_size > 1 and not config.use_v2_model_runner:
+        # vLLM's runner V1 makes a drafter on the last stage and asks every stage for its own
+        logger.warning(
+            "eagle3: nothing is drafted: Model Runner V1 drafts on one pipeline stage alone and stops at start"
+        )
+        config.speculative_config = None
+        return
     reasons = config_reasons(config, settings)
     if not reasons:
         with_trees.add(id(speculative))

@@ -141,6 +141,13 @@ SEAMS = (
 _CONFIG = "vllm.config:SpeculativeConfig"
 VALUES = (
     Seam(
+        "VllmConfig.speculative_config",
+        "None on runner V1 with several pipeline stages: such a server is served plainly, with a line.",
+        "vLLM 0.32 makes a drafter on the last stage, asks every stage for one, and ends at start.",
+        "tests/plugins/vllm/test_fallback.py",
+        "vLLM's runner V1 drafts under pipeline parallelism.",
+    ),
+    Seam(
         f"{_CONFIG}.num_speculative_tokens",
         "Set to the largest tree of `EAGLE3_TREES`, to a profile's most, or to a short chain where a tree cannot be served.",
         "vLLM sizes rows, caches and graphs by it; more than 8 tokens mean a tree, which as a chain would only cost.",

@@ -34,7 +34,8 @@ def test_what_looks_back_over_a_text_is_drafted_a_chain(params: SamplingParams |
     assert fallback.chain_reason(params) == reason
 
 
-WHOLE: dict[str, Any] = {"model_config": object(), "parallel_config": object()}  # not looked at where the mode decides
+# not looked at where the mode decides
+WHOLE: dict[str, Any] = {"model_config": object(), "parallel_config": SimpleNamespace(pipeline_parallel_size=1)}
 
 
 def config(target: Path, drafter: Path, nodes: int, environment: dict[str, str], **engine: Any) -> str:
@@ -44,7 +45,7 @@ def config(target: Path, drafter: Path, nodes: int, environment: dict[str, str],
         f"spec = {{'method': 'eagle3', 'model': {str(drafter)!r}, 'num_speculative_tokens': {nodes}}}\n"
         f"c = EngineArgs(model={str(target)!r}, max_model_len=512, speculative_config=spec, **{engine!r}).create_engine_config()\n"
         "s = c.speculative_config\n"
-        "print('TOKENS', s.num_speculative_tokens, s.num_speculative_tokens_per_batch_size)\n"
+        "print('TOKENS', *((s.num_speculative_tokens, s.num_speculative_tokens_per_batch_size) if s else ()))\n"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("EAGLE3_")}
     done = subprocess.run(
@@ -102,7 +103,7 @@ def test_a_config_that_trees_cannot_serve_is_told_why(monkeypatch: pytest.Monkey
     )
     with caplog.at_level(logging.WARNING):
         configure.configure_speculation(
-            SimpleNamespace(speculative_config=speculative), Settings(), logging.getLogger("test")
+            SimpleNamespace(**WHOLE, speculative_config=speculative), Settings(), logging.getLogger("test")
         )
     assert speculative.num_speculative_tokens == 3
     assert caplog.messages == ["eagle3: a chain of 3 instead of 16 nodes: LoRA adapters; sliding windows"]
@@ -120,7 +121,9 @@ def test_no_more_nodes_are_verified_than_the_largest_tree_has(
         num_speculative_tokens=16,
         num_speculative_tokens_per_batch_size=None,
     )
-    whole: Any = SimpleNamespace(speculative_config=speculative, scheduler_config=SimpleNamespace(max_num_seqs=8))
+    whole: Any = SimpleNamespace(
+        **WHOLE, speculative_config=speculative, scheduler_config=SimpleNamespace(max_num_seqs=8)
+    )
     with caplog.at_level(logging.INFO):
         configure.configure_speculation(whole, Settings(mode="tree", trees=read_trees(text)), logging.getLogger("test"))
     assert speculative.num_speculative_tokens == served
@@ -173,3 +176,9 @@ def test_how_a_server_may_be_spread(monkeypatch: pytest.MonkeyPatch, asked: str,
         watermark_config=None,
     )
     assert fallback.config_reasons(told, Settings(mode="tree")) == ([reason] if reason else [])
+
+
+def test_several_pipeline_stages_are_served_plainly(target_dir: Path, drafter_dir: Path) -> None:
+    """Stock vLLM 0.32 ends at start there: `'CPUModelRunner' object has no attribute 'drafter'`."""
+    said = config(target_dir, drafter_dir, 3, {}, pipeline_parallel_size=2)
+    assert "TOKENS\n" in said and "nothing is drafted" in said
