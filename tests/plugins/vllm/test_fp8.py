@@ -180,7 +180,7 @@ class Logger:
 def on_vllm(directory: Path, head: bool = True) -> architecture.Eagle3ServingForCausalLM:
     """The architecture but for its attention, which needs an engine's KV cache."""
     source = load_drafter(directory, target_embedding=embedding(), target_head=embedding(98), num_target_layers=12)
-    model = architecture.Eagle3ServingForCausalLM.__new__(architecture.Eagle3ServingForCausalLM)
+    model = nn.Module.__new__(architecture.Eagle3ServingForCausalLM)
     nn.Module.__init__(model)
     model.model = Drafter(source.config, source.vocabulary.target_ids, VllmLayers(source.config, "eagle3"))
     model.has_own_lm_head = head
