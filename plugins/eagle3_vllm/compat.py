@@ -14,6 +14,7 @@ from vllm import ModelRegistry
 from vllm._custom_ops import scaled_fp8_quant
 from vllm.config import CUDAGraphMode, SpeculativeConfig, VllmConfig
 from vllm.distributed.parallel_state import is_global_first_rank
+from vllm.exceptions import VLLMValidationError
 from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
@@ -84,6 +85,7 @@ __all__ = [
     "SpeculativeConfig",
     "SpeculatorCudaGraphManager",
     "TritonError",
+    "VLLMValidationError",
     "VllmConfig",
     "cpu_attn",
     "current_platform",

@@ -19,7 +19,7 @@ from typing import Any
 
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.gates import Asked, Gate, Gates
-from eagle3_vllm.compat import CUDAGraphMode, SamplingParams, Scheduler
+from eagle3_vllm.compat import CUDAGraphMode, SamplingParams, Scheduler, VLLMValidationError
 from eagle3_vllm.metrics import FOLDER, WRITE_EVERY_S
 from eagle3_vllm.settings import Settings
 
@@ -123,8 +123,11 @@ def plain_steps(scheduler: Any, settings: Settings, uniform: bool) -> bool:
 
 
 def check(params: SamplingParams) -> None:
-    """Raises ValueError, which vLLM's server makes HTTP 400, where a request asks for what cannot be meant."""
-    Asked.of(params.extra_args)
+    """Raises vLLM's own error of a request, which its server makes HTTP 400, where one asks for what cannot be meant."""
+    try:
+        Asked.of(params.extra_args)
+    except ValueError as error:
+        raise VLLMValidationError(str(error)) from None
 
 
 def register_gates(patches: Patches, settings: Settings) -> None:

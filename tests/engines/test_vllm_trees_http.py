@@ -1,5 +1,6 @@
 """A real vLLM server with trees, over HTTP: eight requests at once, clients that hang up, and what the endpoint shows."""
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trees(target_dir: Path, drafter_dir: Path, log: Path) -> Iterator[ChatClient]:
     command = vllm_command(VllmOptions(target_dir, drafter_dir, k=16, max_model_len=512, max_num_seqs=8))
-    more = {"VLLM_USE_V2_MODEL_RUNNER": "1", "PYTHONPATH": str(SHIM)}
+    known = filter(None, [os.environ.get("PYTHONPATH")])
+    more = {"VLLM_USE_V2_MODEL_RUNNER": "1", "PYTHONPATH": os.pathsep.join([str(SHIM), *known])}
     with (
         Server(replace(command, environment={**command.environment, **more}), log) as server,
         ChatClient(server.url) as client,

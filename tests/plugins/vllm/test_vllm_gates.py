@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from eagle3_vllm.compat import CUDAGraphMode, SamplingParams
+from eagle3_vllm.compat import CUDAGraphMode, SamplingParams, VLLMValidationError
 from eagle3_vllm.gates import Gating, check, plain_steps, uniform_graphs
 from eagle3_vllm.metrics import FOLDER, TreeCollector, read_closed
 from eagle3_vllm.settings import Settings, parse_trees
@@ -113,7 +113,7 @@ def test_who_gains_nothing_is_let_go() -> None:
 
 
 def test_what_cannot_be_meant_is_an_error_of_the_request() -> None:
-    with pytest.raises(ValueError, match="^eagle3 is 'maybe': on or off$"):
+    with pytest.raises(VLLMValidationError, match="^eagle3 is 'maybe': on or off$"):  # HTTP 400; a ValueError is 500
         check(SamplingParams(extra_args={"eagle3": "maybe"}))
     check(SamplingParams(extra_args={"theirs": "maybe"}))
 
