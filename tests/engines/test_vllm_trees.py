@@ -22,7 +22,10 @@ from eagle3_vllm.schedule import Profile
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 TOGETHER, SPECIAL, ABORTED = range(3)
-OFF, MOST = 1, 2  # of the first round: one that asks for no drafts, one for three a step at most
+OFF, MOST = (
+    3,
+    4,
+)  # of the first round, not those that fill the cache: one that asks for no drafts, one for three a step at most
 WARM, COLD = 0.8, 0.05  # cold: nearly the likeliest token each time
 MANY = {"max_num_seqs": 32, "max_model_len": 128, "max_num_batched_tokens": 512}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -106,7 +109,7 @@ def test_a_request_that_asks_for_no_drafts_gets_none_among_others_that_do(tree: 
     assert not drafted[OFF]
     assert set(drafted[MOST]) == {3} and sum(accepted[MOST]) > 0
     assert max(drafted[0]) == 16
-    assert tree["metrics"]["vllm:eagle3_gated_steps{reason=request}{rows=own}"] >= 20
+    assert tree["metrics"]["vllm:eagle3_gated_steps{reason=request}{rows=own}"] >= 5
 
 
 @pytest.mark.supports("vllm", "tree", "logit bias")

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,16 +100,12 @@ def test_a_stopped_run_resumes_to_the_same_weights(
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_run_learns_the_same(target: Any, answers: list[Answer], tmp_path: Path) -> None:
-    plain = make_trainer(target, answers, tmp_path / "plain", tokens=200)
-    compiled = make_trainer(target, answers, tmp_path / "compiled", tokens=200, compiled=True)
-    for trainer in (plain, compiled):
-        trainer.run()
-    assert compiled.draft_step != compiled.drafter.step and compiled.step == plain.step
-    for ours, theirs in zip(compiled.parameters, plain.parameters, strict=True):
-        # bf16 products, rounded in another order
-        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-2)
+def test_a_compiled_run_takes_the_compiled_step(target: Any, answers: list[Answer], tmp_path: Path) -> None:
+    """That it is the same step is `test_ttt.py`'s: compiling takes most of a minute."""
+    plain, compiled = (
+        make_trainer(target, answers, tmp_path / str(on), tokens=200, compiled=on) for on in (False, True)
+    )
+    assert plain.draft_step == plain.drafter.step != compiled.draft_step
 
 
 def test_another_recipe_in_the_same_directory_is_refused(target: Any, answers: list[Answer], tmp_path: Path) -> None:
