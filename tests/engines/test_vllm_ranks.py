@@ -45,8 +45,8 @@ def rounds(target_dir: Path, prompts: tuple[str, ...]) -> list[Round]:
     tokenizer = load_tokenizer(target_dir)
     ids = [chat_ids(tokenizer, prompt) for prompt in prompts[:3]]
     return [
-        Round(ids, [{"temperature": 0, "max_tokens": n, "ignore_eos": True} for n in (14, 9, 12)]),
-        Round(ids[:2], [{"temperature": 0.9, "max_tokens": 5, "seed": seed} for seed in (1, 2)]),
+        Round(ids, [{"temperature": 0, "max_tokens": n, "ignore_eos": True} for n in (9, 6, 8)]),
+        Round(ids[:2], [{"temperature": 0.9, "max_tokens": 3, "seed": seed} for seed in (1, 2)]),
     ]
 
 
