@@ -1,10 +1,12 @@
-"""Lines that a server of many processes says once, and exceptions in one line."""
+"""Lines that a server of many processes says once, or ends with, and exceptions in one line."""
 
 import hashlib
 import logging
 import os
+import sys
+from typing import NoReturn
 
-from eagle3_serving.errors import Eagle3Error
+from eagle3_serving.errors import CheckError, Eagle3Error
 
 SAID = "EAGLE3_SAID"  # digests of lines that were said; a server's processes inherit it from the first
 
@@ -16,6 +18,12 @@ def say_once(logger: logging.Logger, line: str) -> None:
     if digest not in said:
         os.environ[SAID] = " ".join([*said, digest])
         logger.warning("eagle3: %s", line)
+
+
+def stop(problem: str, code: int = CheckError.exit_code) -> NoReturn:
+    """Ends an engine's server with one line."""
+    print(f"eagle3: {problem}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def in_a_line(error: BaseException) -> str:

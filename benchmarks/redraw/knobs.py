@@ -1,4 +1,4 @@
-"""What vLLM's plugin can be told, out of the module that reads it."""
+"""What the plugins can be told, out of the modules that read it."""
 
 import ast
 
@@ -8,7 +8,16 @@ from benchmarks.redraw.raw import ROOT
 
 @text("vllm-settings")
 def vllm_settings() -> str:
-    """The table in the docstring of its settings; the module is read, not imported."""
-    source = (ROOT / "plugins" / "eagle3_vllm" / "settings.py").read_text(encoding="utf-8")
+    return _table("eagle3_vllm")
+
+
+@text("sglang-settings")
+def sglang_settings() -> str:
+    return _table("eagle3_sglang")
+
+
+def _table(plugin: str) -> str:
+    """The table in the docstring of a plugin's settings; the module is read, not imported."""
+    source = (ROOT / "plugins" / plugin / "settings.py").read_text(encoding="utf-8")
     said = ast.get_docstring(ast.parse(source)) or ""
     return "\n".join(line for line in said.splitlines() if line.startswith("|"))

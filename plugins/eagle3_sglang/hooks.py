@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import Any
 
 from eagle3_serving.errors import Eagle3Error, InputError
-from eagle3_serving.notice import in_a_line, say_once
+from eagle3_serving.notice import in_a_line, say_once, stop
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.sglang import SWITCH
 from eagle3_serving.serve.shape import TREES
 from eagle3_sglang.backends import chains_alone, tree_problem
 from eagle3_sglang.compat_check import HOOKED, attention_of, name_problem, version_problem
-from eagle3_sglang.fallback import fall_back, stop
+from eagle3_sglang.fallback import fall_back
 from eagle3_sglang.gates import verify
 from eagle3_sglang.settings import (
     DEFAULT_CHAINS,

@@ -3,10 +3,11 @@
 | variable | default | meaning |
 |---|---|---|
 | `EAGLE3_SERVING` | `on` | `off`: SGLang's own EAGLE3 |
-| `EAGLE3_TREES` | see below | the trees to choose from, as steps,top-k,tokens (the root included), all of one top-k: `0;1,4,3;3,4,6;5,4,12`. `0` drafts nothing. Without it and without SGLang's own flags for a tree: that on a CPU, `0;1,4,2;1,4,3;3,4,4;3,4,6;5,4,12` on a GPU, `0;1,1,2;2,1,3;3,1,4` where only chains can be verified. The flags alone fix their tree |
+| `EAGLE3_TREES` | by device | the trees to choose from, as steps,top-k,tokens (the root included), all of one top-k: `0;1,4,3;3,4,6;5,4,12`. `0` drafts nothing. Without it and without SGLang's own flags for a tree: that on a CPU, `0;1,4,2;1,4,3;3,4,4;3,4,6;5,4,12` on a GPU, `0;1,1,2;2,1,3;3,1,4` where only chains can be verified. The flags alone fix their tree |
 | `EAGLE3_PROFILE` | in the user's cache | where the costs of a step are kept: measured at start on a GPU, while serving, or before by `eagle3 tune` |
 | `EAGLE3_CHECK` | `on` | `off`: serve a drafter that the check at start refuses |
 | `EAGLE3_GRAPH_GB`, `EAGLE3_GRAPH_SECONDS` | `8`, `180` | the most memory and time that the trees' CUDA graphs take at start; trees that do not fit are left out with a line |
+| `EAGLE3_GATE_CONTEXT`, `_TEMPERATURE`, `_GRAMMAR`, `_ACCEPTED` | see there | requests for which nothing is drafted: `eagle3_serving.serve.gates` |
 | `EAGLE3_CHOICE` | none | `survey`: some steps of each tree in turn, for `eagle3 tune`; `cycle`: another tree every step, for tests |
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eagle3_serving.notice import in_a_line
+from eagle3_serving.notice import in_a_line, stop
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.targets.cache import cache_directory
@@ -18,7 +18,7 @@ from eagle3_sglang.backends import window_problem
 from eagle3_sglang.catch_up import Backlog, absorb
 from eagle3_sglang.costs import StepCosts, measured_with
 from eagle3_sglang.draft import DraftWorker
-from eagle3_sglang.fallback import fall_back, stop
+from eagle3_sglang.fallback import fall_back
 from eagle3_sglang.gates import BatchGates, within
 from eagle3_sglang.host import StepClock, timed
 from eagle3_sglang.metrics import Metrics

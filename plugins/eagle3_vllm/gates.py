@@ -9,18 +9,16 @@ and is drafted: they are computed anyway, and leaving the graph for the others' 
 """
 
 import atexit
-import json
 import os
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.gates import Asked, Gate, Gates
 from eagle3_vllm.compat import CUDAGraphMode, SamplingParams, Scheduler, VLLMValidationError
-from eagle3_vllm.metrics import FOLDER, WRITE_EVERY_S
+from eagle3_vllm.metrics import FOLDER, WRITE_EVERY_S, write_counts
 from eagle3_vllm.settings import Settings
 
 
@@ -40,10 +38,7 @@ class GateTally:
         if self.file is None or not self.closed or now - self._written < after_s:
             return
         self._written = now
-        beside = self.file.with_suffix(".partial")
-        with suppress(OSError):  # the folder is gone when the server has ended
-            beside.write_text(json.dumps({"sums": {}, "fallbacks": {}, "closed": self.closed}))
-            beside.replace(self.file)
+        write_counts(self.file, {"sums": {}, "fallbacks": {}, "closed": self.closed})
 
 
 class Gating:

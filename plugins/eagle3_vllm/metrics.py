@@ -76,10 +76,15 @@ class Tally:
             return  # the host waits for no copy: the next step looks again
         self.transfer, self.written = None, now
         counts = {"sums": dict(zip(SUMS, self.host.tolist(), strict=True)), "fallbacks": self.fallbacks}
-        beside = self.file.with_suffix(".partial")
-        with suppress(OSError):  # the folder is gone when the server has ended
-            beside.write_text(json.dumps(counts))
-            beside.replace(self.file)
+        write_counts(self.file, counts)
+
+
+def write_counts(file: Path, counts: dict[str, Any]) -> None:
+    """One process's counts, beside and renamed: another may read at any time."""
+    beside = file.with_suffix(".partial")
+    with suppress(OSError):  # the folder is gone when the server has ended
+        beside.write_text(json.dumps(counts))
+        beside.replace(file)
 
 
 def _event(device: torch.device) -> Any:

@@ -4,16 +4,15 @@ attention backends, the target's graphs, the scheduler and the seams of Model Ru
 All of it or nothing: every name is looked at, and every module of ours imported that will be needed, before the first change.
 """
 
-import sys
 from importlib import import_module
 from logging import Logger
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import vllm
 
 from eagle3_serving.errors import Eagle3Error, InputError
-from eagle3_serving.notice import in_a_line
+from eagle3_serving.notice import in_a_line, stop
 from eagle3_serving.patches import Patches
 from eagle3_vllm.metrics import Tally, open_folder
 from eagle3_vllm.scheduling import register_choice
@@ -22,7 +21,6 @@ from eagle3_vllm.versions import version_problem
 
 # imported late, where vLLM would find out too late that one cannot be
 NEEDED = ("architecture", "configure", "idle", "speculator", "model_state", "draft_tokens", "graphs")
-BACKENDS_ON_GPU = {"FLASH_ATTN": "cuda", "FLASHINFER": "flashinfer_backend", "TRITON_ATTN": "triton_backend"}
 
 
 def register_all(logger: Logger) -> str:
@@ -66,12 +64,6 @@ def register_all(logger: Logger) -> str:
     return ""
 
 
-def end(problem: str, code: int) -> NoReturn:
-    """Ends the server with one line."""
-    print(f"eagle3: {problem}", file=sys.stderr, flush=True)
-    sys.exit(code)
-
-
 def _register_end(patches: Patches, error: InputError) -> None:
     """A setting that cannot be read: a server with EAGLE-3 ends before anything loads, all others do not look at it."""
     from eagle3_vllm import compat
@@ -80,7 +72,7 @@ def _register_end(patches: Patches, error: InputError) -> None:
 
     def post_init(self: Any) -> None:
         if getattr(self.speculative_config, "method", None) == "eagle3":
-            end(str(error), error.exit_code)
+            stop(str(error), error.exit_code)
         made(self)
 
     patches.attribute(compat.VllmConfig, "__post_init__", post_init)
@@ -108,7 +100,7 @@ def _register_configuration(patches: Patches, settings: Settings, logger: Logger
             require_right(self)
             configure_speculation(self, settings, logger)
         except Eagle3Error as error:
-            end(f"{error}; EAGLE3_MODE=vllm leaves it to vLLM's own EAGLE-3", error.exit_code)
+            stop(f"{error}; EAGLE3_MODE=vllm leaves it to vLLM's own EAGLE-3", error.exit_code)
         except Exception as error:
             logger.warning("eagle3: draft tokens are as they were asked for: %s", in_a_line(error))
         made(self)
@@ -127,8 +119,9 @@ def _register_configuration(patches: Patches, settings: Settings, logger: Logger
 
 def _register_backends(patches: Patches) -> None:
     from eagle3_vllm import compat
+    from eagle3_vllm.attention.support import BACKENDS
 
-    names = BACKENDS_ON_GPU if torch.cuda.is_available() else ("CPU_ATTN",)
+    names = BACKENDS if torch.cuda.is_available() else ("CPU_ATTN",)
     for name in names:
         backend = compat.AttentionBackendEnum[name]
         if not backend.is_overridden():

@@ -3,6 +3,7 @@
 from typing import Any
 
 from eagle3_serving.drafter import DrafterConfig
+from eagle3_vllm.attention.support import backend_names
 from eagle3_vllm.compat import Attention, VllmConfig, init_logger
 
 logger = init_logger("vllm.eagle3")
@@ -26,9 +27,7 @@ def window_of(config: DrafterConfig, vllm_config: VllmConfig) -> int | None:
     """The drafter's window, None where it has none, or where the backend takes one window for all layers alone."""
     if config.sliding_window is None:
         return None
-    speculative = vllm_config.speculative_config
-    backends = vllm_config.attention_config.backend, getattr(speculative, "attention_backend", None)
-    if any(backend is not None and backend.name == "FLASHINFER" for backend in backends):
+    if "FLASHINFER" in backend_names(vllm_config):
         logger.warning(
             "eagle3: the drafter was trained to look back %d tokens and looks back all the way: FLASHINFER takes one window "
             "for all layers; drafts may be accepted less, no token changes",
