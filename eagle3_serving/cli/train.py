@@ -46,7 +46,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--limit", type=int, help="only the first N prompts")
     defaults = TrainJob(Path(), Path())
     parser.add_argument(
-        "--draft-vocab-size", type=int, help=f"tokens that a new drafter can propose (default {DRAFT_VOCAB_SIZE})"
+        "--draft-vocab-size",
+        type=int,
+        help=f"tokens that the drafter can propose (default {DRAFT_VOCAB_SIZE}; with --init its own, to which a larger number adds)",
     )
     parser.add_argument(
         "--general",

@@ -137,9 +137,14 @@ def choose_vocabulary(answers: Iterable[Answer], vocab_size: int, draft_vocab_si
     Ties and unseen tokens go to the lower id, which in a byte-pair vocabulary is the more frequent one.
     """
     counts = Counter(token for answer in answers for token in answer.response_ids)
-    ranked = sorted(range(vocab_size), key=lambda token: (-counts[token], token))[:draft_vocab_size]
-    coverage = sum(counts[token] for token in ranked) / max(1, counts.total())
-    return torch.tensor(sorted(ranked)), coverage
+    chosen = most_frequent(counts, vocab_size, draft_vocab_size)
+    coverage = sum(counts[token] for token in chosen.tolist()) / max(1, counts.total())
+    return chosen, coverage
+
+
+def most_frequent(counts: Counter[int], vocab_size: int, size: int) -> Tensor:
+    """The `size` tokens that are counted most, sorted: int64 [size]."""
+    return torch.tensor(sorted(sorted(range(vocab_size), key=lambda token: (-counts[token], token))[:size]))
 
 
 def make_batches(answers: Sequence[Answer], tokens_per_batch: int, seed: int) -> list[list[Answer]]:

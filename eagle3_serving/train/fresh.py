@@ -15,7 +15,7 @@ from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, TrainJob
 def new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafter:
     """One layer of the target's own shape, over the answers' most frequent tokens."""
     config = target.model.config
-    counted = read_answers(job.vocabulary, job.max_length) if job.vocabulary else answers
+    counted = counted_for_vocabulary(job, answers)
     target_ids, _ = choose_vocabulary(counted, config.vocab_size, job.draft_vocab_size or DRAFT_VOCAB_SIZE)
     heads = config.num_attention_heads
     drafter = Drafter(
@@ -45,6 +45,11 @@ def new_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafter
             nn.init.normal_(parameter, std=0.002 if name.endswith(("down_proj.weight", "o_proj.weight")) else 0.02)
     weight_of(drafter.embed_tokens).data.copy_(target.embedding)
     return drafter.to(target.device)
+
+
+def counted_for_vocabulary(job: TrainJob, answers: list[Answer]) -> list[Answer]:
+    """The answers whose tokens choose the draft vocabulary."""
+    return read_answers(job.vocabulary, job.max_length) if job.vocabulary else answers
 
 
 def _rope(parameters: dict[str, Any]) -> RopeConfig:

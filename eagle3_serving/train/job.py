@@ -20,8 +20,9 @@ from eagle3_serving.train.comparison import Comparer, Comparison
 from eagle3_serving.train.data import Answer
 from eagle3_serving.train.features import Extract, FeatureBatch, FeatureSource
 from eagle3_serving.train.finish import Measured, calibrate_on, check_drafter, measure, prompts_to_measure
-from eagle3_serving.train.fresh import new_drafter
+from eagle3_serving.train.fresh import counted_for_vocabulary, new_drafter
 from eagle3_serving.train.gather import family_name, gather, own_files
+from eagle3_serving.train.grow import grow_vocabulary
 from eagle3_serving.train.mixture import Families, Mixture
 from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, TrainJob
 from eagle3_serving.train.origin import require_own
@@ -109,7 +110,9 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     target = target or Target.load(job.target, dtype, job.device, job.shard_target)
     if target.latent and (job.calibrate or (job.eval_limit and not job.shard_target)):
         target.new_pool(1, 1)  # says why it could not be measured in the end, before hours are spent
-    drafter = new_drafter(job, target, mixture.train) if job.init is None else load_for(target, job.init)
+    drafter = (
+        new_drafter(job, target, mixture.train) if job.init is None else _known_drafter(job, target, mixture.train)
+    )
     coverage = _coverage(drafter, mixture.train)
     say(f"the draft vocabulary covers {coverage:.1%} of the answers' tokens")
     if drafter.config.num_layers != 1:
@@ -138,6 +141,18 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     made = (trainer.finished(), target, report, mixture, extract, coverage)
     recorded = served.recording.measured if served is not None else Families()
     return TrainedRun(*made, *counted, dialect, trainer.ranks, trainer.best, recorded)
+
+
+def _known_drafter(job: TrainJob, target: Target, answers: list[Answer]) -> Drafter:
+    """The drafter that is gone on from, its vocabulary grown where the job asks for more."""
+    assert job.init is not None
+    drafter = load_for(target, job.init)
+    if (job.draft_vocab_size or 0) > drafter.config.draft_vocab_size:
+        counted = counted_for_vocabulary(job, answers)
+        drafter = grow_vocabulary(
+            drafter, counted, job.draft_vocab_size or 0, target.model.get_output_embeddings().weight
+        )
+    return drafter
 
 
 def _silent(_line: str) -> None:

@@ -48,6 +48,16 @@ class Asked:
             config = read(open_source(init), num_target_layers=num_target_layers).config
         except CheckError as error:
             raise InputError(str(error)) from None
+        if self.draft_vocab_size is not None and self.draft_vocab_size < config.draft_vocab_size:
+            raise InputError(
+                f"--draft-vocab-size is {self.draft_vocab_size}: the drafter in --init {init} has {config.draft_vocab_size} tokens, "
+                "which it keeps; a larger number adds to them"
+            )
+        if self.draft_vocab_size is not None and self.draft_vocab_size > config.vocab_size:
+            raise InputError(
+                f"--draft-vocab-size is {self.draft_vocab_size}: the target has {config.vocab_size} tokens; give "
+                f"{config.draft_vocab_size} to {config.vocab_size}"
+            )
         for flag, asked, has, words in self._held_against(config):
             if asked is not None and asked != has:
                 raise InputError(
@@ -77,10 +87,4 @@ class Asked:
             ),
             ("--aux-layers", self.aux_layers, config.aux_layers, f"layers {' '.join(map(str, config.aux_layers))}"),
             ("--sliding-window", self.sliding_window, config.sliding_window, f"a window of {config.sliding_window}"),
-            (
-                "--draft-vocab-size",
-                self.draft_vocab_size,
-                config.draft_vocab_size,
-                f"a draft vocabulary of {config.draft_vocab_size}",
-            ),
         ]

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ import torch
 
 from eagle3_serving.checkpoint.save import refusals
 from eagle3_serving.cli.main import main
+from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.engine import EmbeddedEngine
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.data import Answer
+from eagle3_serving.train.grow import grow_vocabulary
 from eagle3_serving.train.job import fit, train
 from eagle3_serving.train.mixture import mix, split
 from eagle3_serving.train.options import TrainJob, TrainOptions
 from eagle3_serving.train.replies import greedy_answers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
-from tiny import VOCAB, tiny_target
+from tiny import VOCAB, tiny_drafter, tiny_target
 
 OPTIONS: dict[str, Any] = {"tokens_per_batch": 60, "save_every": 4, "log_every": 1, "warmup": 2}
 
@@ -116,7 +119,14 @@ def test_it_goes_on_with_a_table_of_before_and_after(
         ({"fc_norm": False}, r"--no-fc-norm contradicts"),
         ({"norm_output": False}, r"--no-norm-output contradicts .* post-norm feedback"),
         ({"aux_layers": (1, 2, 3)}, r"--aux-layers contradicts .* layers 2 4 5"),
-        ({"draft_vocab_size": 5}, rf"--draft-vocab-size contradicts .* a draft vocabulary of {VOCAB}"),
+        (
+            {"draft_vocab_size": 5},
+            rf"--draft-vocab-size is 5: the drafter in --init .* has {VOCAB} tokens, which it keeps",
+        ),
+        (
+            {"draft_vocab_size": VOCAB + 1},
+            rf"--draft-vocab-size is {VOCAB + 1}: the target has {VOCAB} tokens; give {VOCAB}",
+        ),
     ],
 )
 def test_what_contradicts_the_drafter_is_one_line_and_loses_nothing(
@@ -127,6 +137,39 @@ def test_what_contradicts_the_drafter_is_one_line_and_loses_nothing(
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
     same = {"preset": "eagle3.1", "fc_norm": True, "aux_layers": (2, 4, 5), "draft_vocab_size": VOCAB}
     job(directory, tmp_path, answers[0], init=init, **same).asked.require_like(init, 8)
+
+
+def test_a_larger_vocabulary_is_trained_on_from_a_smaller_one(
+    directory: Path, answers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    small = train(job(directory, tmp_path / "small", answers[1], draft_vocab_size=6)).directory
+    made = train(job(directory, tmp_path / "run", answers[0], init=small, draft_vocab_size=10))
+    target = Target.load(directory)
+    before, after = (load_for(target, folder).vocabulary.target_ids.tolist() for folder in (small, made.directory))
+    assert made.right and len(after) == 10 and set(before) < set(after)
+    with pytest.raises(InputError, match="holds a run with draft_vocab_size 10, not 6"):
+        fit(job(directory, tmp_path / "run", answers[0], init=small))
+
+
+def test_what_a_grown_drafter_knew_is_unchanged_and_what_it_learns_is_the_targets_own() -> None:
+    hidden, vocab = 8, 64
+    known = torch.randperm(vocab, generator=torch.manual_seed(0))[:40]
+    small = tiny_drafter(0, hidden=hidden, vocab=vocab, draft_ids=known.tolist())
+    head_VH, map_HH = torch.randn(vocab, hidden), torch.randn(hidden, hidden)
+    with torch.no_grad():
+        weight_of(small.lm_head).copy_(head_VH[known] @ map_HH)
+    said = [t for n, t in enumerate(sorted(set(range(vocab)) - set(known.tolist()))) for _ in range(n + 1)]
+    grown = grow_vocabulary(small, [Answer("a", (1,), tuple(said))], 50, head_VH)
+    ids = grown.vocabulary.target_ids
+    assert set(ids.tolist()) == {*known.tolist(), *Counter(said).elements()} - {
+        t for t, n in Counter(said).items() if n <= 14
+    }
+    old, new = (dict(zip(d.vocabulary.target_ids.tolist(), weight_of(d.lm_head), strict=True)) for d in (small, grown))
+    assert all(torch.equal(row, new[token]) for token, row in old.items())
+    torch.testing.assert_close(weight_of(grown.lm_head), head_VH[ids] @ map_HH, atol=0.02, rtol=0.02)
+    assert all(
+        torch.equal(value, grown.state_dict()[name]) for name, value in small.state_dict().items() if "layers" in name
+    )
 
 
 def test_answers_of_another_target_are_told_from_its_own(
