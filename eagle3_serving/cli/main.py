@@ -30,6 +30,7 @@ COMMANDS = (
     "bench",
     "tune",
     "train",
+    "features",
     "calibrate",
     "completion",
     "schema",

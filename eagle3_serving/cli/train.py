@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   eagle3 train --target DIR --prompts prompts.jsonl --out runs/mine
   eagle3 train --target DIR --answers answers.jsonl --out runs/mine --tokens 3000000
   torchrun --nproc-per-node 2 -m eagle3_serving.cli.main train --target DIR --answers answers.jsonl --out runs/mine
+  eagle3 train --target DIR --answers answers.jsonl --features-from http://HOST:8100 --features-store DIR --out runs/mine
   eagle3 train --target DIR --answers answers.jsonl --preset eagle3.1 --out runs/mine
   eagle3 train --target DIR --init DRAFTER --answers mine.jsonl --general runs/mine/answers.jsonl --out runs/domain
 
@@ -123,6 +124,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         "are then not kept, and the drafter is not measured in the end",
     )
     parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept; runs may share it")
+    parser.add_argument(
+        "--features-from",
+        metavar="URL",
+        help="a server of eagle3 features, perhaps on another machine, makes the target's passes; only the target's embedding, "
+        "head and final norm are kept here, and the drafter is not measured in the end",
+    )
+    parser.add_argument("--features-store", type=Path, metavar="DIR", help="the folder that this server writes into")
     for option in fields(TrainOptions):
         default = getattr(defaults.options, option.name)
         flag, help_text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
@@ -170,6 +178,8 @@ def run(args: argparse.Namespace) -> int:
         eval_tokens=args.eval_tokens,
         calibrate=args.calibrate,
         shard_target=args.shard_target,
+        features_from=args.features_from,
+        features_store=args.features_store,
         options=options,
     )
     job.require_data()

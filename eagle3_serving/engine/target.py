@@ -3,7 +3,8 @@
 Shape letters: B sequences, L rows of a sequence, T packed rows of a pass, V vocabulary, F = A * H concatenated features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,23 @@ from torch.distributed.fsdp import fully_shard
 from eagle3_serving.engine.attention import NO_MASK, use_row_attention
 from eagle3_serving.engine.rows import KVPool, RowPlan
 from eagle3_serving.errors import InputError
+
+
+@contextmanager
+def _without_layers(config: Any) -> Iterator[None]:
+    """Let a model of this config be loaded without decoder layers, and without a word on the weights that are left out."""
+    from transformers.utils import logging
+
+    text = config.get_text_config()
+    text.num_hidden_layers = 0
+    if getattr(text, "layer_types", None):
+        text.layer_types = []
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 class TargetOutput(NamedTuple):
@@ -57,20 +75,28 @@ class Target:
 
     @classmethod
     def load(
-        cls, directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu", sharded: bool = False
+        cls,
+        directory: Path,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        sharded: bool = False,
+        layers: bool = True,
     ) -> "Target":
         """The model in a local directory; nothing is fetched. `sharded`: every process of the group keeps a share of each
-        decoder layer and gathers one at a time (FSDP2), so that all must make every pass. Raises InputError where it
-        cannot be read."""
-        from transformers import AutoModelForCausalLM
+        decoder layer and gathers one at a time (FSDP2), so that all must make every pass. `layers` False: embedding,
+        final norm and head alone, for one whose passes are made elsewhere. Raises InputError where it cannot be read."""
+        from transformers import AutoConfig, AutoModelForCausalLM
 
         if not (directory / "config.json").is_file():
             raise InputError(f"{directory}/config.json is missing; a target directory holds a Hugging Face causal LM")
         try:
             # said, not asked: without it a person at a terminal would be asked whether the model's own code may run
-            model = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, local_files_only=True, trust_remote_code=False
-            )
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            depth = config.get_text_config().num_hidden_layers
+            with nullcontext() if layers else _without_layers(config):
+                model = AutoModelForCausalLM.from_pretrained(
+                    directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False
+                )
         except MemoryError:
             raise
         except Exception as error:  # damaged or strange files raise nearly anything there
@@ -79,7 +105,9 @@ class Target:
         if sharded:
             for layer in getattr(getattr(model, "model", None), "layers", ()):
                 fully_shard(layer, reshard_after_forward=True)
-        return cls(model.to(device), str(directory))
+        target = cls(model.to(device), str(directory))
+        target.num_layers = depth
+        return target
 
     @property
     def latent(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -119,7 +120,7 @@ class FeatureCache:
                         answer, batch.aux_BLF[b, : answer.length], batch.final_BRH[b, : len(answer.response_ids)]
                     )
             stored = [self._load(answer) for answer in answers]
-        return _padded(answers, [parts for parts in stored if parts is not None])
+        return padded(answers, [parts for parts in stored if parts is not None])
 
     def _load(self, answer: Answer) -> dict[str, Tensor] | None:
         """None where it is not there, or damaged: it is made anew then."""
@@ -139,6 +140,11 @@ class FeatureCache:
             if not all(self._path(answer).exists() for answer in answers):
                 self.get(answers, extract)
             yield sum(answer.length for answer in answers)
+
+    def missing(self, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """Those of `answers` that are not kept: all where one of them is not, since a batch is one pass's."""
+        kept = self.directory is not None and all(self._path(answer).exists() for answer in answers)
+        return () if kept else answers
 
     def missing_bytes(self, answers: Sequence[Answer], features: int, hidden: int) -> int:
         """What `answers` will add on disk; `features` and `hidden` are the widths of a row's two tensors."""
@@ -167,6 +173,16 @@ class FeatureCache:
         beside.replace(path)
 
 
+class Passes(Protocol):
+    """Who makes the target's passes elsewhere."""
+
+    def ahead(self, answers: Sequence[Answer]) -> None:
+        """Begin with what will be wanted next."""
+        ...
+
+    def extract(self, answers: Sequence[Answer]) -> FeatureBatch: ...
+
+
 class FeatureSource:
     """The features that one drafter reads, through a cache that may hold more boundaries than it does."""
 
@@ -178,20 +194,31 @@ class FeatureSource:
         *,
         watched: Sequence[int] | None = None,
         bf16: bool = True,
+        passes: Passes | None = None,
     ) -> None:
-        """`watched`: the boundaries to keep, `aux_layers` among them, so that other drafters can read the cache too."""
+        """`watched`: the boundaries to keep, `aux_layers` among them, so that other drafters can read the cache too.
+        `passes`: who makes the target's passes, where it is not `target` itself."""
         watched = tuple(watched or aux_layers)
-        target.watch(watched)
-        self.target, self.bf16, self.hidden = target, bf16, target.hidden_size
+        if passes is None:
+            target.watch(watched)
+        self.target, self.bf16, self.hidden, self.passes = target, bf16, target.hidden_size, passes
         self.width = len(watched) * target.hidden_size
         self.columns = None if watched == tuple(aux_layers) else [watched.index(k) for k in aux_layers]
         self.fingerprint = fingerprint.of_target(target)
-        self.cache = FeatureCache(directory, f"{self.fingerprint} {watched} {'bf16' if bf16 else target.dtype}")
+        precise = "served" if passes is not None else "bf16" if bf16 else target.dtype
+        self.cache = FeatureCache(directory, f"{self.fingerprint} {watched} {precise}")
 
     def extract(self, answers: Sequence[Answer]) -> FeatureBatch:
         """A pass of the target over `answers`, every watched boundary."""
+        if self.passes is not None:
+            return self.passes.extract(answers)
         with precision(self.target.device, self.bf16):
             return extract_features(self.target, answers)
+
+    def ahead(self, answers: Sequence[Answer]) -> None:
+        """What will be wanted next, so that others can begin with it."""
+        if self.passes is not None:
+            self.passes.ahead(self.cache.missing(answers))
 
     def fill(self, batches: Sequence[Sequence[Answer]]) -> Iterator[int]:
         return self.cache.fill(batches, self.extract)
@@ -230,7 +257,7 @@ def norm_weight(target: Target) -> Tensor:
 _FILE_BYTES = 4096  # header and the file system's rounding
 
 
-def _padded(answers: Sequence[Answer], stored: Sequence[dict[str, Tensor]]) -> FeatureBatch:
+def padded(answers: Sequence[Answer], stored: Sequence[dict[str, Tensor]]) -> FeatureBatch:
     """Answers' tensors as one batch, zeros behind."""
     aux, final = [parts["aux_LF"] for parts in stored], [parts["final_RH"] for parts in stored]
     tokens = [torch.tensor(answer.prompt_ids + answer.response_ids) for answer in answers]

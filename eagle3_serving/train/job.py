@@ -30,6 +30,7 @@ from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.run import Trainer
 from eagle3_serving.train.served import PART, Recording, ServedMeasure, record
+from eagle3_serving.train.streamed import FeatureServer
 from eagle3_serving.train.trained import TrainedRun
 from eagle3_serving.tree.calibrate import FILE
 
@@ -59,8 +60,10 @@ def train(job: TrainJob, command: str = "") -> TrainedDrafter:
     if run.best is not None:  # what it was measured with
         run.best.served.calibration.save(directory / FILE)
     measured = comparison = None
-    if run.complete and job.shard_target:
-        print(f"not measured, since the target is in shares: eagle3 eval --drafter {directory} does it", flush=True)
+    if run.complete and job.elsewhere:
+        print(
+            f"not measured, since the whole target is not here: eagle3 eval --drafter {directory} does it", flush=True
+        )
     elif run.complete:
         rest = [answer for family in run.mixture.held_out.values() for answer in family[job.eval_limit :]]
         if job.calibrate and rest:
@@ -107,8 +110,9 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     torch.manual_seed(options.seed)
     # half the size where its products are of that precision anyway
     dtype = torch.bfloat16 if job.shard_target and options.bf16 else torch.float32
-    target = target or Target.load(job.target, dtype, job.device, job.shard_target)
-    if target.latent and (job.calibrate or (job.eval_limit and not job.shard_target)):
+    local = job.features_from is None
+    target = target or Target.load(job.target, dtype, job.device, job.shard_target, layers=local)
+    if target.latent and (job.calibrate or (job.eval_limit and not job.elsewhere)):
         target.new_pool(1, 1)  # says why it could not be measured in the end, before hours are spent
     drafter = (
         new_drafter(job, target, mixture.train) if job.init is None else _known_drafter(job, target, mixture.train)
@@ -121,7 +125,13 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     # what one process finds in a cache another may not, and then waits for it in the target's pass
     cached = job.cache_features and not job.shard_target
     directory = (job.features or job.out / "features") if cached else None
-    source = FeatureSource(target, drafter.config.aux_layers, directory, watched=job.watched, bf16=options.bf16)
+    watched = job.watched or drafter.config.aux_layers
+    passes = None
+    if job.features_from is not None and job.features_store is not None:
+        passes = FeatureServer(job.features_from, job.features_store, target, watched)
+    source = FeatureSource(
+        target, drafter.config.aux_layers, directory, watched=watched, bf16=options.bf16, passes=passes
+    )
 
     def extract(answers: Sequence[Answer]) -> FeatureBatch:
         return source(answers).to(target.device)
@@ -166,7 +176,7 @@ def _served(
     that the end is measured on, where there are enough."""
     every = job.options.measure_every
     apart = {name: family[job.eval_limit :] or family for name, family in mixture.held_out.items()}
-    if not every or (job.init is None and job.options.tokens < every) or not apart or target.latent or job.shard_target:
+    if not every or (job.init is None and job.options.tokens < every) or not apart or target.latent or job.elsewhere:
         return None
     path = job.out / "served.json"
     recording = Recording.read(path)

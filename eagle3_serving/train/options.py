@@ -116,6 +116,8 @@ class TrainJob:
     the target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
     which runs may share; `watched` boundaries are kept there (default: those read). `shard_target`: under torchrun each
     process keeps a share of the target, for one that no GPU holds alone; features are then not cached, nor the drafter
+    measured in the end. `features_from`: the URL of a vLLM server that makes the target's passes (`eagle3 features`), and
+    `features_store` the folder that it writes them into; no process then keeps the target's layers, nor is the drafter
     measured in the end.
     """
 
@@ -149,6 +151,8 @@ class TrainJob:
     measure_tree: tuple[int, int, int] = (8, 10, 60)
     calibrate: bool = False
     shard_target: bool = False
+    features_from: str | None = None
+    features_store: Path | None = None
     options: TrainOptions = field(default_factory=TrainOptions)
 
     def __post_init__(self) -> None:
@@ -168,10 +172,23 @@ class TrainJob:
                 f"--sliding-window is {self.sliding_window}: a draft of --ttt-steps would not see its own start"
             )
 
+        if (self.features_from is None) != (self.features_store is None):
+            raise InputError(
+                "--features-from URL and --features-store DIR go together: the server writes into that folder"
+            )
+        if self.features_from is not None and self.shard_target:
+            raise InputError(
+                "--shard-target shares a target among processes, and with --features-from there is none: give one"
+            )
         if not 0 < self.general_share < 1:
             raise InputError(f"--general-share is {self.general_share}: it must be above 0 and below 1")
         if min(self.measure_tree) < 1:
             raise InputError(f"--measure-tree is {','.join(map(str, self.measure_tree))}: each must be at least 1")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether no process here has the whole target, so that nothing can be measured with it."""
+        return self.shard_target or self.features_from is not None
 
     @property
     def asked(self) -> Asked:

@@ -147,9 +147,10 @@ class Trainer:
         )
         mine = itertools.islice(self.order(self.step * ranks.size), ranks.rank, None, ranks.size)
         try:
-            for index in mine:
+            for index, following in itertools.pairwise(mine):
                 if self.seen_tokens >= self.options.tokens or self.stopping:
                     break
+                self.source.ahead(self.batches[following])
                 before = self.seen_tokens
                 rows = self.train_step(index, bar)
                 bar.update(rows)

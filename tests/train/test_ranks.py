@@ -4,8 +4,10 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -58,6 +60,33 @@ def test_a_target_in_shares_teaches_the_same(answered: list[str], tmp_path: Path
         assert (tmp_path / flag / "drafter" / "config.json").is_file(), done.stdout
         weights.append(torch.load(tmp_path / flag / "state.pt", weights_only=True)["average"])
     torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+
+
+def test_a_run_that_loses_a_rank_goes_on_as_if_it_had_not(answered: list[str], tmp_path: Path) -> None:
+    def start(name: str) -> "subprocess.Popen[str]":
+        command = [*TORCHRUN, "-m", "eagle3_serving.cli.main", "train", *answered, "--out", str(tmp_path / name)]
+        command += ["--tokens", "4000", "--tokens-per-batch", "32", "--draft-vocab-size", str(VOCAB), "--held-out", "0"]
+        command += ["--no-bf16", "--eval-limit", "0", "--ttt-steps", "2", "--save-every", "4", "--log-every", "1"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    lost = start("lost")
+    until = time.monotonic() + 150
+    while not (tmp_path / "lost" / "state.pt").exists():
+        assert lost.poll() is None and time.monotonic() < until, lost.communicate()[1][-3000:]
+        time.sleep(0.005)
+    second = next(p for p in psutil.Process(lost.pid).children(recursive=True) if p.environ().get("RANK") == "1")
+    second.kill()
+    lost.communicate(timeout=100)
+    assert lost.returncode != 0
+    before = torch.load(tmp_path / "lost" / "state.pt", weights_only=True)
+    assert 0 < before["seen_tokens"] < 4000, "it was killed on the way"
+    averages = []
+    for name in ("lost", "whole"):
+        run = start(name)
+        error = run.communicate(timeout=200)[1]
+        assert run.returncode in (0, 1), error[-3000:]  # a toy target is not what check calls right
+        averages.append(torch.load(tmp_path / name / "state.pt", weights_only=True)["average"])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*averages, strict=True))
 
 
 def test_a_target_is_shared_among_several(answered: list[str], tmp_path: Path) -> None:
