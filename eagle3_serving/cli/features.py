@@ -48,6 +48,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if not (args.target / "config.json").is_file():
+        raise InputError(f"no config.json in the target directory {args.target}; eagle3 fetch-target makes one")
     from eagle3_serving.checkpoint.aux_layers import default_aux_layers
     from eagle3_serving.checkpoint.source import read_json
     from eagle3_serving.serve.server import Server
@@ -55,13 +57,11 @@ def run(args: argparse.Namespace) -> int:
     from eagle3_serving.serve.vllm_features import features_command
     from eagle3_serving.train.streamed import describe_store
 
-    raw = read_json(args.target / "config.json") if (args.target / "config.json").is_file() else {}
+    raw = read_json(args.target / "config.json")
     text = raw.get("text_config") or raw
     layers, hidden = text.get("num_hidden_layers"), text.get("hidden_size")
     if type(layers) is not int or type(hidden) is not int:
-        raise InputError(
-            f"{args.target}/config.json: no num_hidden_layers and hidden_size; a target directory has them"
-        )
+        raise InputError(f"{args.target}/config.json: no num_hidden_layers and hidden_size, so it is no target's")
     aux_layers = tuple(args.aux_layers or default_aux_layers(layers))
     if min(aux_layers) < 0 or max(aux_layers) > layers:
         raise InputError(

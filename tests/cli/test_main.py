@@ -30,6 +30,7 @@ WRONG = {  # besides an option that there is not: what its own checks find
     "bench": ["--engine", "vllm", *PAIR, "--prompts", "x.jsonl", "--out", "{folder}/o.jsonl"],
     "tune": ["--engine", "vllm", *PAIR, "--out", "{folder}/p.json"],
     "train": ["--target", "owner/name", "--answers", "x.jsonl", "--out", "{folder}/run"],
+    "features": ["--target", "{folder}/nowhere", "--store", "{folder}/store"],
     "calibrate": [*PAIR, "--prompts", "x.jsonl"],
     "completion": ["fish"],
     "schema": ["nothing"],
