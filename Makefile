@@ -1,8 +1,8 @@
 # Two commands do everything: `make demo` and `make test`. Both make the environments they need first.
 PYTHON ?= python3
 BIN := .venv/bin
-# processes that share the test files; each keeps to one core where there are as many
-WORKERS ?= 2
+# processes that share the test files; each keeps to one core, and one more than cores, since all wait for servers at times
+WORKERS ?= 3
 
 .PHONY: help setup setup-sglang demo test lint docs format clean
 
