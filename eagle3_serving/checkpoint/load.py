@@ -1,5 +1,6 @@
 """A drafter directory -> a Drafter, strictly: nothing missing, nothing left over, nothing of the wrong shape."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,12 +33,16 @@ def load_drafter(
     except CheckError as error:
         raise InputError(str(error)) from None
     neutral.require_right(InputError)
-    if neutral.mask_hidden is not None:
-        raise InputError(f"{directory}: a parallel drafter (P-EAGLE): it converts, and only vLLM runs it")
+    if neutral.mask_hidden is not None and neutral.mask_token_id is None:
+        raise InputError(f"{directory}: a parallel drafter (P-EAGLE) without mask_token_id in config.json; write the token that "
+                         "stands for what is not drafted yet")  # fmt: skip
     if (name := packed(neutral)) is not None:
         raise InputError(f"{directory}: tensor {name} is packed below 8 bits, which is not read here")
     tensors = _shared(neutral, target_embedding, target_head)
-    drafter = Drafter(neutral.config, neutral.target_ids)
+    if neutral.mask_hidden is not None:
+        tensors["mask_hidden"] = neutral.mask_hidden.read().flatten()
+    config = replace(neutral.config, mask_token_id=None if neutral.mask_hidden is None else neutral.mask_token_id)
+    drafter = Drafter(config, neutral.target_ids)
     for parameter_name, parameter in drafter.named_parameters():
         stored = neutral.tensors.get(parameter_name)
         if parameter_name in tensors:

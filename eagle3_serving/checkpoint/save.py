@@ -67,10 +67,15 @@ def _neutral(drafter: Drafter, directory: Path, dialect: str) -> Neutral:
     tensors = {
         name: in_memory(name, parameter.detach().cpu())
         for name, parameter in drafter.named_parameters()
-        if name != "embed_tokens.weight" or config.own_embedding
+        if name != "mask_hidden" and (name != "embed_tokens.weight" or config.own_embedding)
     }
+    mask = drafter.mask_hidden
+    stored = (
+        None if mask is None else in_memory("mask_hidden", mask.detach().cpu().reshape(1, 1, -1))
+    )  # as vLLM's trainers do
     ids = drafter.vocabulary.target_ids.cpu()
     whole = config.draft_vocab_size == config.vocab_size and torch.equal(ids, torch.arange(len(ids)))
     aux = AuxLayers(config.aux_layers, "boundary", "the drafter's own")
     source = Source(directory, {}, {}, {}, ())
-    return Neutral(dialect, source, config, aux, tensors, None if whole else ids, {}, head="own")
+    map_ids = None if whole else ids
+    return Neutral(dialect, source, config, aux, tensors, map_ids, {}, "own", stored, config.mask_token_id)

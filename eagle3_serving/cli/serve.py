@@ -112,7 +112,7 @@ def _command(args: argparse.Namespace, drafter: "Servable") -> "ServerCommand":
                 profile=args.profile,
                 host=args.host,
                 tensor_parallel=args.tensor_parallel_size,
-                plugin=not (drafter.unjudged or drafter.parallel),
+                plugin=not drafter.unjudged,
                 parallel=drafter.parallel,
                 extra=tuple(args.engine_args),
             )

@@ -12,7 +12,7 @@ from eagle3_serving.cli.arguments import add_json, add_target
 from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
 from eagle3_serving.train.criterion import OBJECTIVES
-from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, GOING_ON, TrainJob, TrainOptions
+from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, GOING_ON, PARALLEL, PARALLEL_LAYERS, TrainJob, TrainOptions
 from eagle3_serving.train.preset import PRESETS
 
 _EXAMPLES = """examples:
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   torchrun --nproc-per-node 2 -m eagle3_serving.cli.main train --target DIR --answers answers.jsonl --out runs/mine
   eagle3 train --target DIR --answers answers.jsonl --features-from http://HOST:8100 --features-store DIR --out runs/mine
   eagle3 train --target DIR --answers answers.jsonl --preset eagle3.1 --out runs/mine
+  eagle3 train --target DIR --answers answers.jsonl --preset p-eagle --init DRAFTER --out runs/parallel
   eagle3 train --target DIR --init DRAFTER --answers mine.jsonl --general runs/mine/answers.jsonl --out runs/domain
 
 The last adapts a drafter to a domain: it keeps its shape and vocabulary, learns gently, and general answers mixed in keep what
@@ -88,6 +89,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     )
     parser.add_argument("--preset", choices=PRESETS, help="the shape of a new drafter by name (default eagle3)")
     parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help=f"of a drafter of --preset p-eagle, which drafts --ttt-steps tokens in one pass (default {PARALLEL_LAYERS}); with "
+        "--init those beyond its own are added",
+    )
+    parser.add_argument(
         "--fc-norm",
         action=argparse.BooleanOptionalAction,
         help="a norm on each feature before they are fused, as eagle3.1 has it (default: the preset's)",
@@ -140,6 +148,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
             parser.add_argument(flag, choices=OBJECTIVES, default=default, help=f"{help_text} (default {default})")
         else:
             gently = f"; with --init {GOING_ON[option.name]}" if option.name in GOING_ON else ""
+            gently += f"; p-eagle {PARALLEL[option.name]}" if option.name in PARALLEL else ""
             parser.add_argument(flag, type=type(default), help=f"{help_text} (default {default}{gently})")
     add_json(parser)
     parser.set_defaults(run=run)
@@ -147,8 +156,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
 
 def run(args: argparse.Namespace) -> int:
     chosen = {option.name: getattr(args, option.name) for option in fields(TrainOptions)}
-    going_on = GOING_ON if args.init is not None else {}
-    options = TrainOptions(**{**going_on, **{name: value for name, value in chosen.items() if value is not None}})
+    unless_told = {**(GOING_ON if args.init is not None else {}), **(PARALLEL if args.preset == "p-eagle" else {})}
+    options = TrainOptions(**{**unless_told, **{name: value for name, value in chosen.items() if value is not None}})
     job = TrainJob(
         target=args.target,
         out=args.out,
@@ -165,6 +174,7 @@ def run(args: argparse.Namespace) -> int:
         aux_layers=tuple(args.aux_layers) if args.aux_layers else None,
         norm_output=args.norm_output,
         sliding_window=args.sliding_window,
+        layers=args.layers,
         draft_vocab_size=args.draft_vocab_size,
         max_length=args.max_length,
         max_prompt=args.max_prompt,

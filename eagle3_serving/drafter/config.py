@@ -50,6 +50,13 @@ class DrafterConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     own_embedding: bool = False
+    # P-EAGLE: the token that stands where none is drafted yet, so that one pass drafts a whole chain; None: a token a pass
+    mask_token_id: int | None = None
+
+    @property
+    def parallel(self) -> bool:
+        """Whether one pass drafts every depth (P-EAGLE)."""
+        return self.mask_token_id is not None
 
     @property
     def num_aux(self) -> int:

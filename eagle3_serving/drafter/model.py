@@ -35,6 +35,9 @@ class Drafter(nn.Module):
         self.embed_tokens = factory.embedding("embed_tokens", config.vocab_size, config.hidden_size)
         self.fusion = FeatureFusion(config, factory)
         self.layers = nn.ModuleList(DraftLayer(config, i, factory) for i in range(config.num_layers))
+        self.mask_hidden: nn.Parameter | None = None
+        if config.parallel:
+            self.mask_hidden = nn.Parameter(torch.zeros(config.num_aux * config.target_hidden_size))
         self.norm = factory.norm("norm", config.hidden_size, config.rms_norm_eps)
         self.lm_head = factory.linear("lm_head", config.hidden_size, config.draft_vocab_size, False)
 
@@ -50,6 +53,13 @@ class Drafter(nn.Module):
             hidden_BLH = layer(embedding_BLH, hidden_BLH, positions_BL, attend)
         feedback_BLH = self.norm(hidden_BLH) if self.config.norm_output else hidden_BLH
         return DraftStep(hidden_BLH, feedback_BLH)
+
+    def masks(self, count: int) -> tuple[Tensor, Tensor]:
+        """Rows that stand for what is not drafted yet (P-EAGLE, arXiv 2602.01469): features [count, A * Ht] that are learned and
+        the tokens [count] after them. Such a row at position i predicts token i + 2 as every other does."""
+        assert self.mask_hidden is not None and self.config.mask_token_id is not None
+        ids_L = torch.full((count,), self.config.mask_token_id, dtype=torch.long, device=self.mask_hidden.device)
+        return self.mask_hidden.expand(count, -1), ids_L
 
     def keys_values(self, token_ids_BL: Tensor, hidden_BLH: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
         """What `step` would cache of these rows in its first layer, each [B, L, K, D]: all that a drafter of one layer

@@ -1,7 +1,7 @@
 """Drafting for a batch: absorb what the target has verified, then grow a pool of candidates (a chain is one child wide).
 
 Shape letters: B requests, L rows, K frontier nodes, T draft rows so far (in a mask) or packed rows (in data), F
-concatenated features, V draft vocabulary.
+concatenated features, V draft vocabulary, D depths of one pass, E requests with rows.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eagle3_serving.drafter import Attend, Drafter
 from eagle3_serving.engine.rows import KVPool, RowPlan, plan_rows
-from eagle3_serving.tree import Draft, Grow, Keep, grow_draft
+from eagle3_serving.tree import Children, Draft, Grow, Keep, grow_draft
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,20 @@ class DraftSession:
 
     few = 4  # rows a request: more than so many, and all but the last are only cached
 
-    def __init__(self, drafter: Drafter, slots: int, capacity: int) -> None:
+    def __init__(self, drafter: Drafter, slots: int, capacity: int, depth: int = 1) -> None:
+        """`depth`: how deep a parallel drafter drafts in its one pass; others go a depth a step, as far as they are asked."""
         self.drafter = drafter
         self.device = drafter.vocabulary.target_ids.device
         self.pool = KVPool(drafter.config.num_layers, slots, capacity)
         self.committed, self.position = [0] * slots, [0] * slots
         self.pending: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(slots)]
         config = drafter.config
-        self.logits_BV = torch.zeros(slots, config.draft_vocab_size, dtype=drafter.dtype, device=self.device)
+        # masks stand after a request's last row, and the next rows overwrite them in the cache
+        self.ahead = depth - 1 if config.parallel else 0
+        self.masks = [drafter.masks(self.ahead)] if self.ahead else []
+        self.logits_BDV = torch.zeros(
+            slots, 1 + self.ahead, config.draft_vocab_size, dtype=drafter.dtype, device=self.device
+        )
         self.feedback_BH = torch.zeros(slots, config.hidden_size, dtype=drafter.dtype, device=self.device)
 
     def start(self, slot: int) -> None:
@@ -63,7 +69,7 @@ class DraftSession:
         self.pool.copy_slot(source, destination, self.committed[source])
         for numbers in (self.committed, self.position):
             numbers[destination] = numbers[source]
-        for states in (self.logits_BV, self.feedback_BH):
+        for states in (self.logits_BDV, self.feedback_BH):
             states[destination] = states[source]
         self.pending[destination] = self.pending[source]
         self.pending[source] = []
@@ -81,31 +87,37 @@ class DraftSession:
 
     @torch.inference_mode()
     def absorb(self, batch: int) -> int:
-        """Commit what was noted for slots 0 .. batch - 1; each one's last row predicts its first depth. Returns the rows."""
+        """Commit what was noted for slots 0 .. batch - 1; each one's last row predicts its first depth, masks the others.
+        Returns the rows that were committed."""
         counts = [sum(len(tokens) for _, tokens in waiting) for waiting in self.pending[:batch]]
         if not any(counts):
             return 0
-        aux_TF = torch.cat([aux for waiting in self.pending[:batch] for aux, _ in waiting])
-        tokens_T = torch.cat([tokens for waiting in self.pending[:batch] for _, tokens in waiting])
-        plan = plan_rows(0, self.committed[:batch], counts, self.device)
-        skipped = [position - rows for position, rows in zip(self.position, self.committed, strict=True)]
+        ended = [slot for slot, count in enumerate(counts) if count]
+        rows = [count + self.ahead if count else 0 for count in counts]
+        parts = [part for slot in ended for part in (*self.pending[slot], *self.masks)]
+        aux_TF, tokens_T = torch.cat([aux for aux, _ in parts]), torch.cat([tokens for _, tokens in parts])
+        plan = plan_rows(0, self.committed[:batch], rows, self.device)
+        skipped = [position - known for position, known in zip(self.position, self.committed, strict=True)]
         positions_T = plan.place_T + torch.tensor(skipped, device=self.device)[plan.slot_T]
         hidden_TH = self.drafter.fuse(aux_TF[None])[0]
-        ended = [slot for slot, count in enumerate(counts) if count]
-        last = torch.tensor([sum(counts[: slot + 1]) - 1 for slot in ended], device=self.device)
+        # of every request its last row and its masks
+        drafting = 1 + self.ahead
+        last_ED = torch.tensor([sum(rows[: slot + 1]) - drafting for slot in ended], device=self.device)[:, None]
+        last_ED = last_ED + torch.arange(drafting, device=self.device)
         if self.drafter.config.num_layers == 1 and sum(counts) > self.few * len(ended):
             # what one layer caches of a row hangs on that row alone: attention and MLP are for the last ones
             k_1TKD, v_1TKD = self.drafter.keys_values(tokens_T[None], hidden_TH[None], positions_T[None])
             self.pool.write(0, k_1TKD[0], v_1TKD[0], plan)
-            tokens_T, hidden_TH, positions_T = tokens_T[last], hidden_TH[last], positions_T[last]
-            ones = [min(count, 1) for count in counts]
-            starts = [self.committed[slot] + count - ones[slot] for slot, count in enumerate(counts)]
-            plan, last = plan_rows(0, starts, ones, self.device), torch.arange(len(ended), device=self.device)
+            last_T = last_ED.flatten()
+            tokens_T, hidden_TH, positions_T = tokens_T[last_T], hidden_TH[last_T], positions_T[last_T]
+            starts = [known + max(count - 1, 0) for known, count in zip(self.committed, counts, strict=False)]
+            plan = plan_rows(0, starts, [drafting if count else 0 for count in counts], self.device)
+            last_ED = torch.arange(len(tokens_T), device=self.device).reshape(-1, drafting)
         plan.look_back(self.drafter.config.sliding_window, plan.place_T)
         step = self.drafter.step(tokens_T[None], hidden_TH[None], positions_T[None], self._attend(plan))
         slots = torch.tensor(ended, device=self.device)
-        self.logits_BV[slots] = self.drafter.logits(step.hidden_BLH[:, last])[0]
-        self.feedback_BH[slots] = step.feedback_BLH[0, last]
+        self.logits_BDV[slots] = self.drafter.logits(step.hidden_BLH[0, last_ED])
+        self.feedback_BH[slots] = step.feedback_BLH[0, last_ED[:, 0]]
         for slot, count in enumerate(counts):
             self.committed[slot] += count
             self.position[slot] += count
@@ -115,9 +127,19 @@ class DraftSession:
     @torch.inference_mode()
     def propose(self, batch: int, top_k: int, depth: int, grow: Grow, keep: Keep) -> Draft:
         """A pool of candidates for each of slots 0 .. batch - 1, in target ids."""
-        draft = grow_draft(self.logits_BV[:batch], self.feedback_BH[:batch], top_k, depth, grow, keep, self._step)
+        logits_BV, state_BH = self.logits_BDV[:batch, 0], self.feedback_BH[:batch]
+        if self.drafter.config.parallel:
+            reached = min(depth, 1 + self.ahead)
+            draft = grow_draft(logits_BV, state_BH, top_k, reached, _once_a_depth(grow), keep, self._drafted)
+        else:
+            draft = grow_draft(logits_BV, state_BH, top_k, depth, grow, keep, self._step)
         tokens_BC = self.drafter.vocabulary.to_target(draft.candidates.tokens_BC)
         return draft._replace(candidates=draft.candidates._replace(tokens_BC=tokens_BC))
+
+    def _drafted(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
+        """What the one pass gave at `depth`, whatever stands before it."""
+        batch, width = draft_ids_BK.shape
+        return self.logits_BDV[:batch, depth, None].expand(-1, width, -1), hidden_BKH
 
     def _step(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
         batch, width = draft_ids_BK.shape
@@ -144,3 +166,13 @@ class DraftSession:
             return self.pool.attend(layer, q_BLAD[0], k_BLKD[0], v_BLKD[0], plan)[None]
 
         return attend
+
+
+def _once_a_depth(grow: Grow) -> Grow:
+    """The same children for every node of a depth, whose logits are the same."""
+
+    def grown(logits_BKV: Tensor, depth: int) -> Children:
+        width = logits_BKV.shape[1]
+        return Children(*(x_B1C.expand(-1, width, -1) for x_B1C in grow(logits_BKV[:, :1], depth)))
+
+    return grown

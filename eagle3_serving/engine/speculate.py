@@ -64,7 +64,7 @@ class Speculator:
         shape = options.shape
         if self.calibration is not None:
             self.calibration.place(batch.device, shape.top_k)
-        self.draft = DraftSession(drafter, batch.slots, batch.capacity + shape.rows + 1)
+        self.draft = DraftSession(drafter, batch.slots, batch.capacity + shape.rows + 1, shape.depth)
         self.policy: Policy = FixedPolicy(shape)
         if options.mode == "auto":
             assert costs is not None

@@ -38,12 +38,16 @@ def _head(job: TrainJob, run: TrainedRun) -> str:
     refused = refusals(run.drafter, run.target.num_layers)
     unsaid = "; ".join(f"{dialect} ({', '.join(why)})" for dialect, why in refused.items())
     sight = "" if config.sliding_window is None else f"a window of {config.sliding_window} tokens, "
+    layers = "one layer" if config.num_layers == 1 else f"{config.num_layers} layers"
+    feedback = f"{'post' if config.norm_output else 'pre'}-norm feedback"
+    if config.parallel:
+        feedback = f"every depth in one pass (P-EAGLE; trained {job.options.ttt_steps} deep)"
     return (
         f"# EAGLE-3 drafter for {target}\n\n"
         f"- **Target**: {target}, {run.target.num_layers} layers. It reads the boundaries "
         f"{', '.join(map(str, config.aux_layers))}.\n"
-        f"- **Shape**: one layer, hidden {config.hidden_size}, {heads}, draft vocabulary {config.draft_vocab_size} of "
-        f"{config.vocab_size}, {norms}{'post' if config.norm_output else 'pre'}-norm feedback, {sight}bf16. "
+        f"- **Shape**: {layers}, hidden {config.hidden_size}, {heads}, draft vocabulary {config.draft_vocab_size} of "
+        f"{config.vocab_size}, {norms}{feedback}, {sight}bf16. "
         "The embedding is the target's own and is not in the file."
         + (f"\n- **Cannot be converted** `--to` {unsaid}." if unsaid else "")
     )

@@ -117,7 +117,7 @@ def closed_form_start(
     groups = config.num_attention_heads // config.num_key_value_heads
     looking = max(1, config.num_key_value_heads - 1)  # one group stays free to learn to look elsewhere
     _look_at_self(attention, gram_II[:size, :size], read_NI[:, :size].mean(0), range(looking), groups, config.head_dim)
-    _carry(attention, map_HI, gram_II, looking, groups, config.head_dim)
+    carry(attention, map_HI, gram_II, looking, groups, config.head_dim)
 
 
 def _fit_feature(drafter: Drafter, batches: list[FeatureBatch], norm_weight_H: Tensor) -> None:
@@ -154,7 +154,7 @@ def _look_at_self(
             block[:, :size] = strength * pattern[:, None] * w_H
 
 
-def _carry(attention: DraftAttention, map_HI: Tensor, gram_II: Tensor, heads: int, groups: int, head_dim: int) -> None:
+def carry(attention: DraftAttention, map_HI: Tensor, gram_II: Tensor, heads: int, groups: int, head_dim: int) -> None:
     """Factor the map from the layer's input through the values of the self-looking heads, best in the data's metric."""
     size = map_HI.shape[1]
     rank = heads * head_dim

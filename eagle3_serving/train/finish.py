@@ -106,9 +106,12 @@ def by_context(prompts: Sequence[Sequence[int]], said: Sequence[Generation]) -> 
     return {bucket: round(tokens[bucket] / passes[bucket], 3) for bucket in sorted(passes)}
 
 
-def check_drafter(drafter: Path, target: Path, say: Callable[[str], None] = print) -> bool:
-    """Every finding that matters, said; whether vLLM and SGLang would both serve it rightly."""
+def check_drafter(drafter: Path, target: Path, say: Callable[[str], None] = print, only: str | None = None) -> bool:
+    """Every finding that matters, said; whether vLLM and SGLang would both serve it rightly, or `only` the one engine that has
+    such drafters at all."""
     found: list[Finding] = check(drafter, target=target)
+    if only is not None:
+        found = [finding for finding in found if finding.engine in (only, "any")]
     for finding in found:
         if finding.severity != "note":
             say(f"{finding.severity}, {finding.engine}: {finding.line()}")

@@ -24,8 +24,9 @@ from eagle3_serving.train.fresh import counted_for_vocabulary, new_drafter
 from eagle3_serving.train.gather import family_name, gather, own_files
 from eagle3_serving.train.grow import grow_vocabulary
 from eagle3_serving.train.mixture import Families, Mixture
-from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, TrainJob
+from eagle3_serving.train.options import DRAFT_VOCAB_SIZE, PARALLEL_LAYERS, TrainJob
 from eagle3_serving.train.origin import require_own
+from eagle3_serving.train.parallel import as_parallel, mask_token
 from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.run import Trainer
@@ -56,7 +57,8 @@ def train(job: TrainJob, command: str = "") -> TrainedDrafter:
         return TrainedDrafter(directory, True, None)
     save_drafter(run.drafter, directory, to=run.dialect)
     plot_training(job.out / "log.jsonl", job.out / "training.png")
-    right = check_drafter(directory, job.target, lambda line: print(line, flush=True))
+    only = "vllm" if run.drafter.config.parallel else None
+    right = check_drafter(directory, job.target, lambda line: print(line, flush=True), only)
     if run.best is not None:  # what it was measured with
         run.best.served.calibration.save(directory / FILE)
     measured = comparison = None
@@ -119,8 +121,8 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     )
     coverage = _coverage(drafter, mixture.train)
     say(f"the draft vocabulary covers {coverage:.1%} of the answers' tokens")
-    if drafter.config.num_layers != 1:
-        raise InputError(f"{job.init}: a drafter of {drafter.config.num_layers} layers; only those of one are trained")
+    if job.preset == "p-eagle" and not drafter.config.parallel:
+        drafter = as_parallel(drafter, mask_token(target), job.layers or PARALLEL_LAYERS)
     dialect = dialect_for(drafter)  # before hours are spent on what cannot be saved
     # what one process finds in a cache another may not, and then waits for it in the target's pass
     cached = job.cache_features and not job.shard_target

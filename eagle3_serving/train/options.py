@@ -97,6 +97,9 @@ GOING_ON: dict[str, float] = {
     "measure_every": 100_000,
     "warmup": 10,
 }
+# and a parallel one: as deep as the tree that is served; the paper has four layers, and far more training
+PARALLEL: dict[str, float] = {"ttt_steps": 8}
+PARALLEL_LAYERS = 2
 DRAFT_VOCAB_SIZE = 4096
 
 
@@ -110,7 +113,7 @@ class TrainJob:
     `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `preset`: the shape of
     a new drafter by name, which `fc_norm` (a norm on each feature) and `norm_output` (the post-norm state is fed back)
     override one by one. `aux_layers`: the boundaries that it reads (default: low, middle, high); `sliding_window`: tokens
-    that it looks back on (default: all). `eval_prompts`: what the drafter is measured on in the end (default: held-out
+    that it looks back on (default: all); `layers` of a parallel drafter. `eval_prompts`: what the drafter is measured on in the end (default: held-out
     answers' prompts), `eval_limit` of each family, 0 for none. `measure_tree`: depth, top-k and nodes of the tree that it is
     measured with while it is trained. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps
     the target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
@@ -136,6 +139,7 @@ class TrainJob:
     norm_output: bool | None = None
     aux_layers: tuple[int, ...] | None = None
     sliding_window: int | None = None
+    layers: int | None = None
     max_length: int = 640
     max_prompt: int = 400
     held_out: int = 60
@@ -158,7 +162,7 @@ class TrainJob:
     def __post_init__(self) -> None:
         """Raises InputError naming the first option out of range."""
         least = {"draft_vocab_size": 1, "max_length": 4, "max_prompt": 1, "eval_tokens": 1, "limit": 1}
-        least |= {"answer_tokens": 3}
+        least |= {"answer_tokens": 3, "layers": 1}
         least |= {"held_out": 0, "eval_limit": 0, "cache_limit_gib": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
@@ -180,6 +184,8 @@ class TrainJob:
             raise InputError(
                 "--shard-target shares a target among processes, and with --features-from there is none: give one"
             )
+        if self.layers is not None and self.preset != "p-eagle":
+            raise InputError("--layers are of a parallel drafter: give --preset p-eagle, or leave it out")
         if not 0 < self.general_share < 1:
             raise InputError(f"--general-share is {self.general_share}: it must be above 0 and below 1")
         if min(self.measure_tree) < 1:
@@ -193,9 +199,8 @@ class TrainJob:
     @property
     def asked(self) -> Asked:
         """What is asked for of the drafter's shape."""
-        return Asked(
-            self.preset, self.fc_norm, self.norm_output, self.aux_layers, self.sliding_window, self.draft_vocab_size
-        )
+        shape = (self.fc_norm, self.norm_output, self.aux_layers, self.sliding_window, self.draft_vocab_size)
+        return Asked(self.preset, *shape, self.layers)
 
     def require_data(self) -> None:
         """Raise InputError where there is nothing to train on."""

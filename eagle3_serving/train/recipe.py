@@ -14,7 +14,15 @@ from eagle3_serving.train.options import TrainOptions
 Recipe = dict[str, Any]
 
 _MAY_CHANGE = ("tokens", "save_every", "log_every", "patience", "measure_every")  # how long and how often, not what
-_SHAPE = ("draft_vocab_size", "aux_layers", "norm_output", "pre_fc_norm", "sliding_window")
+_SHAPE = (
+    "draft_vocab_size",
+    "aux_layers",
+    "norm_output",
+    "pre_fc_norm",
+    "sliding_window",
+    "num_layers",
+    "mask_token_id",
+)
 _CONTENT = {  # remembered by content: the words for another
     "target": "for another target (weights or config.json differ)",
     "answers": "on other answers (their tokens, or --max-length, --max-prompt, --held-out or --limit, differ)",
@@ -54,6 +62,8 @@ def require_same(directory: Path, before: Recipe, now: Recipe, pre_fc_norm: str)
         "norm_output": False,
         "pre_fc_norm": pre_fc_norm,
         "sliding_window": None,
+        "num_layers": 1,
+        "mask_token_id": None,
         "ranks": 1,
         **{name: now[name] for name in _CONTENT},
         **before,

@@ -25,6 +25,7 @@ from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
 from eagle3_serving.train.log import RunLog, unwritten
 from eagle3_serving.train.options import TrainOptions
+from eagle3_serving.train.parallel import begin_masks, begin_reading, known_before, read_scaled
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.recipe import Recipe, recipe, require_same
 from eagle3_serving.train.served import ServedMeasure
@@ -75,11 +76,12 @@ class Trainer:
         drafter.embed_tokens.requires_grad_(False)  # the target's own, frozen (paper, section 3.1)
         drafter.fusion.requires_grad_(not options.keep_feature)
         self.parameters = _trained(drafter)
-        fusion = [p for p in drafter.fusion.parameters() if p.requires_grad]
-        rest = self.parameters[len(fusion) :]
+        fusion = {id(p) for p in drafter.fusion.parameters()}
+        if drafter.config.parallel and not closed_form:
+            fusion |= known_before(drafter)
         groups = [
-            {"params": fusion, "peak": options.fusion_learning_rate},
-            {"params": rest, "peak": options.learning_rate},
+            {"params": [p for p in self.parameters if (id(p) in fusion) == slow], "peak": peak}
+            for slow, peak in ((True, options.fusion_learning_rate), (False, options.learning_rate))
         ]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -211,16 +213,20 @@ class Trainer:
             self.scale_F = aux_scale(first)
         elif self.closed_form:
             scale_feature_norms(self.drafter, first)
+        first = [self.scaled(b) for b in first]
         if self.closed_form:
             closed_form_start(
                 self.drafter,
-                [self.scaled(b) for b in first],
+                first,
                 self.target_norm_H,
                 self.head_VH,
                 self.options.keep_feature,
             )
         else:  # a drafter that reads raw features goes on reading scaled ones
-            weight_of(self.drafter.fusion.fc).data.mul_(self.scale_F)
+            read_scaled(self.drafter, self.scale_F)
+        if self.drafter.config.parallel:
+            begin_masks(self.drafter, first)
+            begin_reading(self.drafter, first, self.target_norm_H, self.options.ttt_steps)
         self.average = [p.detach().clone() for p in self.parameters]
         self.log({"options": asdict(self.options), "batches": len(self.batches)})
 
@@ -396,7 +402,7 @@ class Trainer:
         drafter = copy.deepcopy(self.drafter, {id(shared): shared})
         for parameter, value in zip(_trained(drafter), weights, strict=True):
             parameter.copy_(value)
-        weight_of(drafter.fusion.fc).div_(self.scale_F)
+        read_scaled(drafter, 1 / self.scale_F)
         for parameter in drafter.parameters() if dtype is not None else ():
             if parameter is not weight_of(shared):
                 parameter.copy_(parameter.to(dtype))

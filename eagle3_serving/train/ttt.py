@@ -1,4 +1,7 @@
-"""Training-time test (paper, section 3.2): the drafter is unrolled on its own output, as it will be when it drafts."""
+"""Training-time test (paper, section 3.2): the drafter is unrolled on its own output, as it will be when it drafts.
+
+A parallel drafter (P-EAGLE, arXiv 2602.01469) reads masks in the place of its own output: the same rows see the same rows.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -65,7 +68,7 @@ class UnrolledAttention:
             visible_BRL &= self.columns_L > (self.positions_BR - self.window)[..., None]
         columns = [scores.masked_fill(~visible_BRL[:, None, None], -torch.inf)]
         shifted = [
-            (_shift(k, len(self.chain) - 1 - s), _shift(v, len(self.chain) - 1 - s))
+            (shift(k, len(self.chain) - 1 - s), shift(v, len(self.chain) - 1 - s))
             for s, (k, v) in enumerate(self.chain)
         ]
         columns += [(q_BKGRD * k.transpose(1, 2)[:, :, None]).sum(-1, keepdim=True) for k, _ in shifted]
@@ -79,7 +82,23 @@ class UnrolledAttention:
         return mixed
 
 
-def _shift(x_BR: Tensor, by: int) -> Tensor:
+class TrueRows:
+    """Causal attention over the true rows, which keeps what each layer caches of them."""
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, layer: int, q_BLAD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor) -> Tensor:
+        self.kept.append((k_BLKD, v_BLKD))
+        q, k, v = (x.transpose(1, 2) for x in (q_BLAD, k_BLKD, v_BLKD))
+        mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
+        if self.window is not None:
+            mask = mask.triu(1 - self.window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
+
+
+def shift(x_BR: Tensor, by: int) -> Tensor:
     """Move rows down by `by`, zeros above: row r receives row r - by."""
     return x_BR if by == 0 else F.pad(x_BR, (0, 0) * (x_BR.dim() - 2) + (by, 0))[:, :-by]
 
@@ -94,29 +113,40 @@ class UnrolledStep(NamedTuple):
 def unroll(
     drafter: Drafter, batch: FeatureBatch, counted_BR: Tensor, steps: int, draft: StepFunction | None = None
 ) -> Iterator[UnrolledStep]:
-    """`steps` chained draft steps at every row of every answer, each fed the one before. `draft`: the drafter's own step
-    unless told.
+    """`steps` chained draft steps at every row of every answer, each fed the one before; of a parallel drafter its masks, which
+    one pass drafts. `draft`: the drafter's own step unless told.
 
     Of the rows in `counted_BR` those from row `step` on count, where a chain of so many steps can have begun.
     """
-    assert drafter.config.num_layers == 1, "training is written for the paper's one layer"
+    config, draft = drafter.config, draft or drafter.step
     length, rows = batch.tokens_BL.shape[1], batch.final_BRH.shape[1]
     offsets_R = torch.arange(rows, device=batch.tokens_BL.device)
     positions_BR = (batch.start_B[:, None] + offsets_R).clamp(max=length - 2)
     fused_BLH = drafter.fuse(batch.aux_BLF)[:, : length - 1]
     next_BL = batch.tokens_BL[:, 1:]
-    # keys and values of step 0 at every row, prompt included: all that a prompt row is needed for
     all_BL = torch.arange(length - 1, device=next_BL.device).expand_as(next_BL)
-    k_BLKD, v_BLKD = drafter.first_layer.keys_values(drafter.embed_tokens(next_BL), fused_BLH, all_BL)
+    true_rows = TrueRows(config.sliding_window)
+    if config.num_layers == 1:
+        # keys and values of step 0 at every row, prompt included: all that a prompt row is needed for
+        true_rows.kept.append(drafter.first_layer.keys_values(drafter.embed_tokens(next_BL), fused_BLH, all_BL))
+    else:  # what a later layer caches of a row hangs on all rows before it
+        drafter.step(next_BL, fused_BLH, all_BL, true_rows)
+    layers = [UnrolledAttention(k, v, positions_BR, config.sliding_window) for k, v in true_rows.kept]
+
+    def attend(layer: int, q_BRAD: Tensor, k_BRKD: Tensor, v_BRKD: Tensor) -> Tensor:
+        return layers[layer](layer, q_BRAD, k_BRKD, v_BRKD)
+
     tokens_BR = next_BL.gather(1, positions_BR)
     hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
-    attend = UnrolledAttention(k_BLKD, v_BLKD, positions_BR, drafter.config.sliding_window)
-    draft = draft or drafter.step
     for step in range(steps):
         out = draft(tokens_BR, hidden_BRH, positions_BR, attend)
         mask_BR = counted_BR & (offsets_R >= step)
         yield UnrolledStep(out.hidden_BLH[mask_BR], mask_BR)
-        hidden_BRH = _shift(out.feedback_BLH, 1)
+        if not config.parallel:
+            hidden_BRH = shift(out.feedback_BLH, 1)
+        elif step == 0:
+            masked_1F, token_1 = drafter.masks(1)
+            tokens_BR, hidden_BRH = token_1.expand_as(tokens_BR), drafter.fuse(masked_1F).expand_as(hidden_BRH)
 
 
 def ttt_loss(
@@ -163,7 +193,7 @@ def ttt_loss(
         drafted_N = logits_NV.argmax(-1)
         hit_BR[mask_BR] = drafted_N == wanted_BR[mask_BR]
         # the chain that stands at row r now stood at row r - 1 one step before
-        alive_BR = hit_BR & (alive_BR if step == 0 else _shift(alive_BR, 1))
+        alive_BR = hit_BR & (alive_BR if step == 0 else shift(alive_BR, 1))
         accepted = accepted + alive_BR.sum()
         accuracies.append((drafted_N == best_BR[mask_BR]).float().mean())
         loss = criterion.token_weight * loss

@@ -26,6 +26,16 @@ def require_right(config: Any) -> None:
         require_pair(drafter, target)
 
 
+def draft_in_one_pass(speculative: Any, logger: Any) -> None:
+    """A parallel drafter (P-EAGLE) is told by its config.json, and vLLM wants to be told once more: else it drafts a token a pass
+    with weights that were trained for masks."""
+    config = getattr(speculative.draft_model_config, "hf_config", None)
+    labels = getattr(config, "architectures", None) or []
+    if any(label.lower().startswith("peagle") for label in labels) and not speculative.parallel_drafting:
+        speculative.parallel_drafting = True
+        logger.info('eagle3: a parallel drafter: all draft tokens in one pass, as with "parallel_drafting": true')
+
+
 def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
     """Change the speculative part of a `VllmConfig` that is being made. Says in one line what it changes, and why."""
     speculative = config.speculative_config
@@ -38,6 +48,7 @@ def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
         )
         config.speculative_config = None
         return
+    draft_in_one_pass(speculative, logger)
     reasons = config_reasons(config, settings)
     if not reasons:
         with_trees.add(id(speculative))

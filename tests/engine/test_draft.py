@@ -1,6 +1,7 @@
 """The drafter's cached, tree-masked steps equal running every path alone from the start, without a cache."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eagle3_serving.drafter import Attend, Drafter
-from eagle3_serving.engine import DraftSession
+from eagle3_serving.engine import DecodeOptions, DraftSession, EmbeddedEngine, Sampling
 from eagle3_serving.engine.rows import plan_rows
 from eagle3_serving.tree import Candidates, select, top_children, tree_layout
 
@@ -68,6 +69,56 @@ def test_tree_scores_equal_path_by_path_recomputation_in_a_ragged_batch(window: 
             path = layout.ancestors_BNN[slot, node].nonzero().flatten()
             want = path_log_prob(drafter, aux[slot][None], after[slot][None], tree.tokens_BN[slot, path].tolist())
             assert abs(float(tree.scores_BN[slot, node]) - want) < 1e-4
+
+
+@pytest.mark.parametrize(("layers", "window"), [(1, None), (2, None), (2, 5)])
+def test_a_parallel_draft_is_one_pass_over_masks(layers: int, window: int | None) -> None:
+    """In a ragged batch, taken in in two parts; every path of the tree scores what its tokens do at their depths."""
+    drafter = tiny_drafter(0, layers=layers, mask_token_id=3)
+    drafter.config = replace(drafter.config, sliding_window=window)
+    draws = torch.Generator().manual_seed(0)
+    lengths = (11, 4, 7)
+    aux = [torch.randn(n, 48, generator=draws) for n in lengths]
+    after = [torch.randint(VOCAB, (n,), generator=draws) for n in lengths]
+    session = DraftSession(drafter, 3, 64, depth=4)
+    for slot, rows in enumerate((6, 4, 1)):
+        session.enqueue(slot, aux[slot][:rows], after[slot][:rows])
+    assert session.absorb(3) == 11
+    draft_of(session, 3, depth=4, top_k=3)
+    session.enqueue(0, aux[0][6:], after[0][6:])
+    session.enqueue(2, aux[2][1:], after[2][1:])
+    session.absorb(3)
+    candidates = draft_of(session, 3, depth=4, top_k=3)
+    tree = select(candidates, 30)
+    layout = tree_layout(tree.parents_BN)
+    assert int(layout.depth_BN.max()) == 3
+    masked_LF, masks_L = drafter.masks(3)
+    for slot in range(3):
+        aux_BLF = torch.cat([aux[slot], masked_LF])[None]
+        tokens = torch.cat([after[slot], masks_L])[None]
+        positions = torch.arange(tokens.shape[1])[None]
+        step = drafter.step(tokens, drafter.fuse(aux_BLF), positions, causal(window))
+        wanted_DV = drafter.logits(step.hidden_BLH[0, -4:]).log_softmax(-1)
+        for node in range(tree.tokens_BN.shape[1]):
+            path = tree.tokens_BN[slot, layout.ancestors_BNN[slot, node]]
+            want = float(wanted_DV[: len(path)].gather(1, path[:, None]).sum())
+            assert abs(float(tree.scores_BN[slot, node]) - want) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "chain", "k": 4}, {"mode": "tree", "nodes": 12, "depth": 4, "top_k": 3}], ids=str
+)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_parallel_drafter_changes_no_token(options: dict[str, Any], sampled: bool) -> None:
+    engine = EmbeddedEngine(tiny_target(0), tiny_drafter(0, layers=2, mask_token_id=3))
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [2], [7, 7]]
+    plain = engine.generate_many(prompts, DecodeOptions(24, "plain"), 2)
+    drafted = engine.generate_many(prompts, DecodeOptions(24, **options), 2)
+    assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
+    assert max(one.accepted_length for one in drafted) > 1.05
+    if sampled:  # each law of its own; that drawn proposals are lossless is held elsewhere, that they run here
+        drawn = DecodeOptions(24, **options, proposals="drawn", sampling=Sampling(0.8))
+        assert all(len(one.token_ids) == 24 for one in engine.generate_many(prompts, drawn, 2))
 
 
 def test_a_moved_request_drafts_as_before() -> None:

@@ -35,6 +35,7 @@ def tiny_drafter(
     draft_ids: tuple[int, ...] | None = None,
     layers: int = 1,
     norm_output: bool = False,
+    mask_token_id: int | None = None,
 ) -> Drafter:
     torch.manual_seed(seed + 1000)
     config = DrafterConfig(
@@ -49,11 +50,14 @@ def tiny_drafter(
         aux_layers=aux_layers,
         num_layers=layers,
         norm_output=norm_output,
+        mask_token_id=mask_token_id,
     )
     drafter = Drafter(config, torch.tensor(draft_ids) if draft_ids else None)
     for parameter in drafter.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.3)
+    if drafter.mask_hidden is not None:
+        torch.nn.init.normal_(drafter.mask_hidden)
     return drafter.eval().requires_grad_(False)
 
 

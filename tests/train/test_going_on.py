@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from eagle3_serving.checkpoint.dialects import WRITABLE
 from eagle3_serving.checkpoint.save import refusals
 from eagle3_serving.cli.main import main
 from eagle3_serving.drafter.layers import weight_of
-from eagle3_serving.engine import EmbeddedEngine
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
@@ -22,6 +23,7 @@ from eagle3_serving.train.grow import grow_vocabulary
 from eagle3_serving.train.job import fit, train
 from eagle3_serving.train.mixture import mix, split
 from eagle3_serving.train.options import TrainJob, TrainOptions
+from eagle3_serving.train.parallel import as_parallel, mask_token
 from eagle3_serving.train.replies import greedy_answers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
@@ -170,6 +172,48 @@ def test_what_a_grown_drafter_knew_is_unchanged_and_what_it_learns_is_the_target
     assert all(
         torch.equal(value, grown.state_dict()[name]) for name, value in small.state_dict().items() if "layers" in name
     )
+
+
+def test_a_drafter_becomes_a_parallel_one(
+    directory: Path, answers: tuple[Path, Path], init: Path, tmp_path: Path
+) -> None:
+    """What it knew is its first depth; it is saved as vLLM reads P-EAGLE, read back, and gone on from."""
+    asked = {"preset": "p-eagle", "layers": 2, "options": {"ttt_steps": 3}}
+    made = train(job(directory, tmp_path / "run", answers[0], init=init, **asked))
+    assert made.right and made.measured is not None and made.measured.identical
+    config = json.loads((made.directory / "config.json").read_text())
+    assert config["architectures"] == ["PEagleDraftModel"] and config["num_hidden_layers"] == 2
+    target = Target.load(directory)
+    drafter = load_for(target, made.directory)
+    assert drafter.config.mask_token_id == config["mask_token_id"] and drafter.config.num_layers == 2
+    assert drafter.mask_hidden is not None and bool(drafter.mask_hidden.any())
+    assert set(refusals(drafter, 8)) == {"eagle", "modelopt", "sglang", "specforge", "speculators", "universal"} & set(
+        WRITABLE
+    )
+    with pytest.raises(InputError, match=r"--preset eagle3.1 contradicts --init .* a drafter with masks \(P-EAGLE\)"):
+        fit(job(directory, tmp_path / "back", answers[0], init=made.directory, preset="eagle3.1"))
+    with pytest.raises(InputError, match=r"--layers contradicts --init .* a drafter with 2 of them"):
+        fit(job(directory, tmp_path / "more", answers[0], init=made.directory, preset="p-eagle", layers=3))
+    with pytest.raises(InputError, match="--layers are of a parallel drafter: give --preset p-eagle"):
+        job(directory, tmp_path / "none", answers[0], init=init, layers=2)
+    fit(job(directory, tmp_path / "on", answers[0], init=made.directory, options={"ttt_steps": 3, "tokens": 60}))
+    path = made.directory / "config.json"
+    path.write_text(json.dumps({name: value for name, value in config.items() if name != "mask_token_id"}))
+    with pytest.raises(InputError, match="without mask_token_id in config.json"):
+        load_for(target, made.directory)
+
+
+def test_a_parallel_drafter_begins_as_the_drafter_that_it_was(
+    directory: Path, answers: tuple[Path, Path], init: Path
+) -> None:
+    target = Target.load(directory)
+    before, prompts = load_for(target, init), [[1, 2, 3], [4, 5]]
+    begun = as_parallel(before, mask_token(target), 2).eval().requires_grad_(False)
+    assert begun.mask_hidden is not None
+    begun.mask_hidden.fill_(0.5)
+    one = DecodeOptions(12, "chain", k=1)
+    first, second = (EmbeddedEngine(target, d).generate_many(prompts, one, 2) for d in (before, begun))
+    assert [(a.token_ids, a.accepted) for a in first] == [(b.token_ids, b.accepted) for b in second]
 
 
 def test_answers_of_another_target_are_told_from_its_own(

@@ -17,7 +17,7 @@ from eagle3_serving.train.criterion import OBJECTIVES, Criterion, Objective
 from eagle3_serving.train.data import Answer, choose_vocabulary, make_batches, read_answers
 from eagle3_serving.train.features import FeatureBatch, FeatureCache, FeatureSource
 from eagle3_serving.train.objectives import token_loss
-from eagle3_serving.train.ttt import UnrolledAttention, ttt_loss
+from eagle3_serving.train.ttt import TrueRows, UnrolledAttention, ttt_loss, unroll
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from tiny import tiny_target
@@ -89,6 +89,61 @@ def test_an_unrolled_step_is_a_drafted_step(changes: dict[str, Any]) -> None:
         drafted = chained(drafter, fused[0], batch.tokens_BL[0, 1:], int(batch.start_B[0]) + start, 3)
         for step in range(3):
             torch.testing.assert_close(unrolled[step][0, start + step], drafted[step], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_layers": 2}, {"num_layers": 2, "sliding_window": 4}, {"num_layers": 3, "qk_norm": True}]
+)
+def test_a_parallel_unrolled_step_is_a_mask_of_one_pass(changes: dict[str, Any]) -> None:
+    drafter, batch = make_batch(mask_token_id=3, **changes)
+    assert drafter.mask_hidden is not None
+    torch.nn.init.normal_(drafter.mask_hidden)
+    unrolled = list(unroll(drafter, batch, torch.ones_like(batch.taught_BR), 3))
+    fused, after = drafter.fuse(batch.aux_BLF), batch.tokens_BL[:, 1:]
+    masked_LF, masks_L = drafter.masks(2)
+    for start in range(3):  # true rows up to response row `start` of request 0, and two masks
+        row = int(batch.start_B[0]) + start
+        hidden = torch.cat([fused[:1, : row + 1], drafter.fuse(masked_LF)[None]], dim=1)
+        tokens = torch.cat([after[:1, : row + 1], masks_L[None]], dim=1)
+        causal = TrueRows(drafter.config.sliding_window)
+        alone = drafter.step(tokens, hidden, torch.arange(row + 3)[None], causal).hidden_BLH[0, row:]
+        for step, (hidden_NH, mask_BR) in enumerate(unrolled):
+            place = int(mask_BR[0, : start + step].sum())
+            torch.testing.assert_close(hidden_NH[place], alone[step], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_an_unrolled_step_of_several_layers_is_a_drafted_step(layers: int) -> None:
+    drafter, batch = make_batch(num_layers=layers)
+    unrolled = list(unroll(drafter, batch, torch.ones_like(batch.taught_BR), 3))
+    row = int(batch.start_B[0]) + 2
+    attend = GrowingCache()
+    fused, after = drafter.fuse(batch.aux_BLF), batch.tokens_BL[:, 1:]
+    out = drafter.step(after[:1, : row + 1], fused[:1, : row + 1], torch.arange(row + 1)[None], attend)
+    for step in range(3):
+        if step:
+            feedback = out.feedback_BLH[:, -1:]
+            out = drafter.step(after[:1, row + step, None], feedback, torch.tensor([[row + step]]), attend)
+        hidden_NH, mask_BR = unrolled[step]
+        place = int(mask_BR[0, : 2 + step].sum())
+        torch.testing.assert_close(hidden_NH[place], out.hidden_BLH[0, -1], atol=1e-5, rtol=1e-4)
+
+
+class GrowingCache:
+    """Attention over all rows so far, of every layer its own."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if layer in self.seen:
+            k, v = (torch.cat([old, new], dim=1) for old, new in zip(self.seen[layer], (k, v), strict=True))
+        self.seen[layer] = (k, v)
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(
+            1, 2
+        )
 
 
 def chained(drafter: Drafter, fused_LH: Tensor, next_L: Tensor, row: int, steps: int) -> list[Tensor]:

@@ -182,3 +182,16 @@ def test_several_pipeline_stages_are_served_plainly(target_dir: Path, drafter_di
     """Stock vLLM 0.32 ends at start there: `'CPUModelRunner' object has no attribute 'drafter'`."""
     said = config(target_dir, drafter_dir, 3, {}, pipeline_parallel_size=2)
     assert "TOKENS\n" in said and "nothing is drafted" in said
+
+
+@pytest.mark.parametrize(
+    ("label", "parallel"),
+    [("PEagleDraftModel", True), ("PeagleQwen3ForCausalLM", True), ("LlamaForCausalLMEagle3", False)],
+)
+def test_a_parallel_drafter_drafts_in_one_pass_without_being_told(label: str, parallel: bool, caplog: Any) -> None:
+    draft = SimpleNamespace(hf_config=SimpleNamespace(architectures=[label]))
+    speculative = SimpleNamespace(draft_model_config=draft, parallel_drafting=False)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            configure.draft_in_one_pass(speculative, logging.getLogger("test"))
+    assert speculative.parallel_drafting is parallel and len(caplog.messages) == parallel
