@@ -77,6 +77,11 @@ def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
         return
     if settings.profile is None:
         return
+    if speculative.parallel_drafting:  # vLLM's proposer has as many masks every step, whatever is asked of it
+        logger.warning(
+            "eagle3: EAGLE3_PROFILE is not used: a parallel drafter drafts as many tokens at every batch size"
+        )
+        return
     try:
         schedule = Profile.read(settings.profile).schedule(speculative.num_speculative_tokens)
     except InputError as error:

@@ -195,3 +195,27 @@ def test_a_parallel_drafter_drafts_in_one_pass_without_being_told(label: str, pa
         for _ in range(2):
             configure.draft_in_one_pass(speculative, logging.getLogger("test"))
     assert speculative.parallel_drafting is parallel and len(caplog.messages) == parallel
+
+
+def test_a_parallel_drafter_has_no_schedule(monkeypatch: pytest.MonkeyPatch, caplog: Any, tmp_path: Path) -> None:
+    """Of fewer tokens than it has masks vLLM's proposer would make rows of the wrong length."""
+    monkeypatch.setattr(configure, "config_reasons", lambda *_: ["Model Runner V1 runs"])
+    Profile((0.7, 0.5), {1: {0: 1.0, 1: 1.1, 2: 1.2}}, {}).save(tmp_path / "p.json")
+    speculative = SimpleNamespace(
+        method="eagle3",
+        draft_model_config=SimpleNamespace(hf_config=SimpleNamespace(architectures=["PEagleDraftModel"])),
+        parallel_drafting=False,
+        num_speculative_tokens=4,
+        num_speculative_tokens_per_batch_size=None,
+    )
+    with caplog.at_level(logging.WARNING):
+        configure.configure_speculation(
+            SimpleNamespace(**WHOLE, speculative_config=speculative),
+            Settings(profile=tmp_path / "p.json"),
+            logging.getLogger("test"),
+        )
+    assert speculative.parallel_drafting and speculative.num_speculative_tokens == 4
+    assert speculative.num_speculative_tokens_per_batch_size is None
+    assert caplog.messages == [
+        "eagle3: EAGLE3_PROFILE is not used: a parallel drafter drafts as many tokens at every batch size"
+    ]
