@@ -33,7 +33,7 @@ def draft_in_one_pass(speculative: Any, logger: Any) -> None:
     labels = getattr(config, "architectures", None) or []
     if any(label.lower().startswith("peagle") for label in labels) and not speculative.parallel_drafting:
         speculative.parallel_drafting = True
-        logger.info('eagle3: a parallel drafter: all draft tokens in one pass, as with "parallel_drafting": true')
+        logger.info("eagle3: a parallel drafter: all draft tokens in one pass, as parallel_drafting would say")
 
 
 def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:

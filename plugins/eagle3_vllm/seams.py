@@ -155,6 +155,13 @@ VALUES = (
         "The speculator says itself how many tokens it may draft.",
     ),
     Seam(
+        f"{_CONFIG}.parallel_drafting",
+        "True where the drafter's config.json has an architecture of P-EAGLE.",
+        "Without it vLLM skips the masks in silence, and drafts a token a pass with weights that were not trained for that.",
+        "tests/plugins/vllm/test_fallback.py",
+        "vLLM reads it from config.json, as it does of speculators' format.",
+    ),
+    Seam(
         f"{_CONFIG}.num_speculative_tokens_per_batch_size",
         "The profile's schedule, or a first one until a step's costs are known; one that the user gave stays.",
         "It is vLLM's own way to draft less, or nothing, at a high load.",
