@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from eagle3_serving.checkpoint.source import open_source
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.servable import require_pair
 from eagle3_vllm.choice import first_schedule
@@ -27,11 +28,12 @@ def require_right(config: Any) -> None:
 
 
 def draft_in_one_pass(speculative: Any, logger: Any) -> None:
-    """A parallel drafter (P-EAGLE) is told by its config.json, and vLLM wants to be told once more: else it drafts a token a pass
-    with weights that were trained for masks."""
-    config = getattr(speculative.draft_model_config, "hf_config", None)
-    labels = getattr(config, "architectures", None) or []
-    if any(label.lower().startswith("peagle") for label in labels) and not speculative.parallel_drafting:
+    """A parallel drafter (P-EAGLE) is told by its masks, and vLLM wants to be told once more: else it drafts a token a pass with
+    weights that were trained for masks."""
+    drafter = getattr(speculative.draft_model_config, "model", None)  # a hub's name is vLLM's to find first
+    if drafter is None or not Path(drafter).is_dir() or speculative.parallel_drafting:
+        return
+    if "mask_hidden" in open_source(Path(drafter)).tensors:
         speculative.parallel_drafting = True
         logger.info("eagle3: a parallel drafter: all draft tokens in one pass, as parallel_drafting would say")
 

@@ -156,7 +156,7 @@ VALUES = (
     ),
     Seam(
         f"{_CONFIG}.parallel_drafting",
-        "True where the drafter's config.json has an architecture of P-EAGLE.",
+        "True where the drafter has the masks of P-EAGLE.",
         "Without it vLLM skips the masks in silence, and drafts a token a pass with weights that were not trained for that.",
         "tests/plugins/vllm/test_fallback.py",
         "vLLM reads it from config.json, as it does of speculators' format.",

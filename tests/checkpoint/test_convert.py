@@ -237,7 +237,7 @@ def test_a_parallel_drafter_goes_between_vllm_and_speculators_alone(tmp_path: Pa
     source = drafters.as_vllm(tmp_path / "d", known())
     tensors = {**load_file(source / "model.safetensors"), "mask_hidden": torch.randn(1, 1, 96)}
     save_file(tensors, source / "model.safetensors")
-    drafters.edit(source, architectures=["PEagleDraftModel"], mask_token_id=7)
+    drafters.edit(source, mask_token_id=7)
     report = convert(source, tmp_path / "s", to="speculators", num_target_layers=N)
     assert report.parity[0].max_difference == 0
     convert(tmp_path / "s", tmp_path / "v", to="vllm", num_target_layers=N)

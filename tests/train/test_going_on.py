@@ -182,7 +182,7 @@ def test_a_drafter_becomes_a_parallel_one(
     made = train(job(directory, tmp_path / "run", answers[0], init=init, **asked))
     assert made.right and made.measured is not None and made.measured.identical
     config = json.loads((made.directory / "config.json").read_text())
-    assert config["architectures"] == ["PEagleDraftModel"] and config["num_hidden_layers"] == 2
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"] and config["num_hidden_layers"] == 2
     target = Target.load(directory)
     drafter = load_for(target, made.directory)
     assert drafter.config.mask_token_id == config["mask_token_id"] and drafter.config.num_layers == 2

@@ -41,8 +41,9 @@ def write(neutral: Neutral, facts: TargetFacts, dtype: str) -> Output:
     json = {"architectures": [label], **common.layer_keys(config, dtype), **common.drafter_keys(config)}
     json["eagle_aux_hidden_state_layer_ids"] = list(config.aux_layers)
     tensors = common.named(neutral, vllm_name) | common.vocabulary(neutral)
-    if neutral.mask_hidden is not None:
-        json["architectures"] = ["PeagleQwen3ForCausalLM" if config.qk_norm else "PEagleDraftModel"]
+    if (
+        neutral.mask_hidden is not None
+    ):  # under the same label: vLLM 0.32 knows PEagleDraftModel in speculators' form alone
         json["mask_token_id"] = neutral.mask_token_id
         tensors["mask_hidden"] = neutral.mask_hidden
     return Output(json | quantization_keys(neutral, vllm_name), tensors)

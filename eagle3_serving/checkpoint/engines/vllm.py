@@ -102,8 +102,8 @@ def _family(reader: Reader, keys: Json | None) -> str:
     label = labels[0] if labels else ""
     if keys is None and not isinstance(reader.neutral.source.config.get("model_type"), str):
         reader.error("model_type", "is missing: the engine cannot read config.json")
-    if label and not label.startswith(("Eagle3", "PEagle", "Peagle")) and not label.endswith("Eagle3"):
-        label = f"Eagle3{label}"
+    if keys is None and label and not label.startswith("Eagle3") and not label.endswith("Eagle3"):
+        label = f"Eagle3{label}"  # as EAGLEConfig does; PEagleDraftModel too, which only speculators' form is spared
     if label in _QWEN3:
         if not reader.neutral.config.qk_norm:
             reader.silent(

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("vllm")
 
@@ -184,17 +186,22 @@ def test_several_pipeline_stages_are_served_plainly(target_dir: Path, drafter_di
     assert "TOKENS\n" in said and "nothing is drafted" in said
 
 
-@pytest.mark.parametrize(
-    ("label", "parallel"),
-    [("PEagleDraftModel", True), ("PeagleQwen3ForCausalLM", True), ("LlamaForCausalLMEagle3", False)],
-)
-def test_a_parallel_drafter_drafts_in_one_pass_without_being_told(label: str, parallel: bool, caplog: Any) -> None:
-    draft = SimpleNamespace(hf_config=SimpleNamespace(architectures=[label]))
+def with_masks(folder: Path, masks: bool = True) -> SimpleNamespace:
+    """vLLM's config of a drafter whose file has masks, or none."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"mask_hidden" if masks else "fc.weight": torch.zeros(1, 1, 6)}, folder / "model.safetensors")
+    return SimpleNamespace(model=str(folder))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_parallel_drafter_drafts_in_one_pass_without_being_told(masks: bool, tmp_path: Path, caplog: Any) -> None:
+    draft = with_masks(tmp_path / "d", masks)
     speculative = SimpleNamespace(draft_model_config=draft, parallel_drafting=False)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             configure.draft_in_one_pass(speculative, logging.getLogger("test"))
-    assert speculative.parallel_drafting is parallel and len(caplog.messages) == parallel
+    assert speculative.parallel_drafting is masks and len(caplog.messages) == masks
 
 
 def test_a_parallel_drafter_has_no_schedule(monkeypatch: pytest.MonkeyPatch, caplog: Any, tmp_path: Path) -> None:
@@ -203,7 +210,7 @@ def test_a_parallel_drafter_has_no_schedule(monkeypatch: pytest.MonkeyPatch, cap
     Profile((0.7, 0.5), {1: {0: 1.0, 1: 1.1, 2: 1.2}}, {}).save(tmp_path / "p.json")
     speculative = SimpleNamespace(
         method="eagle3",
-        draft_model_config=SimpleNamespace(hf_config=SimpleNamespace(architectures=["PEagleDraftModel"])),
+        draft_model_config=with_masks(tmp_path / "d"),
         parallel_drafting=False,
         num_speculative_tokens=4,
         num_speculative_tokens_per_batch_size=None,
