@@ -4,10 +4,11 @@
     python -m benchmarks.parallel_heads --drafter DRAFTER --parallel runs/parallel/drafter --prompts EVAL/*.jsonl \\
         --out benchmarks/results/parallel-heads.json
 
-On the embedded engine, one request in flight, greedy: plain decoding, then each drafter as a chain of 5 and as a tree of 60, each
-with the calibration beside it; all settings take every family in turn, so that a busy neighbour slows them alike. Every token is
-held against plain decoding's. Of each step that verified: seconds of drafting (taking in what was accepted, and growing) and
-of all else; medians, since the cores are shared.
+Each drafter as a chain of 5 and as a tree of 60, with the calibration beside it, greedy, in two parts. What is accepted: the target's
+answers are recorded once and replayed, which costs drafting alone. What a step takes: the first `--timed` prompts of each family
+on the embedded engine, one request in flight, all settings in turn prompt by prompt, so that a busy neighbour slows them alike;
+every token is held against plain decoding's. Of each step that verified: seconds of drafting (taking in what was accepted, and
+growing) and of all else; medians, since the cores are shared.
 """
 
 import argparse
@@ -23,16 +24,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import accepted_length, add_pair, cores, write_json
+from benchmarks.common import accepted_length, add_pair, cores, replayed, write_json
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Target
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.policy import FixedPolicy
 from eagle3_serving.errors import Eagle3Error
 from eagle3_serving.eval.prompts import by_family, read_prompts
+from eagle3_serving.eval.replay import RecordedTarget
 from eagle3_serving.patches import Patches
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
+from eagle3_serving.train.replies import greedy_answers
 from eagle3_serving.tree.calibrate import Calibration
+
+BATCH = 8
 
 Seconds = list[tuple[float, float]]  # of drafting and of the rest, a step
 
@@ -53,63 +58,74 @@ def observed(steps: Seconds) -> Iterator[None]:
         patches.undo()
 
 
-def summary(said: dict[str, list[Generation]], steps: Seconds) -> dict[str, Any]:
-    """Of one setting."""
-    everything = [one for family in said.values() for one in family]
+def lengths(said: dict[str, list[Generation]]) -> dict[str, Any]:
+    """What was accepted in one setting, by family and by position."""
     families = {name: round(accepted_length(family), 4) for name, family in said.items()}
-    passes = sum(one.steps for one in everything)
-    deepest = max((len(one.accepted_by_position) for one in everything), default=0)
-    counts = [one.accepted_by_position for one in everything]
-    made: dict[str, Any] = {
-        "accepted_length": round(sum(families.values()) / len(families), 4),
-        "families": families,
-        "by_position": [round(sum(c[k] for c in counts if len(c) > k) / max(1, passes), 4) for k in range(deepest)],
-        "tokens_per_second": round(sum(len(g.token_ids) for g in everything) / sum(g.seconds for g in everything), 2),
+    counts = [one.accepted_by_position for family in said.values() for one in family]
+    passes = sum(one.steps for family in said.values() for one in family)
+    by_position = [
+        round(sum(c[k] for c in counts if len(c) > k) / max(1, passes), 4) for k in range(max(map(len, counts)))
+    ]
+    mean = round(sum(families.values()) / len(families), 4)
+    return {"accepted_length": mean, "families": families, "by_position": by_position}
+
+
+def times(steps: Seconds) -> dict[str, float]:
+    """Medians of a setting's steps, in milliseconds."""
+    draft, rest = (statistics.median(part) for part in zip(*steps, strict=True))
+    whole = statistics.median(sum(step) for step in steps)
+    return {
+        name: round(1000 * value, 2) for name, value in (("draft_ms", draft), ("verify_ms", rest), ("step_ms", whole))
     }
-    if steps:
-        draft, rest = (1000 * statistics.median(part) for part in zip(*steps, strict=True))
-        whole = 1000 * statistics.median(a + b for a, b in steps)
-        made |= {"draft_ms": round(draft, 2), "verify_ms": round(rest, 2), "step_ms": round(whole, 2)}
-        made["tokens_per_second_of_medians"] = round(made["accepted_length"] / whole * 1000, 2)
-    return made
 
 
 def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     target, tokenizer = Target.load(directory), load_tokenizer(directory)
-    engines = {
-        name: EmbeddedEngine(target, load_for(target, path), Calibration.beside(path))
+    drafters = {
+        name: (load_for(target, path), Calibration.beside(path))
         for name, path in (("autoregressive", args.drafter), ("parallel", args.parallel))
     }
     shapes = {
         "chain": DecodeOptions(args.max_tokens, "chain", k=args.k),
         "tree": DecodeOptions(args.max_tokens, "tree", nodes=args.nodes, depth=args.depth, top_k=args.top_k),
     }
-    settings = [("plain", engines["autoregressive"], DecodeOptions(args.max_tokens, "plain"))]
-    settings += [
-        (f"{name} {mode}", engine, shape) for mode, shape in shapes.items() for name, engine in engines.items()
-    ]
-    said: dict[str, dict[str, list[Generation]]] = {name: {} for name, _, _ in settings}
-    steps: dict[str, Seconds] = {name: [] for name, _, _ in settings}
-    for family, prompts in by_family(read_prompts(args.prompts, args.limit)).items():
-        ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
-        for name, engine, options in settings:
+    settings = {f"{name} {mode}": (name, shape) for mode, shape in shapes.items() for name in drafters}
+    families = {
+        name: [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
+        for name, prompts in by_family(read_prompts(args.prompts, args.limit)).items()
+    }
+    timed = [ids for prompts in families.values() for ids in prompts[: args.timed]]
+    steps: dict[str, Seconds] = {name: [] for name in settings}
+    engines = {name: EmbeddedEngine(target, *pair) for name, pair in drafters.items()}
+    identical, plain_s = True, []
+    for ids in timed:
+        plain = EmbeddedEngine(target).generate(ids, DecodeOptions(args.max_tokens, "plain"))
+        plain_s.append(plain.seconds / len(plain.token_ids))
+        for name, (drafter, shape) in settings.items():
             with observed(steps[name]):
-                said[name][family] = engine.generate_many(ids, options)
-    tokens = {name: [g.token_ids for family in of.values() for g in family] for name, of in said.items()}
-    parallel = engines["parallel"].drafter
-    assert parallel is not None
+                identical &= engines[drafter].generate(ids, shape).token_ids == plain.token_ids
+    recorder = EmbeddedEngine(Target.load(directory))
+    answers = {name: greedy_answers(recorder, prompts, args.max_tokens, BATCH) for name, prompts in families.items()}
+    everything = [answer for family in answers.values() for answer in family]
+    replaying = RecordedTarget(target, drafters["parallel"][0].config.aux_layers, everything)
+    found: dict[str, dict[str, Any]] = {"plain": {"step_ms": round(1000 * statistics.median(plain_s), 2)}}
+    for name, (drafter, shape) in settings.items():
+        said = replayed(EmbeddedEngine(replaying, *drafters[drafter]), answers, shape, BATCH)
+        found[name] = {**lengths(said), **times(steps[name])}
+        found[name]["tokens_per_second"] = round(1000 * found[name]["accepted_length"] / found[name]["step_ms"], 2)
     return {
         "about": {
             "cores": cores(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "prompts_a_family": args.limit,
+            "timed_a_family": args.timed,
             "max_tokens": args.max_tokens,
             "shapes": {"chain": args.k, "tree": [args.nodes, args.depth, args.top_k]},
-            "parallel_layers": parallel.config.num_layers,
+            "parallel_layers": drafters["parallel"][0].config.num_layers,
         },
-        "identical": all(each == tokens["plain"] for each in tokens.values()),
-        "settings": {name: summary(of, steps[name]) for name, of in said.items()},
+        "identical": identical,
+        "settings": found,
     }
 
 
@@ -129,7 +145,15 @@ def main() -> int:
     add_pair(parser)
     parser.add_argument("--parallel", type=Path, required=True, help="a drafter of --preset p-eagle")
     parser.add_argument("--out", type=Path, required=True)
-    for name, default in (("limit", 4), ("max-tokens", 64), ("k", 5), ("nodes", 60), ("depth", 8), ("top-k", 10)):
+    for name, default in (
+        ("limit", 4),
+        ("timed", 1),
+        ("max-tokens", 64),
+        ("k", 5),
+        ("nodes", 60),
+        ("depth", 8),
+        ("top-k", 10),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     try:

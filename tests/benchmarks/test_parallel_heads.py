@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.parallel_heads import Seconds, observed, summary
+from benchmarks.parallel_heads import Seconds, lengths, observed, times
 from eagle3_serving.engine import DecodeOptions
 from eagle3_serving.engine.policy import FixedPolicy
 
@@ -23,6 +23,6 @@ def test_every_step_but_a_prompts_is_timed(mask_token_id: int | None) -> None:
         )
     assert FixedPolicy.observe is before
     assert len(steps) == sum(one.steps for one in said) - 1  # the longer prompt was taken in with its first step
-    found = summary({"a": said[:1], "b": said[1:]}, steps)
+    found = lengths({"a": said[:1], "b": said[1:]}) | times(steps)
     assert found["accepted_length"] == pytest.approx(sum(one.accepted_length for one in said) / 2, abs=1e-3)
     assert 0 < found["draft_ms"] <= found["step_ms"] and 0 < found["verify_ms"] <= found["step_ms"]
