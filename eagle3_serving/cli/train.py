@@ -131,6 +131,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         help="under torchrun each process keeps a share of the target (FSDP2), for one that no GPU holds alone; features "
         "are then not kept, and the drafter is not measured in the end",
     )
+    parser.add_argument(
+        "--shard-drafter",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="under torchrun each process keeps a share of the drafter, of its gradients and of the optimiser's state (FSDP2)",
+    )
     parser.add_argument("--features", type=Path, metavar="DIR", help="where features are kept; runs may share it")
     parser.add_argument(
         "--features-from",
@@ -188,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
         eval_tokens=args.eval_tokens,
         calibrate=args.calibrate,
         shard_target=args.shard_target,
+        shard_drafter=args.shard_drafter,
         features_from=args.features_from,
         features_store=args.features_store,
         options=options,

@@ -94,8 +94,9 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     job.require_data()
     vocab_size = _require_fit(job)
     ranks = Ranks.here(torch.device(job.device))
-    if job.shard_target and ranks.size == 1:
-        raise InputError("--shard-target shares the target among processes: start several with torchrun")
+    for sharded, what in ((job.shard_target, "target"), (job.shard_drafter, "drafter")):
+        if sharded and ranks.size == 1:
+            raise InputError(f"--shard-{what} shares the {what} among processes: start several with torchrun")
     if job.eval_prompts and job.eval_limit and ranks.first:
         # what is wrong with them, before hours are spent
         prompts_to_measure(job.target, job.eval_prompts, {}, job.eval_limit)
@@ -143,7 +144,9 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     if not job.shard_target:
         require_own(target, own, extract, ", ".join(path.name for path in own_files(job)))
     served = _served(replace(job, options=options), target, drafter, mixture, extract) if ranks.first else None
-    trainer = Trainer(drafter, target, mixture.train, held_out, job.out, options, job.init is None, source, served)
+    trainer = Trainer(
+        drafter, target, mixture.train, held_out, job.out, options, job.init is None, source, served, job.shard_drafter
+    )
     torch.set_flush_denormal(True)  # softmax tails would run many times slower
     try:
         trainer.run()

@@ -119,7 +119,8 @@ class TrainJob:
     the target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
     which runs may share; `watched` boundaries are kept there (default: those read). `shard_target`: under torchrun each
     process keeps a share of the target, for one that no GPU holds alone; features are then not cached, nor the drafter
-    measured in the end. `features_from`: the URL of a vLLM server that makes the target's passes (`eagle3 features`), and
+    measured in the end. `shard_drafter`: each keeps a share of the drafter too, of its gradients and of the optimiser's state.
+    `features_from`: the URL of a vLLM server that makes the target's passes (`eagle3 features`), and
     `features_store` the folder that it writes them into; no process then keeps the target's layers, nor is the drafter
     measured in the end.
     """
@@ -155,6 +156,7 @@ class TrainJob:
     measure_tree: tuple[int, int, int] = (8, 10, 60)
     calibrate: bool = False
     shard_target: bool = False
+    shard_drafter: bool = False
     features_from: str | None = None
     features_store: Path | None = None
     options: TrainOptions = field(default_factory=TrainOptions)
@@ -184,6 +186,9 @@ class TrainJob:
             raise InputError(
                 "--shard-target shares a target among processes, and with --features-from there is none: give one"
             )
+        if self.shard_drafter and (self.preset == "p-eagle" or self.options.compile):
+            other = "--compile" if self.options.compile else "--preset p-eagle"
+            raise InputError(f"--shard-drafter is not written for {other}: leave one of them out")
         if self.layers is not None and self.preset != "p-eagle":
             raise InputError("--layers are of a parallel drafter: give --preset p-eagle, or leave it out")
         if not 0 < self.general_share < 1:

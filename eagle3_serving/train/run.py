@@ -1,6 +1,5 @@
 """The training run: batches in, a drafter out; resumable after a kill at any point."""
 
-import copy
 import itertools
 import math
 import random
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from eagle3_serving.drafter.layers import weight_of
@@ -29,6 +29,7 @@ from eagle3_serving.train.parallel import begin_masks, begin_reading, known_befo
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.recipe import Recipe, recipe, require_same
 from eagle3_serving.train.served import ServedMeasure
+from eagle3_serving.train.shares import load_whole_state, share, shares_like, whole, whole_state
 from eagle3_serving.train.ttt import StepFunction, TTTLoss, ttt_loss
 
 _MOST_SKIPPED = 20  # steps in a row without finite gradients
@@ -49,9 +50,11 @@ class Trainer:
         closed_form: bool = True,
         source: FeatureSource | None = None,
         served: ServedMeasure | None = None,
+        shared: bool = False,
     ) -> None:
         """`source`: where features come from; the target's passes, kept under `directory`, unless told. `served` measures
-        what is trained, every so often, and the best is kept; None: nothing does."""
+        what is trained, every so often, and the best is kept; None: nothing does. `shared`: once begun, every process keeps a
+        share of the drafter."""
         self.drafter, self.options, self.directory = drafter, options, directory
         self.records = RunLog(directory / "log.jsonl")
         self.source = source or FeatureSource(
@@ -75,20 +78,9 @@ class Trainer:
         drafter.train().requires_grad_(True)
         drafter.embed_tokens.requires_grad_(False)  # the target's own, frozen (paper, section 3.1)
         drafter.fusion.requires_grad_(not options.keep_feature)
+        self.shared = shared
         self.parameters = _trained(drafter)
-        fusion = {id(p) for p in drafter.fusion.parameters()}
-        if drafter.config.parallel and not closed_form:
-            fusion |= known_before(drafter)
-        groups = [
-            {"params": [p for p in self.parameters if (id(p) in fusion) == slow], "peak": peak}
-            for slow, peak in ((True, options.fusion_learning_rate), (False, options.learning_rate))
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=0.0,
-            betas=(0.9, 0.95),
-            weight_decay=options.weight_decay,
-        )
+        self.optimizer = self._new_optimizer()
         self.average = [p.detach().clone() for p in self.parameters]
         self.draft_step: StepFunction = drafter.step
         if options.compile:
@@ -97,6 +89,31 @@ class Trainer:
             torch.compiler.config.recompile_limit = max(limit, 4 * options.ttt_steps)
             self.draft_step = torch.compile(drafter.step, dynamic=True)
         self.asked_to_stop = self.stopping = False
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        """Two groups: what the closed form or a drafter from before has set learns at the fusion's rate."""
+        fusion = {id(p) for p in self.drafter.fusion.parameters()}
+        if self.drafter.config.parallel and not self.closed_form:
+            fusion |= known_before(self.drafter)
+        groups = [
+            {"params": [p for p in self.parameters if (id(p) in fusion) == slow], "peak": peak}
+            for slow, peak in ((True, self.options.fusion_learning_rate), (False, self.options.learning_rate))
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=(0.9, 0.95),
+            weight_decay=self.options.weight_decay,
+        )
+
+    def _share(self) -> None:
+        """Whole weights, their average and the optimiser's moments become shares; they are alike on every process."""
+        state = self.optimizer.state_dict()
+        share(self.drafter)
+        self.parameters = _trained(self.drafter)
+        self.average = shares_like(self.average, self.parameters)
+        self.optimizer = self._new_optimizer()
+        load_whole_state(self.optimizer, state)
 
     # ---- data
 
@@ -133,6 +150,8 @@ class Trainer:
             self.start()
         ranks = self.ranks
         ranks.copy_from_first([self.scale_F, *self.parameters, *self.average])
+        if self.shared:
+            self._share()
         self.stopping = self.worn_out
         held_out = make_batches(self.held_out_answers, 2048, 0)
         self.held_out = [self.scaled(self.source(batch).to(self.device)) for batch in held_out]
@@ -177,11 +196,12 @@ class Trainer:
 
     def serve(self) -> None:
         """Measure the average as it would be served now, and keep it where it is the best; on the first rank."""
+        average = [whole(w) for w in self.average]  # by all processes
         if self.served is not None and self.ranks.first:
             begun = time.perf_counter()
-            found = self.served(self.drafted(self.average, torch.bfloat16))
+            found = self.served(self.drafted(average, torch.bfloat16))
             if self.best is None or found.score > self.best.served.score:
-                self.best = Best(found, self.seen_tokens, self.step, [w.clone() for w in self.average])
+                self.best = Best(found, self.seen_tokens, self.step, [w.clone() for w in average])
             self.watch.note(self.seen_tokens, time.perf_counter() - begun)
             self.log({"served": self.watch.record(found, self.best.tokens == self.seen_tokens)})
             tqdm.write(self.watch.line(found, self.best, self.options.measure_every))
@@ -254,11 +274,16 @@ class Trainer:
             group["lr"] = group["peak"] * rate
         result = self.loss(self.scaled(self.features(index)))
         self.optimizer.zero_grad(set_to_none=True)
-        if result.rows:
-            result.loss.backward()
         rows, asked = self.ranks.sum([result.rows, self.asked_to_stop], self.device)
-        self.ranks.average_gradients(self.parameters, result.rows / max(1.0, rows))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, o.clip)
+        part = result.rows / max(1.0, rows)
+        if self.shared:
+            # FSDP takes the mean over processes, not over rows; also of no rows, for the others wait for this one's share
+            (result.loss * part * self.ranks.size).backward()
+        elif result.rows:
+            result.loss.backward()
+        if not self.shared:
+            self.ranks.average_gradients(self.parameters, part)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, o.clip))
         if rows and math.isfinite(norm):
             self.optimizer.step()
             # a young average follows closely, an old one slowly
@@ -323,15 +348,11 @@ class Trainer:
 
     def save(self) -> None:
         """The whole state, beside and renamed; by the first rank, before any goes on."""
-        if self.ranks.first:
-            self._save()
-        self.ranks.wait()
-
-    def _save(self) -> None:
+        # shares are gathered by all
         state = {
-            "drafter": self.drafter.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
+            "drafter": {name: whole(value) for name, value in self.drafter.state_dict().items()},
+            "optimizer": whole_state(self.optimizer),
+            "average": [whole(w) for w in self.average],
             "scale": self.scale_F,
             "step": self.step,
             "seen_tokens": self.seen_tokens,
@@ -340,6 +361,11 @@ class Trainer:
             "watch": self.watch.state(),
             **{name: getattr(self, name) for name in _COUNTED},
         }
+        if self.ranks.first:
+            self._write(state)
+        self.ranks.wait()
+
+    def _write(self, state: dict[str, Any]) -> None:
         beside = self.directory / ".state.partial"
         try:
             torch.save(state, beside)
@@ -392,14 +418,19 @@ class Trainer:
 
     def finished(self) -> Drafter:
         """The drafter that is kept: the best one served, else the average as it is now."""
-        return self.drafted(self.average if self.best is None else self.best.weights)
+        return self.drafted([whole(w) for w in self.average] if self.best is None else self.best.weights)
 
     @torch.no_grad()
     def drafted(self, weights: list[Tensor], dtype: torch.dtype | None = None) -> Drafter:
         """A drafter of these weights that reads raw features: the scale is folded into `fc`. `dtype`: what they are rounded
         to, as in a file."""
         shared = self.drafter.embed_tokens  # large, and nothing changes it
-        drafter = copy.deepcopy(self.drafter, {id(shared): shared})
+        drafter = Drafter(self.drafter.config, self.drafter.vocabulary.target_ids)
+        drafter.embed_tokens = shared
+        drafter.fusion.requires_grad_(not self.options.keep_feature)
+        untrained = {name: v for name, v in self.drafter.state_dict().items() if not isinstance(v, DTensor)}
+        drafter.load_state_dict(untrained, strict=False)
+        drafter.to(self.device)
         for parameter, value in zip(_trained(drafter), weights, strict=True):
             parameter.copy_(value)
         read_scaled(drafter, 1 / self.scale_F)

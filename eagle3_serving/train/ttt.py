@@ -181,12 +181,15 @@ def ttt_loss(
     alive_BR, accepted = batch.taught_BR, torch.zeros_like(total)
     for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, counted_BR, steps, draft)):
         rows.append(len(hidden_NH))
-        if not rows[-1]:  # a mean over nothing would be NaN
-            alive_BR = torch.zeros_like(alive_BR)
-            losses.append(torch.zeros_like(total))
-            accuracies.append(torch.zeros_like(total))
-            continue
         logits_NV, labels_NV = drafter.logits(hidden_NH), labels_BRV[mask_BR]
+        if not rows[
+            -1
+        ]:  # a mean over nothing would be NaN; where weights are in shares, every process runs every layer
+            total = total + 0.0 * logits_NV.sum()
+            alive_BR = torch.zeros_like(alive_BR)
+            losses.append(torch.zeros_like(total.detach()))
+            accuracies.append(torch.zeros_like(total.detach()))
+            continue
         loss = token_loss(logits_NV, labels_NV, criterion.objective)
         losses.append(loss.detach().float())
         hit_BR = torch.zeros_like(mask_BR)
