@@ -1,8 +1,5 @@
-"""Tiny targets of many kinds with random weights, and a drafter for each: sixteen tokens, so that a random draft of a few children
-is often right.
-
-A vision tower, where a kind has one, stands there and is asked nothing. Quantised checkpoints are drawn as such: integers,
-scales and zero points are as random as weights would be.
+"""Tiny targets of many kinds with random weights, and a drafter for all of them: eight tokens, so that a random draft is often
+right. Quantised checkpoints are drawn as such: integers are as random as weights would be.
 """
 
 import json
@@ -18,7 +15,7 @@ from torch import Tensor
 from eagle3_serving.checkpoint.save import save_drafter
 from eagle3_serving.drafter import Drafter, DrafterConfig
 
-VOCAB, HIDDEN, LAYERS, HEAD = 16, 128, 4, 32
+VOCAB, HIDDEN, LAYERS, HEAD = 8, 128, 4, 32
 WINDOW = 32
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -37,32 +34,24 @@ SIZES: dict[str, Any] = {
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
 MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
-VISION = {"depth": 1, "embed_dim": 32, "num_heads": 1, "hidden_size": HIDDEN, "mlp_ratio": 1, "patch_size": 14}
-CLIP = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28, "patch_size": 14}
 
 Kind = tuple[str, str, dict[str, Any]]  # class of the config, of the model, and what differs from SIZES
 KINDS: dict[str, Kind] = {
-    "four query heads a key head": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 1}),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+    "as many key heads as query heads": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 4}),
     "eight query heads a key head": (
         "LlamaConfig",
         "LlamaForCausalLM",
         {"num_attention_heads": 8, "num_key_value_heads": 1},
     ),
-    "as many key heads as query heads": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 4}),
-    "three query heads a key head": (
-        "LlamaConfig",
-        "LlamaForCausalLM",
-        {"num_attention_heads": 6, "num_key_value_heads": 2},
+    "experts, four query heads a key head": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {**EXPERTS, "num_key_value_heads": 1},
     ),
-    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", EXPERTS),
-    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
-    "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2}),
     "windows in all layers": ("MistralConfig", "MistralForCausalLM", {"sliding_window": WINDOW}),
-    "windows in some layers": (
-        "Qwen3Config",
-        "Qwen3ForCausalLM",
-        {"sliding_window": WINDOW, "use_sliding_window": True, "layer_types": MIXED, "max_window_layers": 0},
-    ),
+    "windows in some layers": ("LlamaConfig", "LlamaForCausalLM", {"sliding_window": WINDOW, "layer_types": MIXED}),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "sliding_window": None}),
     "gemma3": (
         "Gemma3TextConfig",
         "Gemma3ForCausalLM",
@@ -71,38 +60,18 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def drawn(folder: Path, kind: str, **more: Any) -> Path:
+def drawn(folder: Path, kind: str) -> Path:
     """A target of `KINDS`, saved by transformers."""
     config_type, model_type, changed = KINDS[kind]
-    config = getattr(transformers, config_type)(**{**SIZES, **changed, **more})
-    return saved(folder, getattr(transformers, model_type), config)
-
-
-def saved(folder: Path, model_type: Any, config: Any) -> Path:
     torch.manual_seed(0)
-    model_type(config).save_pretrained(folder)
+    config = getattr(transformers, config_type)(**{**SIZES, **changed})
+    getattr(transformers, model_type)(config).save_pretrained(folder)
     return folder
 
 
-def drawn_vlm(folder: Path, kind: str) -> Path:
-    """Qwen2-VL (rotary positions of three axes) or LLaVA (plain ones)."""
-    text = {key: value for key, value in SIZES.items() if key != "head_dim"}
-    special = {"image_token_id": 9, "video_token_id": 10, "vision_start_token_id": 11, "vision_end_token_id": 12}
-    if kind == "qwen2-vl":
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
-        config = transformers.Qwen2VLConfig(
-            text_config={**text, "rope_parameters": rope}, vision_config=VISION, tie_word_embeddings=False, **special
-        )
-        return saved(folder, transformers.Qwen2VLForConditionalGeneration, config)
-    config = transformers.LlavaConfig(
-        text_config=transformers.LlamaConfig(**SIZES), vision_config=transformers.CLIPVisionConfig(**CLIP), image_token_index=9
-    )
-    return saved(folder, transformers.LlavaForConditionalGeneration, config)
-
-
-def drawn_drafter(folder: Path, seed: int = 0, aux_layers: tuple[int, ...] = (1, 2, 3)) -> Path:
+def drawn_drafter(folder: Path) -> Path:
     """For any of these targets: they have one width and one vocabulary."""
-    torch.manual_seed(1000 + seed)
+    torch.manual_seed(1)
     config = DrafterConfig(
         hidden_size=HIDDEN,
         intermediate_size=64,
@@ -112,7 +81,7 @@ def drawn_drafter(folder: Path, seed: int = 0, aux_layers: tuple[int, ...] = (1,
         vocab_size=VOCAB,
         draft_vocab_size=VOCAB,
         target_hidden_size=HIDDEN,
-        aux_layers=aux_layers,
+        aux_layers=(1, 2, 3),
         max_position_embeddings=512,
     )
     drafter = Drafter(config, None)
@@ -129,7 +98,7 @@ def drawn_drafter(folder: Path, seed: int = 0, aux_layers: tuple[int, ...] = (1,
 def quantised(folder: Path, method: str) -> Path:
     """One of `METHODS`. Embedding, norms and head stay as they are."""
     settings, write = METHODS[method]
-    drawn(folder, "four query heads a key head", num_key_value_heads=2)
+    drawn(folder, "llama")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
     tensors: dict[str, Tensor] = {}
@@ -228,8 +197,16 @@ def drawn_adapter(folder: Path, rank: int = 8) -> Path:
     """A LoRA adapter of the attention of a target of ours with two key heads, as PEFT writes it."""
     generator = torch.Generator().manual_seed(7)
     folder.mkdir(parents=True)
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4 * rank, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM", "base_model_name_or_path": ""}))
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 4 * rank,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "task_type": "CAUSAL_LM", "base_model_name_or_path": ""})
+    )
     tensors = {}
     for layer in range(LAYERS):
         for name, out in (("q_proj", 4 * HEAD), ("v_proj", 2 * HEAD)):
