@@ -69,7 +69,7 @@ def open_servers(options: BenchOptions) -> Iterator[dict[str, Side]]:
 def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
     """How the server of a setting is started. Raises InputError where it cannot be."""
     drafter = None if setting.kind == "plain" else options.drafter
-    requests = max(options.concurrency)
+    requests, room = max(options.concurrency), _room(options)
     if options.engine == "vllm":
         if options.simulate is not None and setting.kind == "tree":
             raise InputError(f"setting {setting.name!r}: vLLM simulates the acceptance of chains alone")
@@ -79,7 +79,7 @@ def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
                 drafter,
                 k=setting.sizes[0] if setting.sizes else PROFILED_K if options.profile else _AUTO_K,
                 dtype=options.dtype,
-                max_model_len=_room(options),
+                max_model_len=room,
                 max_num_seqs=max(16, requests),
                 plugin=not setting.own,
                 profile=options.profile if setting.kind == "auto" else None,
@@ -95,7 +95,8 @@ def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
             plugin=not setting.own,
             dtype=options.dtype,
             max_requests=max(16, requests),
-            kv_tokens=max(16384, 1024 * requests),
+            kv_tokens=max(16384, 1024 * requests, room),
+            context=room,
             profile=options.profile if setting.kind == "auto" else None,
             extra=options.engine_args,
         )
@@ -105,7 +106,7 @@ def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
 
 def _room(options: BenchOptions) -> int:
     texts = [prompt.turns[0] for prompt in read_prompts(options.prompts)]
-    return room_for(options.target, texts, options.tokens, VllmOptions.max_model_len)
+    return room_for(options.target, texts, options.tokens, VllmOptions.max_model_len)  # which is SGLang's too
 
 
 def _shape(setting: Setting) -> Shape | None:

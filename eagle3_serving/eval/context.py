@@ -37,18 +37,19 @@ class ByContext:
         return {start: 1 + self.accepted[start] / passes for start, passes in sorted(self.passes.items())}
 
 
+def span(start: int) -> str:
+    """A stretch as a person reads it: 512-1K."""
+    return f"{_short(start)}-{_short(2 * start or FIRST)}"
+
+
 def length_json(lengths: Mapping[int, float]) -> dict[str, float]:
     return {str(start): round(length, 3) for start, length in lengths.items()}
 
 
 def length_line(lengths: Mapping[int, float]) -> str:
     """For a person, "" where nothing was told."""
-    stretches = "  ".join(f"{_span(start)}: {length:.2f}" for start, length in lengths.items())
+    stretches = "  ".join(f"{span(start)}: {length:.2f}" for start, length in lengths.items())
     return f"accepted length by tokens of context  {stretches}" if stretches else ""
-
-
-def _span(start: int) -> str:
-    return f"{_short(start)}-{_short(2 * start or FIRST)}"
 
 
 def _short(tokens: int) -> str:

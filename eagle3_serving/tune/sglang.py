@@ -20,6 +20,7 @@ from eagle3_serving.bench.sweep import count_for, requests_for
 from eagle3_serving.errors import CheckError
 from eagle3_serving.eval.context import ByContext
 from eagle3_serving.serve.client import Answer
+from eagle3_serving.serve.room import room_for
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
@@ -49,7 +50,8 @@ class Observed:
 def tune_sglang(options: TuneOptions, prompts: Sequence[str], folder: Path) -> Tuned:
     """Writes the profile to `options.out`. Raises CheckError where a server fails."""
     part = folder / "profile.json"
-    common = _options(options, part)
+    room = room_for(options.target, prompts, options.tokens, SglangOptions.context)
+    common = replace(_options(options, part), context=room, kv_tokens=max(16384, 1024 * max(options.loads), room))
     commands = [sglang_command(replace(common, drafter=None)), sglang_command(replace(common, choice="survey"))]
     with ExitStack() as stack:
         logs = stack.enter_context(log_directory("tune"))

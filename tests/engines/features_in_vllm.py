@@ -11,8 +11,9 @@ import logging
 import os
 import random
 import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -26,11 +27,12 @@ LENGTHS, TOKENS, NODES = (40, 70, 9), 10, 16
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True)
+class Case:
     """`kind` of `odd_targets.KINDS`, or a method of quantisation of `METHODS`. `engine`: arguments of `vllm.LLM`."""
 
     kind: str
-    engine: dict[str, Any] = {}
+    engine: dict[str, Any] = field(default_factory=dict)
     runner: int = 2
     adapter: bool = False
     logprobs: int | None = None
@@ -80,7 +82,7 @@ def main(folder: Path, names: list[str]) -> None:
         target = folder / case.kind.replace(" ", "-")
         if not target.exists():
             draw(target, case.kind)
-        plain = ask(target, case._replace(runner=1), adapter)
+        plain = ask(target, replace(case, runner=1), adapter)
         lines.said.clear()
         logging.getLogger("vllm.eagle3").addHandler(lines)  # once the first engine has set logging up
         ours = ask(target, case, adapter, drafter)

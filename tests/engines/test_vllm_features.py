@@ -79,13 +79,13 @@ def test_a_target_in_four_bits(said: dict[str, Any], method: str) -> None:
     tree(said, method)
 
 
-@pytest.mark.supports("vllm", "chain", "a quantised KV cache (fp8)")
+@pytest.mark.supports("vllm", "own chain", "a quantised KV cache (fp8)")
 def test_a_kv_cache_in_fp8(said: dict[str, Any]) -> None:
     chain(said, "fp8 KV", "a quantised KV cache")
 
 
 @pytest.mark.supports(
-    "vllm", "chain", "targets with a sliding window in all layers", "targets with sliding windows in some layers"
+    "vllm", "own chain", "targets with a sliding window in all layers", "targets with sliding windows in some layers"
 )
 @pytest.mark.parametrize("layers", ["all", "some"])
 def test_sliding_windows(said: dict[str, Any], layers: str) -> None:
