@@ -30,8 +30,13 @@ NOT_HERE = (
     ("vllm", "drafts for OLMoE", "its model hands out no hidden states; as Mixtral it is served plainly"),
     (
         "sglang",
-        "quantised targets, a quantised KV cache, experts",
-        "its kernels for them (`sgl_kernel`) have no CPU build that is published",
+        "quantised targets (compressed-tensors)",
+        "SGLang takes them in bf16 and fp16 alone: `torch.float32 is not supported`",
+    ),
+    (
+        "sglang",
+        "LoRA adapters on the target",
+        "SGLang ends at start: `pin_memory=True requires a CUDA or other accelerator backend`",
     ),
 )
 UNPROVEN = '<em class="unproven">unproven</em>'

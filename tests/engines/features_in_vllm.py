@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests/engines/mrv2_on_cpu python tests/engines/features_in_vllm.py FOLDER CASE...
 
-Prints, by case, tokens of both, what was drafted and accepted, and the plugin's lines. Plain decoding is Model Runner V1's.
+Prints a line of JSON a case: tokens of both, what was drafted and accepted, and the plugin's lines. Plain decoding is Model
+Runner V1's.
 """
 
 import gc
@@ -17,7 +18,6 @@ from typing import Any
 
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "EAGLE3_TREE_DEPTH": "3",
@@ -75,7 +75,6 @@ def main(folder: Path, names: list[str]) -> None:
     gc.freeze()  # vLLM collects a dozen times an engine, each time through all modules
     lines = Lines()
     drafter, adapter = odd_targets.drawn_drafter(folder / "drafter"), odd_targets.drawn_adapter(folder / "adapter")
-    said: dict[str, Any] = {}
     for name in names or CASES:
         case = CASES[name]
         draw = odd_targets.quantised if case.kind in odd_targets.METHODS else odd_targets.drawn
@@ -86,8 +85,7 @@ def main(folder: Path, names: list[str]) -> None:
         lines.said.clear()
         logging.getLogger("vllm.eagle3").addHandler(lines)  # once the first engine has set logging up
         ours = ask(target, case, adapter, drafter)
-        said[name] = {"plain": plain, **ours, "lines": list(lines.said)}
-    print("\n" + json.dumps(said))
+        print("\n" + json.dumps({name: {"plain": plain, **ours, "lines": list(lines.said)}}), flush=True)
 
 
 def ask(target: Path, case: Case, adapter: Path, drafter: Path | None = None) -> dict[str, Any]:
@@ -105,6 +103,7 @@ def ask(target: Path, case: Case, adapter: Path, drafter: Path | None = None) ->
         "max_num_batched_tokens": 256,
         "block_size": 32,
         "num_gpu_blocks_override": 64,
+        "kv_cache_memory_bytes": 64 << 20,
         "enable_prefix_caching": False,
         "disable_log_stats": False,
         "enable_lora": case.adapter,

@@ -49,6 +49,11 @@ KINDS: dict[str, Kind] = {
         "Qwen3MoeForCausalLM",
         {**EXPERTS, "num_key_value_heads": 1},
     ),
+    "experts, eight query heads a key head": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {**EXPERTS, "num_attention_heads": 8, "num_key_value_heads": 1},
+    ),
     "windows in all layers": ("MistralConfig", "MistralForCausalLM", {"sliding_window": WINDOW}),
     "windows in some layers": ("LlamaConfig", "LlamaForCausalLM", {"sliding_window": WINDOW, "layer_types": MIXED}),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "sliding_window": None}),
