@@ -27,7 +27,6 @@ NOT_HERE = (
         "its CPU kernels know bf16 and fp16 alone, in which equality was seen and is not promised",
     ),
     ("vllm", "a tree over LoRA adapters", "on a CPU its Model Runner V2 stops at the first draft, whoever drafts"),
-    ("vllm", "drafts for OLMoE", "its model hands out no hidden states; as Mixtral it is served plainly"),
     (
         "sglang",
         "quantised targets (compressed-tensors)",
