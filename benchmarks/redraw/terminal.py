@@ -22,8 +22,9 @@ def tune_output() -> str:
     options = SimpleNamespace(**about, target=Path(head["about"]["target"]), tokens=made["tokens"])
     fields = Advice.__dataclass_fields__
     advice = [Advice(**{name: row[name] for name in fields}) for row in made["loads"]]
+    lengths = {int(start): length for start, length in made.get("accepted_length_by_text", {}).items()}
     commands = (made["commands"]["on"], made["commands"]["off"])
-    return _printed(lambda console: print_advice(options, advice, commands, (), console))  # type: ignore[arg-type]
+    return _printed(lambda console: print_advice(options, advice, commands, (), lengths, console))  # type: ignore[arg-type]
 
 
 @text("bench-output")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eagle3_serving.bench.load import Load, Outcome, Side, Timed
 from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.setting import Setting
+from eagle3_serving.eval.context import ByContext
 from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.law import Answers
 
@@ -35,13 +36,15 @@ class EmbeddedSide:
         tokens: list[list[int]] = [[] for _ in ids]
         first_s, last_s = [0.0] * len(ids), [0.0] * len(ids)
         sent_s = [0.0] * min(load.concurrency, len(ids))  # the next request is sent as one ends
-        counters = SpecCounters()
+        counters, context = SpecCounters(), ByContext()
         for place, step in self.engine.serve(ids, options, load.concurrency):
             if not tokens[place]:
                 first_s[place] = step.seconds
+            before = len(ids[place]) + len(tokens[place])
             tokens[place].extend(step.token_ids)
             last_s[place] = step.seconds
             if step.accepted is not None:
+                context.place(before, [step.accepted])
                 by_position = tuple(int(at < step.accepted) for at in range(step.accepted))
                 counters += SpecCounters(1, step.nodes, step.accepted, by_position)
             if step.last:
@@ -50,7 +53,7 @@ class EmbeddedSide:
             Timed(tuple(said), first - sent, last - sent)
             for said, first, last, sent in zip(tokens, first_s, last_s, sent_s, strict=False)
         )
-        return Outcome(answers, max(last_s), counters)
+        return Outcome(answers, max(last_s), counters, context)
 
     def draw(self, text: str, draws: int, tokens: int, temperature: float) -> Answers:
         from eagle3_serving.eval.embedded import drawing

@@ -14,7 +14,9 @@ from eagle3_serving.bench.options import BenchOptions
 from eagle3_serving.bench.setting import Setting
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.law import Answers
+from eagle3_serving.eval.prompts import read_prompts
 from eagle3_serving.serve.client import ChatClient
+from eagle3_serving.serve.room import room_for
 from eagle3_serving.serve.server import Server, ServerCommand, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
@@ -67,7 +69,7 @@ def open_servers(options: BenchOptions) -> Iterator[dict[str, Side]]:
 def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
     """How the server of a setting is started. Raises InputError where it cannot be."""
     drafter = None if setting.kind == "plain" else options.drafter
-    requests = max(options.concurrency)
+    requests, room = max(options.concurrency), _room(options)
     if options.engine == "vllm":
         if options.simulate is not None and setting.kind == "tree":
             raise InputError(f"setting {setting.name!r}: vLLM simulates the acceptance of chains alone")
@@ -77,6 +79,7 @@ def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
                 drafter,
                 k=setting.sizes[0] if setting.sizes else PROFILED_K if options.profile else _AUTO_K,
                 dtype=options.dtype,
+                max_model_len=room,
                 max_num_seqs=max(16, requests),
                 plugin=not setting.own,
                 profile=options.profile if setting.kind == "auto" else None,
@@ -92,12 +95,18 @@ def server_command(options: BenchOptions, setting: Setting) -> ServerCommand:
             plugin=not setting.own,
             dtype=options.dtype,
             max_requests=max(16, requests),
-            kv_tokens=max(16384, 1024 * requests),
+            kv_tokens=max(16384, 1024 * requests, room),
+            context=room,
             profile=options.profile if setting.kind == "auto" else None,
             extra=options.engine_args,
         )
     )
     return replace(command, environment={**command.environment, **_simulated(options, setting)})
+
+
+def _room(options: BenchOptions) -> int:
+    texts = [prompt.turns[0] for prompt in read_prompts(options.prompts)]
+    return room_for(options.target, texts, options.tokens, VllmOptions.max_model_len)  # which is SGLang's too
 
 
 def _shape(setting: Setting) -> Shape | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from eagle3_serving.eval.context import ByContext
 from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.law import Answers
 
@@ -36,11 +37,13 @@ class Timed:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All answers in the order of the prompts, the wall seconds, and what the engine counted of speculation."""
+    """All answers in the order of the prompts, the wall seconds, and what the engine counted of speculation; `context` where
+    it tells of single passes."""
 
     answers: tuple[Timed, ...]
     seconds: float
     counters: SpecCounters = field(default_factory=SpecCounters)
+    context: ByContext = field(default_factory=ByContext)
 
     @property
     def tokens(self) -> int:

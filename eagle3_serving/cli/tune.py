@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = tune(options)
     if args.json:
+        from eagle3_serving.eval.context import length_json
         from eagle3_serving.tune.advice import QUANTITY
 
         said = {
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             "tokens": options.tokens,
             "loads": [one.to_json() for one in found.advice],
             "commands": dict(zip(("on", "off"), found.commands, strict=True)),
+            "accepted_length_by_text": length_json(found.accepted_length_by_text),
             "verified": [one.to_json() for one in found.verified],
         }
         print(json.dumps(said), flush=True)
@@ -90,5 +92,5 @@ def run(args: argparse.Namespace) -> int:
 
         from eagle3_serving.tune.report import print_advice
 
-        print_advice(options, found.advice, found.commands, found.verified, Console())
+        print_advice(options, found.advice, found.commands, found.verified, found.accepted_length_by_text, Console())
     return 0

@@ -107,7 +107,7 @@ def _round(
         for prompt, generation in zip(piece, drafted, strict=True):
             result.counters += counters(generation)
             if drafting.mode in ("chain", "tree"):  # there every pass after the prefill verifies
-                result.place(len(prompt) + 1, generation.accepted)
+                result.context.place(len(prompt) + 1, generation.accepted)
         bar.update(len(piece))
         bar.set_postfix(accepted_length=f"{result.counters.accepted_length:.2f}")
     return result

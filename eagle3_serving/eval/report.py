@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+from eagle3_serving.eval.context import length_json, length_line
 from eagle3_serving.eval.law import LawTest
 
 
@@ -26,8 +27,8 @@ class Figures:
 
     `accepted_length`: tokens a target pass yields, the bonus token included (plain decoding: 1).
     `acceptance_by_position`: of all drafts, the share whose token at that position was accepted.
-    `accepted_length_by_text`: that of verify passes by where in the text they stood, prompt included, a stretch each;
-    empty where an engine does not tell.
+    `accepted_length_by_text`: that of verify passes by where in the text they stood, prompt included, by where a stretch
+    of it begins; empty where an engine does not tell.
     `speedup`: median over the rounds of speculative over plain tokens a second.
     `identical`: every token id equals plain decoding's; None where that cannot be asserted (T > 0, not fp32).
     """
@@ -49,7 +50,7 @@ class Figures:
             "tokens_per_second": round(self.tokens_per_second.median, 2),
             "plain_tokens_per_second": round(self.plain_tokens_per_second.median, 2),
             "acceptance_by_position": [round(rate, 4) for rate in self.acceptance_by_position],
-            "accepted_length_by_text": {str(at): round(n, 3) for at, n in self.accepted_length_by_text.items()},
+            "accepted_length_by_text": length_json(self.accepted_length_by_text),
             "prompts": self.prompts,
             "tokens_per_second_range": self.tokens_per_second.to_json(),
             "plain_tokens_per_second_range": self.plain_tokens_per_second.to_json(),
@@ -105,10 +106,8 @@ def print_report(report: EvalReport, console: Console) -> None:
         console.print(f"accepted by draft position  {rates}")
     if report.law is not None:
         console.print(f"sampled by the target's law  {report.law}")
-    stretches = report.overall.accepted_length_by_text
-    if len(stretches) > 1:
-        lengths = "  ".join(f"from {at}: {length:.2f}" for at, length in stretches.items())
-        console.print(f"accepted length by token of the text  {lengths}")
+    if line := length_line(report.overall.accepted_length_by_text):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _cells(figures: Figures) -> list[str]:

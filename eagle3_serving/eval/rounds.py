@@ -1,23 +1,21 @@
 """What was counted in each timed round, and how rounds become figures."""
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from eagle3_serving.eval.context import ByContext
 from eagle3_serving.eval.counters import SpecCounters
 from eagle3_serving.eval.law import LawTest
 from eagle3_serving.eval.options import EvalOptions
 from eagle3_serving.eval.report import EvalReport, Figures, Rate
-
-STRETCH = 256  # tokens of text, prompt included, over which one accepted length is told
 
 
 @dataclass
 class Round:
     """One family in one round: tokens and wall seconds of each side, and whether every answer was the same.
 
-    `passes` and `accepted` are counted by stretch of text, where the engine tells of single passes.
+    `context` is counted where the engine tells of single passes.
     """
 
     plain_tokens: int = 0
@@ -26,15 +24,7 @@ class Round:
     spec_s: float = 0.0
     identical: bool = True
     counters: SpecCounters = field(default_factory=SpecCounters)
-    passes: Counter[int] = field(default_factory=Counter)
-    accepted: Counter[int] = field(default_factory=Counter)
-
-    def place(self, start: int, accepted: Sequence[int]) -> None:
-        """Draft tokens accepted by the verify passes of one answer, the first of which stood behind `start` tokens."""
-        for count in accepted:
-            self.passes[start // STRETCH] += 1
-            self.accepted[start // STRETCH] += count
-            start += 1 + count
+    context: ByContext = field(default_factory=ByContext)
 
     def add(self, plain: Sequence[Sequence[int]], plain_s: float, spec: Sequence[Sequence[int]], spec_s: float) -> None:
         """Token ids of the same prompts' answers from both sides, and the wall seconds each side took."""
@@ -73,8 +63,7 @@ def merge(parts: Sequence[Round]) -> Round:
         merged.tokens += part.tokens
         merged.spec_s += part.spec_s
         merged.counters += part.counters
-        merged.passes += part.passes
-        merged.accepted += part.accepted
+        merged.context += part.context
     return merged
 
 
@@ -90,9 +79,7 @@ def _figures(options: EvalOptions, prompts: int, rounds: Sequence[Round]) -> Fig
         acceptance_by_position=tuple(n / counters.drafts for n in counters.accepted_by_position)
         if counters.drafts
         else (),
-        accepted_length_by_text={
-            STRETCH * place: 1 + merged.accepted[place] / passes for place, passes in sorted(merged.passes.items())
-        },
+        accepted_length_by_text=merged.context.lengths(),
         speedup=statistics.median(s / p for s, p in zip(spec, plain, strict=True)),
         tokens_per_second=_rate(spec),
         plain_tokens_per_second=_rate(plain),

@@ -10,6 +10,7 @@ from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import summarise
 from eagle3_serving.eval.vllm import measure
+from eagle3_serving.serve.room import room_for
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
@@ -26,12 +27,16 @@ def run_sglang(options: EvalOptions) -> EvalReport:
     if options.mode == "plain":
         raise InputError("--mode plain has nothing to compare on SGLang: use chain, tree or auto")
     families = by_family(read_prompts(options.prompts, options.limit))
+    texts = [prompt.turns[0] for prompts in families.values() for prompt in prompts]
+    room = room_for(options.target, texts, options.max_tokens, SglangOptions.context)
     server = SglangOptions(
         options.target,
         options.drafter,
         shape_of(options),
         dtype=options.dtype,
         max_requests=max(16, options.batch),
+        kv_tokens=max(16384, room),
+        context=room,
         profile=options.profile,
     )
     commands = sglang_command(replace(server, drafter=None, shape=None)), sglang_command(server)

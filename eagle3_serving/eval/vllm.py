@@ -13,9 +13,9 @@ from eagle3_serving.eval.prompts import Prompt, by_family, read_prompts
 from eagle3_serving.eval.report import EvalReport
 from eagle3_serving.eval.rounds import Round, summarise
 from eagle3_serving.serve.client import Answer, ChatClient
+from eagle3_serving.serve.room import room_for
 from eagle3_serving.serve.side_by_side import side_by_side
 from eagle3_serving.serve.vllm import VllmOptions
-from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 
 
 def run_vllm(options: EvalOptions) -> EvalReport:
@@ -28,7 +28,8 @@ def run_vllm(options: EvalOptions) -> EvalReport:
     """
     server = server_of(options)
     families = by_family(read_prompts(options.prompts, options.limit))
-    server = replace(server, max_model_len=room_for(options, families))
+    texts = [prompt.turns[0] for prompts in families.values() for prompt in prompts]
+    server = replace(server, max_model_len=room_for(options.target, texts, options.max_tokens, server.max_model_len))
     with side_by_side(server, "eval") as (plain, spec):
         if options.mode == "tree" and not spec.tree_passes():
             raise CheckError(
@@ -61,15 +62,6 @@ def server_of(options: EvalOptions) -> VllmOptions:
     raise InputError("--mode plain has nothing to compare on vLLM: use --mode chain, tree or auto")
 
 
-def room_for(options: EvalOptions, families: dict[str, list[Prompt]]) -> int:
-    """Tokens of the longest text, if it is longer than what a server takes by itself; the target's most."""
-    if max(len(prompt.turns[0]) for family in families.values() for prompt in family) < VllmOptions.max_model_len:
-        return VllmOptions.max_model_len  # no more tokens than characters
-    tokenizer = load_tokenizer(options.target)
-    longest = max(len(chat_ids(tokenizer, prompt.turns[0])) for family in families.values() for prompt in family)
-    return max(VllmOptions.max_model_len, longest + options.max_tokens)
-
-
 def measure(
     options: EvalOptions, families: dict[str, list[Prompt]], plain: ChatClient, spec: ChatClient
 ) -> dict[str, list[Round]]:
@@ -87,7 +79,7 @@ def measure(
                     (said, said_s), (drafted, drafted_s) = _both(options, batch, plain, spec, plain_first)
                     current.add([a.token_ids for a in said], said_s, [a.token_ids for a in drafted], drafted_s)
                     for answer in drafted if options.mode in ("chain", "tree") else ():  # there every step verifies
-                        current.place(answer.prompt_tokens + 1, answer.accepted)
+                        current.context.place(answer.prompt_tokens + 1, answer.accepted)
                     plain_first = not plain_first
                     progress.advance(bar, len(batch))
                 current.counters = spec.counters() - before

@@ -146,7 +146,7 @@ class Gate:
     """One request's, for its life. Asked once a step, in which order its reasons stand in `Reason`."""
 
     def __init__(self, gates: Gates, asked: Asked, temperature: float, grammar: bool) -> None:
-        self.most, self._context = asked.most, gates.context
+        self.most, self.context = asked.most, gates.context
         self._lately = Lately(gates.accepted or 0.0)
         self._always: Reason | None = None
         if not asked.on:
@@ -160,9 +160,14 @@ class Gate:
         """Why the next step, of a request of `context` tokens, is not drafted; None where it is."""
         if self._always is not None:
             return self._always
-        if self._context is not None and context >= self._context:
+        if self.context is not None and context >= self.context:
             return "context"
         return None if self._lately.pays() else "accepted"
+
+    @property
+    def apart(self) -> bool:
+        """Whether the request is not drafted as others are, whatever its length."""
+        return self._always is not None or self.most is not None or self._lately.closed
 
     def verified(self, accepted: int) -> None:
         """`accepted` drafts of a step that was drafted."""

@@ -4,8 +4,9 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class SglangClient(ChatClient):
         What either raises hangs up."""
         text, first_token_s = "", 0.0
         token_ids: list[int] = []
+        counts: list[int] = []
         about: dict[str, Any] = {}
         started = time.perf_counter()
         try:
@@ -77,6 +79,7 @@ class SglangClient(ChatClient):
                     if on_text is not None and len(piece["text"]) > len(text):
                         on_text(piece["text"][len(text) :])
                     text, token_ids, about = piece["text"], piece["output_ids"], piece["meta_info"]
+                    counts.append(len(token_ids))
                     if on_tokens is not None:
                         on_tokens(len(token_ids))
         except httpx.HTTPError as error:
@@ -84,7 +87,9 @@ class SglangClient(ChatClient):
         total_s = time.perf_counter() - started
         counters = self._count(about)
         reason = (about.get("finish_reason") or {}).get("type", "")
-        return Answer(text, tuple(token_ids), first_token_s, total_s, reason, counters)
+        prompt_tokens = int(about.get("prompt_tokens") or 0)
+        accepted = _accepted(counts, counters.drafts)
+        return Answer(text, tuple(token_ids), first_token_s, total_s, reason, counters, prompt_tokens, accepted)
 
     def draw(self, text: str, draws: int, max_tokens: int, temperature: float) -> list[tuple[int, ...]]:
         """Token ids of `draws` continuations of a bare text, each of exactly `max_tokens`."""
@@ -123,3 +128,10 @@ class SglangClient(ChatClient):
         with self._lock:
             self._counted += counters
         return counters
+
+
+def _accepted(counts: Sequence[int], passes: int) -> tuple[int, ...]:
+    """Of each verify pass, from the tokens that there were at each piece of the stream: its first is the prefill's. Nothing
+    where pieces and passes are not the same."""
+    steps = tuple(now - then - 1 for then, now in pairwise(counts))
+    return steps if len(steps) == passes and all(step >= 0 for step in steps) else ()

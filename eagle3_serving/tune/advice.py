@@ -2,8 +2,9 @@
 
 import shlex
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from eagle3_serving.eval.context import ByContext
 from eagle3_serving.serve.server import ServerCommand
 
 WORTH = 1.03  # less than this over plain decoding is within what a measurement errs by
@@ -11,6 +12,13 @@ WORTH = 1.03  # less than this over plain decoding is within what a measurement 
 NO_DRAFT = "no draft"  # the setting of a load at which nothing is drafted
 
 QUANTITY = "tokens a second of whole requests, prefill included"
+
+
+class Tuned(NamedTuple):
+    """What an engine's tuner found: one advice a load, and what was accepted by tokens of context where it is told."""
+
+    advice: list["Advice"]
+    context: ByContext
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from eagle3_serving.bench.load import Load, Outcome
 from eagle3_serving.bench.sweep import requests_for
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.profile import measure_costs
+from eagle3_serving.eval.context import ByContext
 from eagle3_serving.targets.chat import load_tokenizer
 from eagle3_serving.targets.dtypes import DTYPES
-from eagle3_serving.tune.advice import NO_DRAFT, Advice
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, Tuned
 from eagle3_serving.tune.options import TuneOptions
 
 
-def tune_embedded(options: TuneOptions, prompts: list[str]) -> list[Advice]:
+def tune_embedded(options: TuneOptions, prompts: list[str]) -> Tuned:
     """Writes the profile to `options.out`. Its expectation is a measurement: mode auto learns as it runs, and no forecast
     of ours knows that better than a short round does."""
     engine = EmbeddedEngine.load(options.target, options.drafter, DTYPES[options.dtype])
@@ -36,7 +37,11 @@ def tune_embedded(options: TuneOptions, prompts: list[str]) -> list[Advice]:
                     seen.setdefault((load, name), []).append(side.run(asked, Load(load, options.tokens)))
                     bar.update()
     engine.costs.save(options.out)
-    return [_advise(load, seen[load, "plain"], seen[load, "auto"]) for load in options.loads]
+    context = ByContext()
+    for load in options.loads:
+        for outcome in seen[load, "auto"]:
+            context += outcome.context
+    return Tuned([_advise(load, seen[load, "plain"], seen[load, "auto"]) for load in options.loads], context)
 
 
 def _advise(load: int, plain: list[Outcome], auto: list[Outcome]) -> Advice:

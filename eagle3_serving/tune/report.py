@@ -1,11 +1,12 @@
 """A tuner's findings for a person at a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from eagle3_serving.eval.context import length_line
 from eagle3_serving.tune.advice import QUANTITY, Advice
 from eagle3_serving.tune.options import TuneOptions
 from eagle3_serving.tune.verify import Verified
@@ -16,6 +17,7 @@ def print_advice(
     advice: Sequence[Advice],
     commands: tuple[str, str],
     verified: Sequence[Verified],
+    accepted_length_by_text: Mapping[int, float],
     console: Console,
 ) -> None:
     kind = "measured in short rounds" if options.engine == "embedded" else "expected"
@@ -37,6 +39,8 @@ def print_advice(
     for one in advice:
         console.print(f"{one.concurrency} in flight: {one.why}", highlight=False, soft_wrap=True)
     console.print(f"Speedup: {QUANTITY}, over plain decoding's. accept: tokens a target pass.", style="dim")
+    if line := length_line(accepted_length_by_text):
+        console.print(line, highlight=False, soft_wrap=True)
     print_commands(advice, commands, console)
     for two in verified:
         low, high = two.measured_range

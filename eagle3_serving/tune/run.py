@@ -11,11 +11,12 @@ from eagle3_serving.tune.verify import Verified, verify
 
 
 class Findings(NamedTuple):
-    """`commands`: with the drafter and the profile, and plain."""
+    """`commands`: with the drafter and the profile, and plain. `accepted_length_by_text` as in an evaluation."""
 
     advice: list[Advice]
     commands: tuple[str, str]
     verified: list[Verified]
+    accepted_length_by_text: dict[int, float]
 
 
 def tune(options: TuneOptions) -> Findings:
@@ -32,14 +33,15 @@ def tune(options: TuneOptions) -> Findings:
         if options.engine == "vllm":
             from eagle3_serving.tune import vllm
 
-            advice, commands = vllm.tune_vllm(options, file, folder), vllm.commands(options)
+            found, commands = vllm.tune_vllm(options, file, folder), vllm.commands(options)
         elif options.engine == "sglang":
             from eagle3_serving.tune import sglang
 
-            advice, commands = sglang.tune_sglang(options, prompts, folder), sglang.commands(options)
+            found, commands = sglang.tune_sglang(options, prompts, folder), sglang.commands(options)
         else:
             from eagle3_serving.tune import embedded
 
             traffic = options.traffic[0] if options.traffic else Path("PROMPTS.jsonl")
-            advice, commands = embedded.tune_embedded(options, prompts), embedded.commands(options, traffic)
-        return Findings(advice, commands, verify(options, file, advice) if options.verify else [])
+            found, commands = embedded.tune_embedded(options, prompts), embedded.commands(options, traffic)
+        verified = verify(options, file, found.advice) if options.verify else []
+        return Findings(found.advice, commands, verified, found.context.lengths())

@@ -18,12 +18,14 @@ from tqdm import tqdm
 
 from eagle3_serving.bench.sweep import count_for, requests_for
 from eagle3_serving.errors import CheckError
+from eagle3_serving.eval.context import ByContext
 from eagle3_serving.serve.client import Answer
+from eagle3_serving.serve.room import room_for
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
-from eagle3_serving.tune.advice import NO_DRAFT, Advice, shell_line
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, Tuned, shell_line
 from eagle3_serving.tune.closed_loop import Course, between, rate
 from eagle3_serving.tune.options import TuneOptions
 
@@ -42,12 +44,14 @@ class Observed:
     plain_rates: list[float] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     share: list[float] = field(default_factory=list)
+    context: ByContext = field(default_factory=ByContext)
 
 
-def tune_sglang(options: TuneOptions, prompts: Sequence[str], folder: Path) -> list[Advice]:
+def tune_sglang(options: TuneOptions, prompts: Sequence[str], folder: Path) -> Tuned:
     """Writes the profile to `options.out`. Raises CheckError where a server fails."""
     part = folder / "profile.json"
-    common = _options(options, part)
+    room = room_for(options.target, prompts, options.tokens, SglangOptions.context)
+    common = replace(_options(options, part), context=room, kv_tokens=max(16384, 1024 * max(options.loads), room))
     commands = [sglang_command(replace(common, drafter=None)), sglang_command(replace(common, choice="survey"))]
     with ExitStack() as stack:
         logs = stack.enter_context(log_directory("tune"))
@@ -63,7 +67,10 @@ def tune_sglang(options: TuneOptions, prompts: Sequence[str], folder: Path) -> l
     costs, about = read_costs(part)
     costs.keep(options.loads)
     costs.save(options.out, about)
-    return [advise(costs, gains, seen, load, options.tokens, options.limit) for load in options.loads]
+    context = ByContext()
+    for of_load in seen.values():
+        context += of_load.context
+    return Tuned([advise(costs, gains, seen, load, options.tokens, options.limit) for load in options.loads], context)
 
 
 def _measure(
@@ -102,6 +109,8 @@ def _note(seen: Observed, answers: Sequence[Answer], load: int) -> None:
     seen.prefill_s.append(max(first[:load]) if load > 1 else statistics.mean(first))
     accepted = [answer.counters.accepted / max(answer.counters.drafts, 1) for answer in answers]
     mean = statistics.mean(accepted)
+    for answer in answers:
+        seen.context.place(answer.prompt_tokens + 1, answer.accepted)
     seen.share += [one / mean if mean else 1.0 for one in accepted]
 
 

@@ -17,8 +17,11 @@ from eagle3_serving.bench.http import PROFILED_K, open_servers
 from eagle3_serving.bench.load import Load
 from eagle3_serving.bench.sweep import count_for, mixed_prompts, requests_for
 from eagle3_serving.dtypes import TORCH
+from eagle3_serving.eval.context import ByContext
+from eagle3_serving.eval.prompts import read_prompts
+from eagle3_serving.serve.room import room_for
 from eagle3_serving.serve.vllm import VllmOptions, on_cpu, vllm_command
-from eagle3_serving.tune.advice import NO_DRAFT, Advice, shell_line
+from eagle3_serving.tune.advice import NO_DRAFT, Advice, Tuned, shell_line
 from eagle3_serving.tune.child import run_child
 from eagle3_serving.tune.closed_loop import Course, between, play, rate
 from eagle3_serving.tune.options import TuneOptions
@@ -27,8 +30,9 @@ if TYPE_CHECKING:
     from eagle3_vllm.schedule import Profile, Watched
 
 
-def tune_vllm(options: TuneOptions, prompts: Path, folder: Path) -> list[Advice]:
+def tune_vllm(options: TuneOptions, prompts: Path, folder: Path) -> Tuned:
     """Writes the profile to `options.out`. Raises CheckError where an engine fails."""
+    from eagle3_vllm.profile import MAX_MODEL_LEN, ROOM
     from eagle3_vllm.schedule import Profile
 
     part = folder / "profile.json"
@@ -38,13 +42,19 @@ def tune_vllm(options: TuneOptions, prompts: Path, folder: Path) -> list[Advice]
     argv += ["--drafter", str(options.drafter), "--out", str(part), "--prompts", str(prompts)]
     argv += ["--dtype", TORCH[options.dtype], "--repeats", str(options.repeats), "--batches"]
     argv += [*map(str, options.loads), "--tokens", *map(str, range(1, PROFILED_K + 1)), "--answer", str(options.tokens)]
+    texts = [prompt.turns[0] for prompt in read_prompts([prompts])]
+    argv += ["--max-model-len", str(room_for(options.target, texts, options.tokens + ROOM, MAX_MODEL_LEN))]
     if on_cpu():  # as the server that `eagle3 serve` starts
         argv.append("--enforce-eager")
     run_child(argv)
     profile = Profile.read(part)
     plain = _plain(options, prompts)
     profile.save(options.out)
-    return [advise(profile, load, options.tokens, options.limit, plain.get(load)) for load in options.loads]
+    context = ByContext()
+    for one in profile.watched:
+        context.place(one.prompt_tokens + 1, one.accepted)
+    advice = [advise(profile, load, options.tokens, options.limit, plain.get(load)) for load in options.loads]
+    return Tuned(advice, context)
 
 
 def _plain(options: TuneOptions, prompts: Path) -> dict[int, float]:

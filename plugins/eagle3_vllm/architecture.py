@@ -126,6 +126,9 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
         self, input_ids: Tensor, positions: Tensor, hidden_states: Tensor, inputs_embeds: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """States [T, H] before the final norm, for `compute_logits`, and the states that the next step is fed with."""
+        # vLLM shares the target's embedding as LoRA wrapped it, which counts the target's rows and not the draft's
+        if (embedding := getattr(self.model.embed_tokens, "base_layer", None)) is not None:
+            self.model.embed_tokens = embedding
         step = self.model.step(input_ids[None], hidden_states[None], positions[None], self._attend)
         return step.hidden_BLH[0], step.feedback_BLH[0]
 

@@ -19,6 +19,7 @@ from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
@@ -102,6 +103,7 @@ __all__ = [
     "resolve_model_state_cls",
     "scaled_fp8_quant",
     "set_forward_context",
+    "supports_eagle3",
 ]
 
 try:

@@ -7,6 +7,7 @@ from eagle3_serving.checkpoint.source import open_source
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.servable import require_pair
 from eagle3_vllm.choice import first_schedule
+from eagle3_vllm.compat import current_platform, supports_eagle3
 from eagle3_vllm.fallback import config_reasons
 from eagle3_vllm.schedule import Profile
 from eagle3_vllm.settings import Settings
@@ -38,16 +39,31 @@ def draft_in_one_pass(speculative: Any, logger: Any) -> None:
         logger.info("eagle3: a parallel drafter: all draft tokens in one pass, as parallel_drafting would say")
 
 
+def nothing_drafts(config: Any) -> str:
+    """Why vLLM, with a drafter of whoever, would end at start or at its first draft; "" where it would not."""
+    if config.parallel_config.pipeline_parallel_size > 1 and not config.use_v2_model_runner:
+        # vLLM's runner V1 makes a drafter on the last stage and asks every stage for its own
+        return "Model Runner V1 drafts on one pipeline stage alone and stops at start"
+    if config.lora_config is not None and config.use_v2_model_runner and current_platform.is_cpu():
+        # as many adapters as requests are told for the logits of all their rows; a GPU's kernels stop there, a CPU's raise
+        return "on a CPU, Model Runner V2 with LoRA adapters stops at the first draft"
+    model = config.model_config
+    try:
+        target, _ = model.registry.resolve_model_cls(model.architectures, model_config=model)
+    except Exception:  # vLLM says it better, when it loads the model
+        return ""
+    if supports_eagle3(target):
+        return ""
+    return f"vLLM's {target.__name__} gives a drafter no hidden states and stops at start with one"
+
+
 def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
     """Change the speculative part of a `VllmConfig` that is being made. Says in one line what it changes, and why."""
     speculative = config.speculative_config
     if speculative is None or speculative.method != "eagle3" or speculative.draft_model_config is None:
         return
-    if config.parallel_config.pipeline_parallel_size > 1 and not config.use_v2_model_runner:
-        # vLLM's runner V1 makes a drafter on the last stage and asks every stage for its own
-        logger.warning(
-            "eagle3: nothing is drafted: Model Runner V1 drafts on one pipeline stage alone and stops at start"
-        )
+    if reason := nothing_drafts(config):
+        logger.warning("eagle3: nothing is drafted: %s", reason)
         config.speculative_config = None
         return
     draft_in_one_pass(speculative, logger)

@@ -15,9 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from eagle3_serving.patches import Patches
 from eagle3_serving.serve.gates import Asked, Gate, Gates
-from eagle3_vllm.compat import CUDAGraphMode, SamplingParams, Scheduler, VLLMValidationError
+from eagle3_vllm.compat import CUDAGraphMode, SamplingParams, VLLMValidationError
 from eagle3_vllm.metrics import FOLDER, WRITE_EVERY_S, write_counts
 from eagle3_vllm.settings import Settings
 
@@ -42,36 +41,44 @@ class GateTally:
 
 
 class Gating:
-    """The gates of one scheduler. `uniform`: its passes are CUDA graphs in which all requests have as many rows."""
+    """The gates of one scheduler. `uniform`: its passes are CUDA graphs in which all requests have as many rows.
+
+    A step looks at those requests alone that are not drafted as all others are. An open gate becomes one of them by what was
+    accepted, which is told here, or by its length, which is looked at when it may have come to the bound.
+    """
 
     def __init__(self, scheduler: Any, gates: Gates, uniform: bool, alone: bool = True) -> None:
         self.scheduler, self.gates, self.uniform = scheduler, gates, uniform
         self.alone = alone  # ranks of data parallelism draft together, each with requests of its own
         self.tally = GateTally()
         self._most: dict[str, int] = {}  # draft tokens of the next step, where fewer than the others have
+        self._apart: dict[str, Any] = {}  # requests that are closed, or bounded in their drafts
+        self._due: dict[int, list[str]] = {}  # step -> requests that may be of the bounded length then
+        self._steps = 0
 
     def scheduled(self, output: Any) -> None:
         """A step was scheduled: who is drafted in it, for the next one?"""
+        self._come_and_go(output)
         wanted = output.num_spec_tokens_to_schedule
         self._most = {}
-        if not wanted:
-            return  # nothing is drafted at this load
-        closed: dict[str, str] = {}
-        drafting = 0
-        for name in output.num_scheduled_tokens:
-            request = self.scheduler.requests[name]
-            if request.is_prefill_chunk:
+        if not wanted or not self._apart:
+            return  # nothing is drafted at this load, or all are drafted alike
+        there, closed = output.num_scheduled_tokens, {}
+        for name, request in list(self._apart.items()):
+            if name not in there or request.is_prefill_chunk:
                 continue
-            gate = self._gate(request)
+            gate = request.eagle3_gate
             reason = gate.closed_by(request.num_tokens)
             if reason is not None:
                 closed[name] = reason
                 self._most[name] = 0
-                continue
-            drafting += 1
-            if gate.most is not None and gate.most < wanted:
+            elif gate.most is not None and gate.most < wanted:
                 self._most[name] = gate.most
-        kept = self.uniform and drafting > 0
+            elif not gate.apart:
+                del self._apart[name]
+        requests = self.scheduler.requests
+        drafting = any(name not in closed and not requests[name].is_prefill_chunk for name in there)
+        kept = self.uniform and drafting
         self.tally.closed.update(f"{reason} {'kept' if kept else 'own'}" for reason in closed.values())
         self.tally.write(WRITE_EVERY_S)
         if kept:
@@ -79,6 +86,22 @@ class Gating:
         elif closed and not drafting and self.alone:
             output.num_spec_tokens_to_schedule = 0
         self.trim()  # placeholders, where scheduling does not wait for drafts
+
+    def _come_and_go(self, output: Any) -> None:
+        self._steps += 1
+        for name in output.finished_req_ids:
+            self._apart.pop(name, None)
+        for name in (*(new.req_id for new in output.scheduled_new_reqs), *self._due.pop(self._steps, ())):
+            request = self.scheduler.requests.get(name)
+            if request is None:
+                continue
+            gate = self._gate(request)
+            left = None if gate.context is None else gate.context - request.num_tokens
+            if gate.apart or (left is not None and left <= 0):
+                self._apart[name] = request
+            elif left is not None:
+                steps = max(1, left // (self.scheduler.num_spec_tokens + 1))  # it grows by no more a step
+                self._due.setdefault(self._steps + steps, []).append(name)
 
     def trim(self) -> None:
         """The drafts that the scheduler holds for the next step."""
@@ -89,8 +112,12 @@ class Gating:
 
     def verified(self, name: str, accepted: int) -> None:
         request = self.scheduler.requests.get(name)
-        if request is not None:
-            self._gate(request).verified(accepted)
+        if request is None:
+            return
+        gate = self._gate(request)
+        gate.verified(accepted)
+        if gate.apart:
+            self._apart[name] = request
 
     def _gate(self, request: Any) -> Gate:
         gate = getattr(request, "eagle3_gate", None)  # on the request itself: it goes with it
@@ -123,53 +150,3 @@ def check(params: SamplingParams) -> None:
         Asked.of(params.extra_args)
     except ValueError as error:
         raise VLLMValidationError(str(error)) from None
-
-
-def register_gates(patches: Patches, settings: Settings) -> None:
-    """Every scheduler made from now on in this process."""
-    made, schedule, update = Scheduler.__init__, Scheduler.schedule, Scheduler.update_draft_token_ids
-    told = Scheduler.make_spec_decoding_stats
-
-    def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        made(self, vllm_config, *args, **kwargs)
-        speculative = vllm_config.speculative_config
-        if speculative is not None and speculative.method == "eagle3":
-            uniform = uniform_graphs(vllm_config, settings)
-            gates = settings.gates.settled(plain_steps(self, settings, uniform))
-            alone = vllm_config.parallel_config.data_parallel_size == 1
-            self.eagle3_gating = Gating(self, gates, uniform, alone)
-
-    def schedule_gated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = schedule(self, *args, **kwargs)
-        if (gating := getattr(self, "eagle3_gating", None)) is not None:
-            gating.scheduled(output)
-        return output
-
-    def update_gated(self: Any, draft_token_ids: Any) -> None:
-        update(self, draft_token_ids)
-        if (gating := getattr(self, "eagle3_gating", None)) is not None:
-            gating.trim()
-
-    def stats(
-        self: Any,
-        spec_decoding_stats: Any,
-        num_draft_tokens: int,
-        num_accepted_tokens: int,
-        num_invalid_spec_tokens: Any,
-        request_id: str,
-    ) -> Any:
-        if num_draft_tokens and (gating := getattr(self, "eagle3_gating", None)) is not None:
-            gating.verified(request_id, num_accepted_tokens)
-        return told(
-            self,
-            spec_decoding_stats,
-            num_draft_tokens=num_draft_tokens,
-            num_accepted_tokens=num_accepted_tokens,
-            num_invalid_spec_tokens=num_invalid_spec_tokens,
-            request_id=request_id,
-        )
-
-    patches.attribute(Scheduler, "__init__", init)
-    patches.attribute(Scheduler, "schedule", schedule_gated)
-    patches.attribute(Scheduler, "update_draft_token_ids", update_gated)
-    patches.attribute(Scheduler, "make_spec_decoding_stats", stats)

@@ -33,6 +33,9 @@ from eagle3_vllm.schedule import Profile, Watched
 PROMPTS = OURS[:4]
 STEPS, WARM_UP = 24, 4
 ANSWER = 64
+MAX_MODEL_LEN = 1024
+DRAFTED = 8  # no more tokens a step are measured
+ROOM = (STEPS + WARM_UP + 2) * (DRAFTED + 1)  # tokens that the timed steps may add to a prompt
 SETTLE_S = 0.3  # OpenMP's threads spin for 0.2 s after their last work, and would slow the other engine's first steps
 
 
@@ -92,7 +95,7 @@ def measure(
 ) -> Profile:
     """The median of `repeats` rounds; in every round each batch size with each number of tokens has its turn. Acceptance
     is that of whole answers of `answer` tokens to `prompts`."""
-    arguments = {"model": model, "max_num_seqs": max(batches), "prompts": list(prompts), **engine}
+    arguments = {"model": model, "max_num_seqs": max(batches), "prompts": list(prompts), "answer": answer, **engine}
     most = max(tokens)
     speculative = {
         "method": "eagle3",
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--answer", type=int, default=ANSWER, help=f"tokens an answer (default {ANSWER})")
     add_dtype(parser, "auto")
-    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--max-model-len", type=int, default=MAX_MODEL_LEN)
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--out", type=Path, help="the profile")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -187,11 +190,13 @@ def _child(arguments: dict[str, Any]) -> int:
 
     from eagle3_serving.targets.chat import chat_ids
 
-    texts = arguments.pop("prompts")
+    texts, answer = arguments.pop("prompts"), arguments.pop("answer")
     llm = LLM(**arguments, disable_log_stats=False, enable_prefix_caching=False)
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     tokenizer = llm.get_tokenizer()
-    prompts = [chat_ids(tokenizer, text)[-arguments["max_model_len"] // 2 :] for text in texts]
+    # what is longer than the server's texts may be is cut in front
+    longest = max(1, arguments["max_model_len"] - answer - ROOM)
+    prompts = [chat_ids(tokenizer, text)[-longest:] for text in texts]
     for row in sys.stdin:
         job = json.loads(row)
         if scheduler.dynamic_sd_lookup is not None:

@@ -15,7 +15,6 @@ from eagle3_serving.errors import Eagle3Error, InputError
 from eagle3_serving.notice import in_a_line, stop
 from eagle3_serving.patches import Patches
 from eagle3_vllm.metrics import Tally, open_folder
-from eagle3_vllm.scheduling import register_choice
 from eagle3_vllm.settings import Settings
 from eagle3_vllm.versions import version_problem
 
@@ -41,9 +40,9 @@ def register_all(logger: Logger) -> str:
         return "; ".join(problems)
     for name in NEEDED:
         import_module(f"eagle3_vllm.{name}")
-    from eagle3_vllm.gates import register_gates
     from eagle3_vllm.idle import register_idle
     from eagle3_vllm.rejection_v1 import register_sampling
+    from eagle3_vllm.scheduling import register_scheduling
 
     with Patches() as patches:
         patches.attribute(compat.RejectionSamplerV1, "eagle3", True)
@@ -57,8 +56,7 @@ def register_all(logger: Logger) -> str:
         _register_configuration(patches, settings, logger)
         register_idle(patches)
         _register_backends(patches)
-        register_choice(patches, settings, logger)
-        register_gates(patches, settings)
+        register_scheduling(patches, settings, logger)
         _register_trees(patches, settings, logger)
         open_folder()
     return ""

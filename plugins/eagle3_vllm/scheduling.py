@@ -1,4 +1,4 @@
-"""Where vLLM's scheduler asks how many tokens to draft: a choice by load, made anew at every step.
+"""What is asked in vLLM's scheduler at every step: how many tokens to draft at this load, and for whom (`gates`).
 
 The scheduler's process may be another than the worker's. What steps cost comes in a file (`EAGLE3_PROFILE`, or what the
 worker measured when it had captured its graphs); what was accepted the scheduler counts itself.
@@ -11,6 +11,7 @@ from typing import Any
 from eagle3_serving.notice import in_a_line
 from eagle3_serving.patches import Patches
 from eagle3_vllm.choice import Choice, Costs, read_costs
+from eagle3_vllm.gates import Gating, plain_steps, uniform_graphs
 from eagle3_vllm.metrics import FOLDER
 from eagle3_vllm.schedule import Profile
 from eagle3_vllm.settings import Settings
@@ -62,26 +63,60 @@ def costs_file() -> Path | None:
     return Path(os.environ[FOLDER]) / COSTS if FOLDER in os.environ else None
 
 
-def register_choice(patches: Patches, settings: Settings, logger: Any) -> None:
-    """Every scheduler made from now on in this process, of a server with trees to choose from."""
-    if len(settings.trees) < 2:
-        return
-    from eagle3_vllm import compat
+def register_scheduling(patches: Patches, settings: Settings, logger: Any) -> None:
+    """Every scheduler made from now on in this process, of a server with EAGLE-3: its gates, and its choice of a tree."""
+    from eagle3_vllm.compat import Scheduler
     from eagle3_vllm.fallback import server_reasons
 
-    scheduler = compat.Scheduler
-    made, told = scheduler.__init__, scheduler.make_spec_decoding_stats
+    made, schedule, update = Scheduler.__init__, Scheduler.schedule, Scheduler.update_draft_token_ids
+    told = Scheduler.make_spec_decoding_stats
 
     def init(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         made(self, vllm_config, *args, **kwargs)
+        self.eagle3_gating = None
         speculative = vllm_config.speculative_config
-        if speculative is not None and speculative.method == "eagle3" and not server_reasons(vllm_config, settings):
+        if speculative is None or speculative.method != "eagle3":
+            return
+        if len(settings.trees) > 1 and not server_reasons(vllm_config, settings):
             choose_by_load(self, settings, logger)
+        uniform = uniform_graphs(vllm_config, settings)
+        gates = settings.gates.settled(plain_steps(self, settings, uniform))
+        alone = vllm_config.parallel_config.data_parallel_size == 1
+        self.eagle3_gating = Gating(self, gates, uniform, alone)
 
-    def stats(self: Any, before: Any, num_draft_tokens: int, num_accepted_tokens: int, *rest: Any, **more: Any) -> Any:
+    def schedule_gated(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = schedule(self, *args, **kwargs)
+        if self.eagle3_gating is not None:
+            self.eagle3_gating.scheduled(output)
+        return output
+
+    def update_gated(self: Any, draft_token_ids: Any) -> None:
+        update(self, draft_token_ids)
+        if self.eagle3_gating is not None:
+            self.eagle3_gating.trim()
+
+    def stats(
+        self: Any,
+        spec_decoding_stats: Any,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: Any,
+        request_id: str,
+    ) -> Any:
+        if num_draft_tokens and self.eagle3_gating is not None:
+            self.eagle3_gating.verified(request_id, num_accepted_tokens)
         if isinstance(self.dynamic_sd_lookup, ByLoad):
             self.dynamic_sd_lookup.choice.report_accepted(num_draft_tokens + 1, num_accepted_tokens)
-        return told(self, before, num_draft_tokens, num_accepted_tokens, *rest, **more)
+        return told(
+            self,
+            spec_decoding_stats,
+            num_draft_tokens=num_draft_tokens,
+            num_accepted_tokens=num_accepted_tokens,
+            num_invalid_spec_tokens=num_invalid_spec_tokens,
+            request_id=request_id,
+        )
 
-    patches.attribute(scheduler, "__init__", init)
-    patches.attribute(scheduler, "make_spec_decoding_stats", stats)
+    patches.attribute(Scheduler, "__init__", init)
+    patches.attribute(Scheduler, "schedule", schedule_gated)
+    patches.attribute(Scheduler, "update_draft_token_ids", update_gated)
+    patches.attribute(Scheduler, "make_spec_decoding_stats", stats)

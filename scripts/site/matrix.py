@@ -10,9 +10,34 @@ from typing import NamedTuple
 from scripts.site.sources import ROOT, constant, keys_of, plugin, words
 
 ENGINES = {"vllm": "vLLM", "sglang": "SGLang"}
-WAYS = ("tree", "chain in a tree", "chain", "plain")
+WAYS = ("tree", "chain in a tree", "chain", "own chain", "plain")
 COLUMNS = (("vllm", "tree"), ("vllm", "chain"), ("sglang", "tree"))
 HEADS = ("vLLM, trees (Model Runner V2)", "vLLM, chains (runner V1)", "SGLang, trees")
+# features that were looked at and cannot run on the machine of the tests: engine, feature, and why
+NOT_HERE = (
+    (
+        "vllm",
+        "VLM targets, text-only requests",
+        "its vision models import torchvision, which its CPU build leaves out; "
+        "trees give way to the chain there, by a line",
+    ),
+    (
+        "vllm",
+        "targets of 4-bit weights in fp32",
+        "its CPU kernels know bf16 and fp16 alone, in which equality was seen and is not promised",
+    ),
+    ("vllm", "a tree over LoRA adapters", "on a CPU its Model Runner V2 stops at the first draft, whoever drafts"),
+    (
+        "sglang",
+        "quantised targets (compressed-tensors)",
+        "SGLang takes them in bf16 and fp16 alone: `torch.float32 is not supported`",
+    ),
+    (
+        "sglang",
+        "LoRA adapters on the target",
+        "SGLang ends at start: `pin_memory=True requires a CUDA or other accelerator backend`",
+    ),
+)
 UNPROVEN = '<em class="unproven">unproven</em>'
 KNOWN = {"vllm": ("eagle3_vllm/versions.py", "SUPPORTED"), "sglang": ("eagle3_sglang/compat_check.py", "VERSIONS")}
 # what a row of the H100's files must hold to be a measured step, and whose settings these are
@@ -120,7 +145,14 @@ def _features(found: list[Support]) -> list[str]:
         *lines,
         "",
         "**tree**, **chain**: drafted so, and the answers are plain decoding's. **chain in a tree**: on a server of trees such a",
-        "request is drafted the likeliest path alone. **plain**: such a request is served without drafts.",
+        "request is drafted the likeliest path alone. **own chain**: a line says that the engine's own chain serves instead, with our",
+        "drafter. **plain**: served without drafts, the request or, with a line, the server.",
+        "",
+        "What was looked at and cannot be shown on the CPU that these tests run on:",
+        "",
+        "| engine | feature | why |",
+        "|---|---|---|",
+        *(f"| {ENGINES[engine]} | {feature} | {why} |" for engine, feature, why in NOT_HERE),
         "",
     ]
 
@@ -130,7 +162,7 @@ def _cell(said: list[Support], engine: str, way: str) -> str:
     ways = {one.way for one in said if one.engine == engine}
     if way in ways:
         return way
-    less = ("chain in a tree", "plain") if way == "tree" else ()
+    less = ("chain in a tree", "own chain", "plain") if way == "tree" else ()
     return next((other for other in less if other in ways), UNPROVEN)
 
 

@@ -26,6 +26,7 @@ OFF, MOST = (
     3,
     4,
 )  # of the first round, not those that fill the cache: one that asks for no drafts, one for three a step at most
+GATED = 12  # of 32 sampled requests in flight together
 WARM, COLD = 0.8, 0.05  # cold: nearly the likeliest token each time
 MANY = {"max_num_seqs": 32, "max_model_len": 128, "max_num_batched_tokens": 512}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -41,10 +42,12 @@ def greedy(tokens: int, **more: Any) -> dict[str, Any]:
     return {"temperature": 0, "max_tokens": tokens, **more}
 
 
-def spread(target_dir: Path, temperature: float) -> Round:
-    """Draws of one prompt, few, for Triton's interpreter is slow: the second token is the first that a draft can touch."""
+def spread(target_dir: Path, temperature: float, gated: int = 0) -> Round:
+    """Draws of one prompt, few, for Triton's interpreter is slow: the second token is the first that a draft can touch. The
+    first `gated` of them ask for no drafts."""
     ids: list[int] = load_tokenizer(target_dir)(PROMPTS[0])["input_ids"]
-    return Round([ids] * 32, {"temperature": temperature, "max_tokens": 2, "ignore_eos": True})
+    drawn = {"temperature": temperature, "max_tokens": 2, "ignore_eos": True}
+    return Round([ids] * 32, [{**drawn, "extra_args": {"eagle3": "off"}}] * gated + [drawn] * (32 - gated))
 
 
 def assert_plain_decodings_law(said: dict[str, Any], plain: dict[str, Any]) -> None:
@@ -207,8 +210,11 @@ def test_a_seed_gives_the_same_samples_with_and_without_trees(
     """At every temperature: acceptance draws at each row what plain decoding would draw there. A drafter with a window
     drafts what it drafts on the embedded engine, on a text longer than that."""
     tokenizer = load_tokenizer(target_dir)
-    texts = [chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.")]
-    filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05})
+    texts = [
+        chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.", "Name a fruit.")
+    ]
+    off = {"extra_args": {"eagle3": "off"}}  # among others that are drafted
+    filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05}, off)
     params = [{"temperature": 0.9, "max_tokens": 6, "seed": n, **more} for n, more in enumerate(filters)]
     seeded = Round(texts, params)
     # drawn by the kernels that a GPU would run
@@ -220,6 +226,7 @@ def test_a_seed_gives_the_same_samples_with_and_without_trees(
     said = run(Job(target_dir, asked, windowed, 5, engine=engine, settings=settings))
     assert said["rounds"][0]["tokens"] == expected["rounds"][0]["tokens"]
     assert said["metrics"]["vllm:eagle3_tokens_accepted"] > 0
+    assert [bool(drafted) for drafted in said["rounds"][0]["drafted"]] == [True, True, True, False]
     drafted = said["rounds"][1]["accepted"][0]
     tree = {"mode": "tree", "nodes": 5, "depth": 5, "top_k": 4}
     assert drafted[:-1] == accepted_by_the_embedded_engine(target_dir, windowed, long, **tree)[:-1]
@@ -233,7 +240,7 @@ def test_a_chain_of_vllms_own_keeps_the_law(
     """What serves where trees cannot: vLLM's chain and its rejection, over our drafter, whose window holds there too."""
     long = long_text(target_dir, prompts)
     engine = {**MANY, "per_request_spec_decode_metrics": "detailed"}
-    asked = [long, spread(target_dir, WARM)]
+    asked = [long, spread(target_dir, WARM, gated=GATED)]
     said = run(Job(target_dir, asked, windowed, 2, engine=engine, settings={"EAGLE3_MODE": "chain"}))
     chain = {"mode": "chain", "k": 2}
     assert (
@@ -241,4 +248,6 @@ def test_a_chain_of_vllms_own_keeps_the_law(
         == accepted_by_the_embedded_engine(target_dir, windowed, long, **chain)[:-1]
     )
     assert_plain_decodings_law(said, plain)
+    drafted = said["rounds"][-1]["drafted"]
+    assert not any(drafted[:GATED]) and any(drafted[GATED:])
     assert said["metrics"]["vllm:spec_decode_num_accepted_tokens"] > 0

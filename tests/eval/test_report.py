@@ -68,11 +68,15 @@ def test_a_round_sees_a_differing_token() -> None:
 
 def test_accepted_length_is_told_by_stretch_of_text() -> None:
     short, long = (a_round(1.0, 1.0, SpecCounters(3, 9, 3, (2, 1))) for _ in range(2))
-    short.place(250, (3, 1, 0))  # passes behind 250, 254 and 256 tokens
-    long.place(300, (0, 2))
+    short.context.place(506, (3, 1, 0))  # passes behind 506, 510 and 512 tokens
+    long.context.place(600, (0, 2))
+    long.context.place(4095, (1, 4))
     report = summarise(replace(OPTIONS, engine="embedded", mode="tree"), {"a": 1}, {"a": [short, long]})
-    assert report.overall.accepted_length_by_text == {0: 3.0, 256: 1 + 2 / 3}
-    assert report.to_json()["accepted_length_by_text"] == {"0": 3.0, "256": 1.667}
+    assert report.overall.accepted_length_by_text == {0: 3.0, 512: 1 + 2 / 3, 2048: 2.0, 4096: 5.0}
+    assert report.to_json()["accepted_length_by_text"] == {"0": 3.0, "512": 1.667, "2048": 2.0, "4096": 5.0}
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=40))
+    assert "by tokens of context  0-512: 3.00  512-1K: 1.67  2K-4K: 2.00  4K-8K: 5.00" in text.getvalue()
 
 
 def test_nothing_drafted_is_one_token_a_pass() -> None:

@@ -71,6 +71,16 @@ def test_pieces_add_up_and_speculation_is_counted(client: SglangClient) -> None:
     assert counted.accepted_by_position == (2, 1, 1)
 
 
+def test_what_each_pass_accepted_is_told_where_a_piece_is_a_pass(
+    client: SglangClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.generate({"input_ids": [7]}).accepted == ()  # two pieces behind the first, of three passes
+    monkeypatch.setitem(ABOUT, "spec_verify_ct", 2)
+    monkeypatch.setitem(ABOUT, "prompt_tokens", 40)
+    answer = client.generate({"input_ids": [7]})
+    assert (answer.accepted, answer.prompt_tokens) == ((1, 1), 40)
+
+
 def test_draft_tokens_are_the_plugins_count_where_it_has_one(
     client: SglangClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,11 @@ def test_what_looks_back_over_a_text_is_drafted_a_chain(params: SamplingParams |
 
 
 # not looked at where the mode decides
-WHOLE: dict[str, Any] = {"model_config": object(), "parallel_config": SimpleNamespace(pipeline_parallel_size=1)}
+WHOLE: dict[str, Any] = {
+    "model_config": object(),
+    "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
+    "lora_config": None,
+}
 
 
 def config(target: Path, drafter: Path, nodes: int, environment: dict[str, str], **engine: Any) -> str:

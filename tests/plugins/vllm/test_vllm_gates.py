@@ -13,7 +13,7 @@ from eagle3_vllm.gates import Gating, check, plain_steps, uniform_graphs
 from eagle3_vllm.metrics import FOLDER, TreeCollector, read_closed
 from eagle3_vllm.settings import Settings, parse_trees
 
-from eagle3_serving.serve.gates import TRIES, Gates
+from eagle3_serving.serve.gates import LOOK, PATIENCE, TRIES, Gates
 
 WIDTH = 4
 
@@ -21,8 +21,11 @@ WIDTH = 4
 class Requests:
     """A scheduler's, by name; drafts are placeholders, as where scheduling does not wait for them."""
 
+    num_spec_tokens = WIDTH
+
     def __init__(self, **asked: dict[str, Any] | None) -> None:
         self.requests = {name: self.request(fields) for name, fields in asked.items()}
+        self.known: set[str] = set()
 
     def request(self, fields: dict[str, Any] | None) -> Any:
         params = SamplingParams(temperature=0, extra_args=fields)
@@ -38,8 +41,12 @@ class Requests:
         for request in self.requests.values():
             request.spec_token_ids = [-1] * WIDTH
         output = SimpleNamespace(
-            num_scheduled_tokens=dict.fromkeys(self.requests, 1), num_spec_tokens_to_schedule=WIDTH
+            num_scheduled_tokens=dict.fromkeys(self.requests, 1),
+            num_spec_tokens_to_schedule=WIDTH,
+            scheduled_new_reqs=[SimpleNamespace(req_id=name) for name in self.requests if name not in self.known],
+            finished_req_ids=self.known - set(self.requests),
         )
+        self.known = set(self.requests)
         gating.scheduled(output)
         return int(output.num_spec_tokens_to_schedule)
 
@@ -110,6 +117,67 @@ def test_who_gains_nothing_is_let_go() -> None:
         gating.verified("gone", 0)
     assert batch.step(gating) == WIDTH
     assert batch.drafts() == {"a": 0, "b": WIDTH} and gating.tally.closed == {"accepted own": 1}
+
+
+def test_who_gains_again_is_drafted_on() -> None:
+    batch = Requests(a=None, b=None)
+    gating = Gating(batch, Gates(accepted=0.1), uniform=False)
+    drafted = []
+    for _ in range(TRIES + PATIENCE + LOOK + 2):
+        batch.step(gating)
+        drafted.append(batch.drafts()["a"])
+        if drafted[-1]:
+            gating.verified("a", 0 if len(drafted) <= TRIES else WIDTH)
+    assert drafted == [WIDTH] * TRIES + [0] * PATIENCE + [WIDTH] * (LOOK + 2)
+
+
+@pytest.mark.parametrize("grown", [1, 2, WIDTH + 1])
+def test_the_bound_of_context_holds_from_the_step_that_reaches_it(grown: int) -> None:
+    batch = Requests(a=None, b=None)
+    gating = Gating(batch, Gates(context=50), uniform=False)
+    for _ in range(60):
+        batch.step(gating)
+        assert batch.drafts() == {"a": 0 if batch.requests["a"].num_tokens >= 50 else WIDTH, "b": WIDTH}
+        batch.requests["a"].num_tokens += grown
+
+
+def test_a_step_looks_at_no_request_that_is_drafted_as_all_are() -> None:
+    """Sixty-four in flight, with each kind of gate: nothing is looked up once they are known."""
+
+    class Counted(dict[str, Any]):
+        asked = 0
+
+        def get(self, name: str, default: Any = None) -> Any:
+            self.asked += 1
+            return super().get(name, default)
+
+        def __getitem__(self, name: str) -> Any:
+            self.asked += 1
+            return super().__getitem__(name)
+
+    batch = Requests(**{str(n): None for n in range(64)})
+    batch.requests = Counted(batch.requests)
+    gating = Gating(batch, Gates(context=100_000, accepted=0.1), uniform=False)
+    batch.step(gating)
+    assert batch.requests.asked == 64
+    for _ in range(100):
+        batch.step(gating)
+    assert batch.requests.asked == 64
+    for name in list(batch.requests):
+        del batch.requests[name]
+    batch.requests["0"] = batch.request({"eagle3": "off"})  # another of a name that was there
+    batch.known.clear()
+    assert batch.step(gating) == 0
+
+
+def test_a_request_that_ended_is_forgotten() -> None:
+    batch = Requests(off={"eagle3": "off"}, on=None)
+    gating = Gating(batch, Gates(), uniform=False)
+    batch.step(gating)
+    del batch.requests["off"]
+    batch.step(gating)
+    batch.requests["off"] = batch.request(None)
+    assert batch.step(gating) == WIDTH and batch.drafts() == {"off": WIDTH, "on": WIDTH}
 
 
 def test_what_cannot_be_meant_is_an_error_of_the_request() -> None:

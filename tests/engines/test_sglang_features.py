@@ -1,0 +1,46 @@
+"""Targets beyond a plain Llama on real SGLang with trees. Plain decoding is the embedded engine's: a server more would say the same."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import httpx
+import odd_targets
+import pytest
+
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
+from eagle3_serving.errors import InputError
+from eagle3_serving.serve.server import Server
+from eagle3_serving.serve.sglang import SglangOptions, sglang_command, sglang_python
+from eagle3_serving.serve.shape import Shape
+
+TOKENS = 24
+
+
+@pytest.mark.engine
+@pytest.mark.supports("sglang", "tree", "targets with experts: Qwen3-MoE", "grouped heads, 8 queries a key (8:1)")
+def test_experts_and_eight_query_heads_a_key_head(tmp_path: Path) -> None:
+    try:
+        sglang_python()
+    except InputError as error:
+        pytest.skip(str(error))
+    target = odd_targets.drawn(tmp_path / "target", "experts, eight query heads a key head")
+    drafter = odd_targets.drawn_drafter(tmp_path / "drafter")
+    dice = random.Random(3)
+    prompts = [[dice.randrange(odd_targets.VOCAB) for _ in range(length)] for length in (40, 70, 9)]
+    options = SglangOptions(
+        target, drafter, Shape(3, 4, 12), max_requests=4, context=256, kv_tokens=2048, extra=("--skip-tokenizer-init",)
+    )
+    with Server(sglang_command(options), tmp_path / "server.log") as server:
+        said = [ask(server.url, prompt) for prompt in prompts]
+    plain = EmbeddedEngine.load(target).generate_many(prompts, DecodeOptions(TOKENS, "plain", eos_ids=()), 3)
+    assert [one["output_ids"] for one in said] == [list(answer.token_ids) for answer in plain]
+    passes = [one["meta_info"]["spec_correct_drafts_histogram"] for one in said]
+    assert sum(sum(by_accepted[1:]) for by_accepted in passes) > 5, passes  # that something was accepted in
+
+
+def ask(url: str, prompt: list[int]) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
+    reply = httpx.post(f"{url}/generate", json={"input_ids": prompt, "sampling_params": sampling}, timeout=120.0)
+    found: dict[str, Any] = reply.raise_for_status().json()
+    return found
