@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from eagle3_serving.engine.attention import NO_MASK, use_row_attention
+from eagle3_serving.engine.reach import reaches
 from eagle3_serving.engine.rows import KVPool, RowPlan
 from eagle3_serving.errors import InputError
 
@@ -49,11 +50,7 @@ class Target:
         self.model: Any = model.eval()
         self.name = name
         config: Any = self.model.config
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise InputError(
-                f"{name}: attention of kind {', '.join(sorted(kinds))} is not supported by the embedded engine"
-            )
+        self.reaches = reaches(config, name)
         self.body: Any = getattr(self.model, "model", None)
         if self.body is None or not hasattr(self.body, "layers") or not hasattr(self.body, "norm"):
             raise InputError(
@@ -62,9 +59,9 @@ class Target:
         self.hidden_size, self.vocab_size = int(config.hidden_size), int(config.vocab_size)
         self.num_layers = int(config.num_hidden_layers)
         self.max_positions = int(config.max_position_embeddings)
-        window = getattr(config, "sliding_window", None)
-        if window is not None and not getattr(config, "layer_types", None):
-            self.max_positions = min(self.max_positions, int(window))  # up to there a window hides nothing
+        if getattr(config, "attn_temperature_tuning", None):
+            # Llama 4 counts rows, not positions, for it; up to there it changes nothing
+            self.max_positions = min(self.max_positions, int(config.floor_scale) - 1)
         self.embedding: Tensor = self.body.embed_tokens.weight
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         use_row_attention(self.model)
@@ -162,13 +159,14 @@ class Target:
 
         `logits_rows` int64: the rows whose logits are wanted, all unless told.
         """
+        plan.position_T = positions_T
         output = self.model(
             input_ids=tokens_T[None],
             position_ids=positions_T[None],
             attention_mask=self._no_mask,
             use_cache=False,
             logits_to_keep=0 if logits_rows is None else logits_rows,
-            rows=(pool, plan),
+            rows=(pool, plan, self.reaches),
         )
         aux_BLF = self._take_aux()
         return TargetOutput(output.logits[0], None if aux_BLF is None else aux_BLF[0])

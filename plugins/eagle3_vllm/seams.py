@@ -21,6 +21,13 @@ SEAMS = (
         for name in ("Eagle3LlamaForCausalLM", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLMEagle3")
     ),
     Seam(
+        "ModelRegistry Gemma3ForCausalLM",
+        "A server with EAGLE-3 gets vLLM's Gemma 3 with its auxiliary hidden states; others get vLLM's own.",
+        "vLLM refuses it as a target of EAGLE-3: its class lacks `SupportsEagle3`.",
+        "tests/engines/test_gemma3.py",
+        "vLLM's Gemma 3 has `SupportsEagle3`. The registry is public.",
+    ),
+    Seam(
         "override of CPU_ATTN",
         "The attention backend attends over a tree's rows by their ancestors. On a GPU: FLASH_ATTN, FLASHINFER, TRITON_ATTN.",
         "vLLM's backends know causal masks alone. The override goes by vLLM's public `register_backend`.",
