@@ -27,12 +27,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import sys
-
     from eagle3_serving.targets.known import RECIPES
 
     recipe = RECIPES[args.name]
-    print(f"{recipe.title}: {recipe.terms}", file=sys.stderr)
     directory = recipe.fetch(args.dir)
+    recipe.say_terms()  # also of what was there
     print(json.dumps({"target": recipe.name, "directory": str(directory)}) if args.json else directory)
     return 0

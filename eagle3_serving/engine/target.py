@@ -82,7 +82,9 @@ class Target:
         """The model in a local directory; nothing is fetched. `sharded`: every process of the group keeps a share of each
         decoder layer and gathers one at a time (FSDP2), so that all must make every pass. `layers` False: embedding,
         final norm and head alone, for one whose passes are made elsewhere. Raises InputError where it cannot be read."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
+
+        from eagle3_serving.engine.text_tower import TextTower
 
         if not (directory / "config.json").is_file():
             raise InputError(f"{directory}/config.json is missing; a target directory holds a Hugging Face causal LM")
@@ -91,7 +93,7 @@ class Target:
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             depth = config.get_text_config().num_hidden_layers
             with nullcontext() if layers else _without_layers(config):
-                model = AutoModelForCausalLM.from_pretrained(
+                model = _loader(config).from_pretrained(
                     directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False
                 )
         except MemoryError:
@@ -99,6 +101,8 @@ class Target:
         except Exception as error:  # damaged or strange files raise nearly anything there
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"{directory} cannot be loaded as a causal LM: {why[:300]}") from None
+        if TextTower.within(model):
+            model = TextTower(model)
         if sharded:
             for layer in getattr(getattr(model, "model", None), "layers", ()):
                 fully_shard(layer, reshard_after_forward=True)
@@ -185,3 +189,12 @@ class Target:
         aux_BLF = torch.cat([self._aux[k] for k in self._aux_layers], dim=-1)
         self._aux.clear()
         return aux_BLF
+
+
+def _loader(config: Any) -> Any:
+    """Transformers' loader of causal LMs; that of models of images and texts where this config's is only one of those."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(config)
+    causal = kind in AutoModelForCausalLM._model_mapping or kind not in AutoModelForImageTextToText._model_mapping
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText

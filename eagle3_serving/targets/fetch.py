@@ -2,9 +2,11 @@
 
 import hashlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -50,6 +52,7 @@ class Recipe:
             raise InputError(f"cannot write beside {directory}: {error.strerror}; give another --dir") from None
         try:
             made = scratch / "model"
+            self.say_terms()
             self.convert(self.locate(scratch), made)
             if (found := tensors_sha256(made / WEIGHTS)) != self.tensors_sha256:
                 raise CheckError(
@@ -68,6 +71,10 @@ class Recipe:
             shutil.rmtree(scratch, ignore_errors=True)
         return directory
 
+    def say_terms(self) -> None:
+        """In one line, once a process."""
+        _say(f"{self.title}: {self.terms}")
+
     def is_whole(self, directory: Path) -> bool:
         """Every file is there and as it was made, and the weights are the ones that were measured."""
         try:
@@ -79,6 +86,11 @@ class Recipe:
             )
         except (OSError, ValueError):
             return False
+
+
+@cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def tensors_sha256(path: Path) -> str:

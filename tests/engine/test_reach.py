@@ -9,7 +9,6 @@ from tiny import tiny_drafter
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Target
 from eagle3_serving.engine.reach import Reach
-from eagle3_serving.errors import InputError
 
 VOCAB, WINDOW = 12, 5
 SIZES: dict[str, Any] = {
@@ -112,9 +111,3 @@ def test_llama_4_is_bounded_where_its_temperature_would_count_rows() -> None:
     assert Target(model("llama4: chunks")).max_positions == 256
     config = transformers.Llama4TextConfig(**{**SIZES, **FAMILIES["llama4: chunks"][1]}, floor_scale=100)
     assert Target(transformers.Llama4ForCausalLM(config)).max_positions == 99
-
-
-def test_layers_with_a_state_are_refused() -> None:
-    config = transformers.Qwen3NextConfig(**{**SIZES, "num_experts": 4, "num_experts_per_tok": 2})
-    with pytest.raises(InputError, match="layers of kind linear_attention .* cannot be taken back"):
-        Target(transformers.Qwen3NextForCausalLM(config))
