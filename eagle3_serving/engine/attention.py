@@ -36,11 +36,13 @@ def _attend(
     rows: tuple[KVPool, RowPlan, Sequence[Reach | None]] | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if rows is not None:
         pool, plan, reaches = rows
-        scores = Scores(reaches[module.layer_idx], softcap, s_aux)
+        reach = reaches[module.layer_idx] or (Reach("window", sliding_window) if sliding_window else None)
+        scores = Scores(reach, softcap, s_aux)
         q_TAD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (q_BALD, k_BKLD, v_BKLD))
         return pool.attend(module.layer_idx, q_TAD, k_TKD, v_TKD, plan, scaling, scores)[None], None
     if attention_mask is not None and attention_mask.shape == NO_MASK:
@@ -61,5 +63,5 @@ def _attend(
         seen_BRS = torch.ones(1, length, length, dtype=torch.bool, device=q_BALD.device).tril()
     else:
         seen_BRS = attention_mask[:, 0]
-    by_row = (x.transpose(1, 2) for x in (q_BALD, k_BKLD, v_BKLD))
-    return scores.attend(*by_row, seen_BRS, scaling), None
+    q_BLAD, k_BLKD, v_BLKD = (x.transpose(1, 2) for x in (q_BALD, k_BKLD, v_BKLD))
+    return scores.attend(q_BLAD, k_BLKD, v_BLKD, seen_BRS, scaling), None

@@ -28,18 +28,16 @@ class Reach:
 
 
 def reaches(config: Any, name: str) -> list[Reach | None]:
-    """Of each layer, by a transformers config; None: everything. Raises InputError for layers that hold no keys."""
-    window = getattr(config, "sliding_window", None)
-    # Mistral's way: a window that is named and no kinds is that of all layers
-    alike = "sliding_attention" if window else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [alike] * int(config.num_hidden_layers)
+    """Of each layer, by the kinds in a transformers config; None: everything, or what the layer itself says (Mistral's one window
+    for all). Raises InputError for layers that hold no keys."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
     if unknown := sorted(set(kinds) - set(_KINDS)):
         raise InputError(
             f"{name}: layers of kind {', '.join(unknown)} are not supported by the embedded engine: what they keep of a text "
             "cannot be taken back where a draft is rejected"
         )
     sizes: dict[str, Reach] = {}
-    if window:
+    if window := getattr(config, "sliding_window", None):
         sizes["sliding_attention"] = Reach("window", int(window))
     if chunk := getattr(config, "attention_chunk_size", None):
         sizes["chunked_attention"] = Reach("chunk", int(chunk))

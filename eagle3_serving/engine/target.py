@@ -18,6 +18,8 @@ from eagle3_serving.engine.reach import reaches
 from eagle3_serving.engine.rows import KVPool, RowPlan
 from eagle3_serving.errors import InputError
 
+_UNTOLD = ("doge", "phimoe")  # a window in the mask that transformers makes, of which their attention is not told
+
 
 @contextmanager
 def _without_layers(config: Any) -> Iterator[None]:
@@ -59,6 +61,8 @@ class Target:
         self.hidden_size, self.vocab_size = int(config.hidden_size), int(config.vocab_size)
         self.num_layers = int(config.num_hidden_layers)
         self.max_positions = int(config.max_position_embeddings)
+        if config.model_type in _UNTOLD and getattr(config, "sliding_window", None):
+            self.max_positions = min(self.max_positions, int(config.sliding_window))  # up to there it hides nothing
         if getattr(config, "attn_temperature_tuning", None):
             # Llama 4 counts rows, not positions, for it; up to there it changes nothing
             self.max_positions = min(self.max_positions, int(config.floor_scale) - 1)

@@ -87,12 +87,12 @@ def window_checks(model: Any, nodes: int) -> dict[str, bool]:
     slide with a row's depth; a tree must fit into one, for its own rows are all in sight there."""
     text = model.hf_text_config
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = model.get_sliding_window() or getattr(text, "sliding_window", None)
+    window: int = model.get_sliding_window() or getattr(text, "sliding_window", None) or 0
     windows = model.get_sliding_window() is not None or "sliding_attention" in kinds
     return {
         f"layers of kind {', '.join(sorted(kinds - _KNOWN_KINDS))}": bool(kinds - _KNOWN_KINDS),
         "sliding windows": windows and torch.cuda.is_available(),
-        f"a window of {window}, which a tree of {nodes} nodes may leave": windows and bool(window) and nodes >= window,
+        f"a window of {window}, which a tree of {nodes} nodes may leave": windows and nodes >= window,
         "attention sinks": text.model_type == "gpt_oss",
         "softcapped attention scores": bool(getattr(text, "attn_logit_softcapping", None)),
     }

@@ -13,7 +13,7 @@ from eagle3_vllm.compat import EagleModelMixin, SupportsEagle3, VllmConfig, gemm
 
 
 @support_torch_compile
-class Gemma3Features(gemma3.Gemma3Model, EagleModelMixin):  # type: ignore[misc]
+class Gemma3Features(gemma3.Gemma3Model, EagleModelMixin):
     """vLLM's decoder, on one pipeline stage; what it returns grows by the watched boundaries."""
 
     def forward(
@@ -35,7 +35,7 @@ class Gemma3Features(gemma3.Gemma3Model, EagleModelMixin):  # type: ignore[misc]
         return (final_TH, watched) if watched else final_TH
 
 
-class Gemma3ForCausalLM(gemma3.Gemma3ForCausalLM, SupportsEagle3):  # type: ignore[misc]
+class Gemma3ForCausalLM(gemma3.Gemma3ForCausalLM, SupportsEagle3):
     """vLLM's own, but that a server with EAGLE-3 gets the features."""
 
     def __new__(cls, *, vllm_config: VllmConfig, prefix: str = "") -> Any:

@@ -47,6 +47,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral": ("Ministral", MIXED),
     "mistral: one window for all": ("Mistral", {}),
     "mistral: no window": ("Mistral", {"sliding_window": None}),
+    "llama: a key that it does not read": ("Llama", {}),
 }
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5], [3]]
 TOKENS = 24  # several windows, and the ends of several chunks inside a tree
@@ -56,7 +57,9 @@ def model(name: str) -> Any:
     family, more = FAMILIES[name]
     torch.manual_seed(3)
     config = getattr(transformers, f"{family}Config")(**{**SIZES, **more})
-    made = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")._from_config(config, attn_implementation="eager")
+    made = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")._from_config(
+        config, attn_implementation="eager"
+    )
     for key, parameter in made.named_parameters():
         if key.endswith("sinks"):
             torch.nn.init.normal_(parameter)
@@ -96,7 +99,9 @@ def test_plain_and_drafted_are_transformers_own(name: str) -> None:
 def test_a_window_changes_what_is_said() -> None:
     """Or the tests above would pass without any."""
     narrow, wide = (Target(model(name)) for name in ("mistral: one window for all", "mistral: no window"))
-    said = [EmbeddedEngine(one).generate(PROMPTS[1], DecodeOptions(TOKENS, "plain")).token_ids for one in (narrow, wide)]
+    said = [
+        EmbeddedEngine(one).generate(PROMPTS[1], DecodeOptions(TOKENS, "plain")).token_ids for one in (narrow, wide)
+    ]
     assert said[0] != said[1]
 
 

