@@ -5,27 +5,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import tiny_drafter
+from tiny import SIZES, tiny_drafter
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Target
 from eagle3_serving.engine.reach import Reach
+from eagle3_serving.train.fingerprint import of_target
 
-VOCAB, WINDOW = 12, 5
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    "sliding_window": WINDOW,
-    "eos_token_id": None,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
+WINDOW = 5
+WINDOWED = {**SIZES, "sliding_window": WINDOW}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2: windows, scores bent": ("Gemma2", {**MIXED, "attn_logit_softcapping": 2.0}),
@@ -56,7 +43,7 @@ TOKENS = 24  # several windows, and the ends of several chunks inside a tree
 def model(name: str) -> Any:
     family, more = FAMILIES[name]
     torch.manual_seed(3)
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **more})
+    config = getattr(transformers, f"{family}Config")(**{**WINDOWED, **more})
     made = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")._from_config(
         config, attn_implementation="eager"
     )
@@ -105,6 +92,14 @@ def test_a_window_changes_what_is_said() -> None:
     assert said[0] != said[1]
 
 
+def test_a_window_makes_another_target() -> None:
+    """Or features of one would be read for the other: no weight differs."""
+    made = [Target(model("gemma3")), Target(model("gemma3"))]
+    assert of_target(made[0]) == of_target(made[1])
+    made[1].model.config.sliding_window += 1
+    assert of_target(made[0]) != of_target(made[1])
+
+
 def test_what_a_row_sees() -> None:
     query, keys = torch.tensor([[7, 8]]), torch.arange(10)[None]
     window, chunk = Reach("window", 3).sees(query, keys)[0], Reach("chunk", 4).sees(query, keys)[0]
@@ -114,5 +109,5 @@ def test_what_a_row_sees() -> None:
 
 def test_llama_4_is_bounded_where_its_temperature_would_count_rows() -> None:
     assert Target(model("llama4: chunks")).max_positions == 256
-    config = transformers.Llama4TextConfig(**{**SIZES, **FAMILIES["llama4: chunks"][1]}, floor_scale=100)
+    config = transformers.Llama4TextConfig(**{**WINDOWED, **FAMILIES["llama4: chunks"][1]}, floor_scale=100)
     assert Target(transformers.Llama4ForCausalLM(config)).max_positions == 99

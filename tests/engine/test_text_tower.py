@@ -6,25 +6,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import tiny_drafter
+from tiny import SIZES, tiny_drafter
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Target
 from eagle3_serving.engine.text_tower import TextTower
 
-TEXT: dict[str, Any] = {
-    "vocab_size": 12,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    "eos_token_id": None,
-    "bos_token_id": None,
-    "pad_token_id": None,
-}
 SEEN = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -37,17 +23,21 @@ QWEN_SEEN = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads"
 THREE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 NONE = {"video_token_id": 9, "vision_start_token_id": 8}
 WHOLE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "gemma3": ("Gemma3", {**TEXT, "sliding_window": 5}, {"vision_config": SEEN, "mm_tokens_per_image": 4}),
-    "mistral3": ("Mistral3", {**TEXT, "model_type": "mistral"}, {"vision_config": {**SEEN, "model_type": "pixtral"}}),
-    "llava": ("Llava", {**TEXT, "model_type": "llama"}, {"vision_config": {**SEEN, "model_type": "clip_vision_model"}}),
+    "gemma3": ("Gemma3", {**SIZES, "sliding_window": 5}, {"vision_config": SEEN, "mm_tokens_per_image": 4}),
+    "mistral3": ("Mistral3", {**SIZES, "model_type": "mistral"}, {"vision_config": {**SEEN, "model_type": "pixtral"}}),
+    "llava": (
+        "Llava",
+        {**SIZES, "model_type": "llama"},
+        {"vision_config": {**SEEN, "model_type": "clip_vision_model"}},
+    ),
     "qwen2_5_vl": (
         "Qwen2_5_VL",
-        {**TEXT, "num_attention_heads": 2, "rope_parameters": THREE},
+        {**SIZES, "num_attention_heads": 2, "rope_parameters": THREE},
         {"vision_config": QWEN_SEEN, **NONE},
     ),
     "qwen3_vl": (
         "Qwen3VL",
-        {**TEXT, "rope_parameters": THREE},
+        {**SIZES, "rope_parameters": THREE},
         {"vision_config": {**QWEN_SEEN, "deepstack_visual_indexes": [0]}, **NONE},
     ),
 }
