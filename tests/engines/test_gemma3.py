@@ -20,6 +20,7 @@ PROMPTS = [
     [(7 * n + 3 * n * n) % VOCAB for n in range(first, first + length)] for first, length in ((1, 60), (5, 9), (40, 33))
 ]
 TOKENS = 32  # more than a window
+LOUD = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=0,
         dtype="float32",
     )
-    transformers.Gemma3ForCausalLM(config).save_pretrained(folder)
+    model = transformers.Gemma3ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "layernorm" in name and "post" in name:
+            parameter.data.fill_(LOUD)  # else each token says itself: the scaled embedding drowns what layers add
+    model.save_pretrained(folder)
     return folder
 
 
@@ -71,8 +76,16 @@ def drafter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(target: Path) -> list[list[int]]:
-    """The embedded engine's, which is held to transformers elsewhere."""
-    said = EmbeddedEngine(Target.load(target)).generate_many(PROMPTS, DecodeOptions(TOKENS, "plain", eos_ids=()), 3)
+    """The embedded engine's, which is held to transformers elsewhere; without windows they would be others."""
+    narrow = Target.load(target)
+    said = plain(narrow)
+    narrow.model.config.sliding_window = 512
+    assert all(mine != wide for mine, wide in zip(said, plain(Target(narrow.model)), strict=True))
+    return said
+
+
+def plain(target: Target) -> list[list[int]]:
+    said = EmbeddedEngine(target).generate_many(PROMPTS, DecodeOptions(TOKENS, "plain", eos_ids=()), 3)
     return [list(one.token_ids) for one in said]
 
 
