@@ -148,6 +148,13 @@ SEAMS = (
 _CONFIG = "vllm.config:SpeculativeConfig"
 VALUES = (
     Seam(
+        "vllm.model_executor.models.gemma3:Gemma3Model",
+        "While our class of Gemma 3 is made, the decoder that it makes is one that gives its features; then vLLM's own again.",
+        "vLLM's class names its decoder, and takes none.",
+        "tests/engines/test_gemma3.py",
+        "vLLM's Gemma 3 has `SupportsEagle3`.",
+    ),
+    Seam(
         "VllmConfig.speculative_config",
         "None on runner V1 with several pipeline stages: such a server is served plainly, with a line.",
         "vLLM 0.32 makes a drafter on the last stage, asks every stage for one, and ends at start.",
