@@ -163,7 +163,7 @@ class Zeros(SimpleNamespace):
     ],
 )
 def test_how_a_server_may_be_spread(monkeypatch: pytest.MonkeyPatch, asked: str, reason: str | None) -> None:
-    monkeypatch.setattr(fallback, "has_windows", lambda _: False)
+    monkeypatch.setattr(fallback, "window_checks", lambda *_: {})
     speculative = Zeros(num_speculative_tokens=16, rejection_sample_method="standard", draft_sample_method="greedy")
     told: Any = Zeros(
         speculative_config=speculative,
