@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from eagle3_serving.targets import gemma3
+from eagle3_serving.targets.cache import cache_directory
 from eagle3_serving.targets.smollm2 import fetch_target
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def target_dir() -> Path:
     """SmolLM2-135M-Instruct; made once in the user's cache."""
     return fetch_target()
+
+
+@pytest.fixture(scope="session")
+def gemma_dir() -> Path:
+    """Gemma 3 270M, where `eagle3 fetch-target gemma3-270m` made it: tests fetch no 253 MB."""
+    directory = cache_directory() / gemma3.RECIPE.name
+    if not gemma3.RECIPE.is_whole(directory):
+        pytest.skip("Gemma 3 270M is not here: eagle3 fetch-target gemma3-270m makes it (253 MB, Gemma's terms)")
+    return directory
 
 
 @pytest.fixture(scope="session")

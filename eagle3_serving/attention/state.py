@@ -29,11 +29,16 @@ def merge(one: AttentionState, other: AttentionState) -> AttentionState:
 
 
 def attend(
-    q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, seen_BRS: Tensor | None = None, scale: float | None = None
+    q_BRAD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    seen_BRS: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> AttentionState:
     """Plain attention, scores and softmax in fp32: the reference, and fast enough for a tree's own few keys.
 
-    `seen_BRS` bool, None: every key. `scale` 1 / sqrt(D) unless told.
+    `seen_BRS` bool, None: every key. `scale` 1 / sqrt(D) unless told. `softcap`: scores are bent to within it (Gemma 2).
     """
     heads = k_BSKD.shape[2]
     q_BKGRD = q_BRAD.unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4)
@@ -41,6 +46,8 @@ def attend(
     scale = 1 / math.sqrt(shape[-1]) if scale is None else scale
     # the query heads of one key head are its rows: keys are read once and never copied
     scores = (q_BKGRD.flatten(2, 3) @ k_BSKD.permute(0, 2, 3, 1)).float().unflatten(2, shape[2:4]) * scale
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     if seen_BRS is not None:
         scores = scores.masked_fill(~seen_BRS[:, None, None], -torch.inf)
     lse_BKGR = scores.logsumexp(-1)

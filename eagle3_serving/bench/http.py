@@ -22,6 +22,7 @@ from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
+from eagle3_serving.targets.chat import has_chat_template
 
 _WARM_UP = "Name three colours."
 _AUTO_K = 3  # vLLM asks for the most draft tokens a step
@@ -128,4 +129,4 @@ def _simulated(options: BenchOptions, setting: Setting) -> dict[str, str]:
 def _connect(options: BenchOptions) -> Callable[[str], ChatClient]:
     if options.engine == "sglang":
         return lambda url: SglangClient(url, options.target, options.timeout_s)
-    return lambda url: ChatClient(url, timeout_s=options.timeout_s)
+    return lambda url: ChatClient(url, timeout_s=options.timeout_s, chat=has_chat_template(options.target))

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eagle3_serving.engine.reach import Reach
+from eagle3_serving.engine.scores import Scores
+
 
 def visible(committed_B: Tensor, tail_BRT: Tensor, width: int) -> Tensor:
     """bool [B, R, width]: row r sees every place below `committed_B`, and place committed + t where `tail_BRT` says so."""
@@ -28,7 +31,8 @@ class RowPlan:
     """Where the rows of one pass stand. Request b owns slot first + b and writes its i-th row at place start + i.
 
     `flat_T`: where each packed row stands in [B, R] laid flat. `pad_BR` [B, R]: the packed row of each request's r-th row (0 where it has none), None where all have R rows.
-    `mask_BRS`: what each row sees of its slot; None: everything.
+    `mask_BRS`: what each row sees of its slot; None: everything. `position_T`: each row's position in its text, told where
+    some layers do not see all of it; what was committed stands at its place.
     """
 
     slots: slice
@@ -39,7 +43,9 @@ class RowPlan:
     flat_T: Tensor
     mask_BRS: Tensor | None
     pad_BR: Tensor | None = None
-    _bias: dict[tuple[torch.dtype, int], Tensor] = field(default_factory=dict)
+    position_T: Tensor | None = None
+    _seen: dict[Reach | None, Tensor | None] = field(default_factory=dict)
+    _bias: dict[tuple[torch.dtype, int, Reach | None], Tensor] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -63,17 +69,33 @@ class RowPlan:
         stand_BR = self.padded(stand_T - window)
         near_BRS = torch.arange(self.length, device=stand_T.device) > stand_BR[..., None]
         self.mask_BRS = near_BRS if self.mask_BRS is None else self.mask_BRS & near_BRS
+        self._seen.clear()
         self._bias.clear()
 
-    def bias(self, dtype: torch.dtype, groups: int) -> Tensor | None:
+    def seen(self, reach: Reach | None = None) -> Tensor | None:
+        """The mask of a layer of this reach, made once a pass; None: everything."""
+        if reach is None or self.length <= reach.size:
+            return self.mask_BRS
+        if reach not in self._seen:
+            assert self.position_T is not None, "a layer that does not see all needs positions"
+            # a draft's rows stand at their depth, in places that only say their order
+            key_BS = torch.arange(self.length, device=self.position_T.device).repeat(self.batch, 1)
+            key_BS[self.slot_T - self.slots.start, self.place_T] = self.position_T
+            near_BRS = reach.sees(self.padded(self.position_T), key_BS)
+            self._seen[reach] = near_BRS if self.mask_BRS is None else self.mask_BRS & near_BRS
+        return self._seen[reach]
+
+    def bias(self, dtype: torch.dtype, groups: int, reach: Reach | None = None) -> Tensor | None:
         """The mask as an additive one [B, 1, G * R, S], made once a pass."""
-        if self.mask_BRS is None:
+        mask_BRS = self.seen(reach)
+        if mask_BRS is None:
             return None
-        if (dtype, groups) not in self._bias:
-            bias_BRS = torch.zeros(self.mask_BRS.shape, dtype=dtype, device=self.mask_BRS.device)
-            bias_BRS.masked_fill_(~self.mask_BRS, torch.finfo(dtype).min)
-            self._bias[dtype, groups] = bias_BRS.repeat(1, groups, 1)[:, None]
-        return self._bias[dtype, groups]
+        key = (dtype, groups, None if mask_BRS is self.mask_BRS else reach)
+        if key not in self._bias:
+            bias_BRS = torch.zeros(mask_BRS.shape, dtype=dtype, device=mask_BRS.device)
+            bias_BRS.masked_fill_(~mask_BRS, torch.finfo(dtype).min)
+            self._bias[key] = bias_BRS.repeat(1, groups, 1)[:, None]
+        return self._bias[key]
 
 
 def plan_rows(
@@ -143,10 +165,24 @@ class KVPool:
         return keys, values
 
     def attend(
-        self, layer: int, q_TAD: Tensor, k_TKD: Tensor, v_TKD: Tensor, plan: RowPlan, scale: float | None = None
+        self,
+        layer: int,
+        q_TAD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        plan: RowPlan,
+        scale: float | None = None,
+        scores: Scores | None = None,
     ) -> Tensor:
-        """Write the rows' keys and values, attend over the slots. Returns [T, A, D]."""
+        """Write the rows' keys and values, attend over the slots. Returns [T, A, D]. `scores`: what the layer does beyond plain
+        attention over all that is before a row."""
         keys, values = self.write(layer, k_TKD, v_TKD, plan)
+        scores = scores or Scores()
+        if not scores.plain:
+            keys_BSKD, values_BSKD = (x[plan.slots, :, : plan.length].transpose(1, 2) for x in (keys, values))
+            seen_BRS = plan.seen(scores.reach)
+            out_BRAD = scores.attend(plan.padded(q_TAD), keys_BSKD, values_BSKD, seen_BRS, scale)
+            return plan.packed(out_BRAD)
         heads, groups = k_TKD.shape[1], q_TAD.shape[1] // k_TKD.shape[1]
         # the query heads of one key head become rows: no copy of the keys
         q_BRKGD = plan.padded(q_TAD).unflatten(2, (heads, groups))
@@ -155,7 +191,7 @@ class KVPool:
             q_BKLD,
             keys[plan.slots, :, : plan.length],
             values[plan.slots, :, : plan.length],
-            attn_mask=plan.bias(q_TAD.dtype, groups),
+            attn_mask=plan.bias(q_TAD.dtype, groups, scores.reach),
             scale=scale,
         )
         out_BRKGD = out_BKLD.unflatten(2, (groups, plan.width)).permute(0, 3, 1, 2, 4)

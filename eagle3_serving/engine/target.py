@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from eagle3_serving.engine.attention import NO_MASK, use_row_attention
+from eagle3_serving.engine.reach import reaches
 from eagle3_serving.engine.rows import KVPool, RowPlan
 from eagle3_serving.errors import InputError
+
+_UNTOLD = ("doge", "phimoe")  # a window in the mask that transformers makes, of which their attention is not told
 
 
 @contextmanager
@@ -49,11 +52,7 @@ class Target:
         self.model: Any = model.eval()
         self.name = name
         config: Any = self.model.config
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise InputError(
-                f"{name}: attention of kind {', '.join(sorted(kinds))} is not supported by the embedded engine"
-            )
+        self.reaches = reaches(config, name)
         self.body: Any = getattr(self.model, "model", None)
         if self.body is None or not hasattr(self.body, "layers") or not hasattr(self.body, "norm"):
             raise InputError(
@@ -62,9 +61,11 @@ class Target:
         self.hidden_size, self.vocab_size = int(config.hidden_size), int(config.vocab_size)
         self.num_layers = int(config.num_hidden_layers)
         self.max_positions = int(config.max_position_embeddings)
-        window = getattr(config, "sliding_window", None)
-        if window is not None and not getattr(config, "layer_types", None):
-            self.max_positions = min(self.max_positions, int(window))  # up to there a window hides nothing
+        if config.model_type in _UNTOLD and getattr(config, "sliding_window", None):
+            self.max_positions = min(self.max_positions, int(config.sliding_window))  # up to there it hides nothing
+        if getattr(config, "attn_temperature_tuning", None):
+            # Llama 4 counts rows, not positions, for it; up to there it changes nothing
+            self.max_positions = min(self.max_positions, int(config.floor_scale) - 1)
         self.embedding: Tensor = self.body.embed_tokens.weight
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         use_row_attention(self.model)
@@ -85,7 +86,9 @@ class Target:
         """The model in a local directory; nothing is fetched. `sharded`: every process of the group keeps a share of each
         decoder layer and gathers one at a time (FSDP2), so that all must make every pass. `layers` False: embedding,
         final norm and head alone, for one whose passes are made elsewhere. Raises InputError where it cannot be read."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
+
+        from eagle3_serving.engine.text_tower import TextTower
 
         if not (directory / "config.json").is_file():
             raise InputError(f"{directory}/config.json is missing; a target directory holds a Hugging Face causal LM")
@@ -94,7 +97,7 @@ class Target:
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             depth = config.get_text_config().num_hidden_layers
             with nullcontext() if layers else _without_layers(config):
-                model = AutoModelForCausalLM.from_pretrained(
+                model = _loader(config).from_pretrained(
                     directory, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False
                 )
         except MemoryError:
@@ -102,6 +105,8 @@ class Target:
         except Exception as error:  # damaged or strange files raise nearly anything there
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"{directory} cannot be loaded as a causal LM: {why[:300]}") from None
+        if TextTower.within(model):
+            model = TextTower(model)
         if sharded:
             for layer in getattr(getattr(model, "model", None), "layers", ()):
                 fully_shard(layer, reshard_after_forward=True)
@@ -162,13 +167,14 @@ class Target:
 
         `logits_rows` int64: the rows whose logits are wanted, all unless told.
         """
+        plan.position_T = positions_T
         output = self.model(
             input_ids=tokens_T[None],
             position_ids=positions_T[None],
             attention_mask=self._no_mask,
             use_cache=False,
             logits_to_keep=0 if logits_rows is None else logits_rows,
-            rows=(pool, plan),
+            rows=(pool, plan, self.reaches),
         )
         aux_BLF = self._take_aux()
         return TargetOutput(output.logits[0], None if aux_BLF is None else aux_BLF[0])
@@ -187,3 +193,12 @@ class Target:
         aux_BLF = torch.cat([self._aux[k] for k in self._aux_layers], dim=-1)
         self._aux.clear()
         return aux_BLF
+
+
+def _loader(config: Any) -> Any:
+    """Transformers' loader of causal LMs; that of models of images and texts where this config's is only one of those."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(config)
+    causal = kind in AutoModelForCausalLM._model_mapping or kind not in AutoModelForImageTextToText._model_mapping
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText

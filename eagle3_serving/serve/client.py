@@ -1,8 +1,8 @@
-"""A streaming chat client for a vLLM server, and its counters of speculative decoding."""
+"""A streaming client for a vLLM server, and its counters of speculative decoding."""
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -61,11 +61,13 @@ def _accepted(metrics: Any) -> tuple[int, ...]:
 
 
 class ChatClient:
-    """Speaks to one server at `url` (no trailing `/v1`). Raises CheckError where a request fails."""
+    """Speaks to one server at `url` (no trailing `/v1`). `chat` False: of a base model, which has no chat template and
+    continues bare texts. Raises CheckError where a request fails."""
 
-    def __init__(self, url: str, model: str = SERVED_NAME, timeout_s: float = 600.0) -> None:
+    def __init__(self, url: str, model: str = SERVED_NAME, timeout_s: float = 600.0, chat: bool = True) -> None:
         self.url = url
         self.model = model
+        self.chat = chat
         self._openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=timeout_s, max_retries=0)
 
     def __enter__(self) -> Self:
@@ -92,16 +94,7 @@ class ChatClient:
         accepted: tuple[int, ...] = ()
         started = time.perf_counter()
         try:
-            stream = self._openai.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": prompt}],
-                max_tokens=max_tokens,
-                temperature=temperature,
-                stream=True,
-                stream_options={"include_usage": True},
-                extra_body={"return_token_ids": True, "ignore_eos": not natural_end},
-            )
-            for chunk in stream:
+            for chunk in self._stream(prompt, max_tokens, temperature, natural_end):
                 if not chunk.choices:  # the last one, of the whole answer
                     prompt_tokens = chunk.usage.prompt_tokens if chunk.usage else 0
                     accepted = _accepted(getattr(chunk, "metrics", None))
@@ -111,10 +104,10 @@ class ChatClient:
                 if new_ids and not token_ids:
                     first_token_s = time.perf_counter() - started
                 token_ids += new_ids
-                if choice.delta.content:
-                    text.append(choice.delta.content)
+                if piece := choice.delta.content if self.chat else choice.text:
+                    text.append(piece)
                     if on_text is not None:
-                        on_text(choice.delta.content)
+                        on_text(piece)
                 finish_reason = choice.finish_reason or finish_reason
         except (openai.OpenAIError, httpx.HTTPError) as error:
             raise CheckError(f"the server at {self.url} did not answer: {' '.join(str(error).split())}") from None
@@ -130,6 +123,22 @@ class ChatClient:
             prompt_tokens=prompt_tokens,
             accepted=accepted,
         )
+
+    def _stream(self, prompt: str, max_tokens: int, temperature: float, natural_end: bool) -> Iterable[Any]:
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "extra_body": {"return_token_ids": True, "ignore_eos": not natural_end},
+        }
+        made: Any
+        if self.chat:
+            made = self._openai.chat.completions.create(messages=[{"role": "user", "content": prompt}], **settings)
+        else:
+            made = self._openai.completions.create(prompt=prompt, **settings)
+        return made  # type: ignore[no-any-return]
 
     def ask_all(
         self,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
+from eagle3_serving.targets.chat import has_chat_template
 
 _WARM_UP = "Name three colours."
 
@@ -24,7 +25,8 @@ def side_by_side(options: VllmOptions, name: str) -> Iterator[tuple[ChatClient, 
             stack.enter_context(Server(command, logs / log))
             for command, log in zip(commands, ("plain.log", "spec.log"), strict=True)
         ]
-        plain, spec = (stack.enter_context(ChatClient(server.url)) for server in servers)
+        chat = has_chat_template(options.target)
+        plain, spec = (stack.enter_context(ChatClient(server.url, chat=chat)) for server in servers)
         for client in (plain, spec):
             client.ask(_WARM_UP, max_tokens=16)
         yield plain, spec

@@ -12,7 +12,7 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import Prompt
 from eagle3_serving.serve.server import Server, log_directory
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
-from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+from eagle3_serving.targets.chat import chat_ids, has_chat_template, load_tokenizer
 
 
 def generate_answers(
@@ -30,7 +30,7 @@ def generate_answers(
 
     Every second prompt is answered greedily, the others at `temperature`; the target runs on vLLM. Prompts of more than
     `max_prompt` tokens are left out, and counted in a line.
-    Raises CheckError where the server fails, InputError where `out` is damaged or no chat template is there.
+    Raises CheckError where the server fails, InputError where `out` is damaged.
     """
     done = _done(out)
     todo = [(number, prompt) for number, prompt in enumerate(prompts) if prompt.id not in done]
@@ -52,7 +52,7 @@ def generate_answers(
     with (
         log_directory("answers") as logs,
         Server(vllm_command(options), logs / "vllm.log") as server,
-        ChatClient(server.url) as client,
+        ChatClient(server.url, chat=has_chat_template(target)) as client,
         out.open("a", encoding="utf-8") as file,
         ThreadPoolExecutor(concurrency) as pool,
         tqdm(total=len(prompts), initial=len(prompts) - len(todo), desc="answers", unit="prompt") as bar,

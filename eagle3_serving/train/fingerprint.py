@@ -18,6 +18,8 @@ _COMPUTED = (
     "hidden_act",
     "final_logit_softcapping",
 )  # by config.json, not by weights
+# the same where some layers do not see all of a text; of other targets nothing is added, that their runs go on
+_REACH = ("layer_types", "sliding_window", "attention_chunk_size", "query_pre_attn_scalar", "attn_logit_softcapping")
 _CHUNK = 1 << 24  # numbers
 
 
@@ -31,7 +33,8 @@ def of_target(target: Target) -> str:
         whole_P = torch.where(shared_P, totals_P, 0)
         dist.all_reduce(whole_P)
         totals_P = torch.where(shared_P, whole_P, totals_P)
-    config = [repr(getattr(target.model.config, key, None)) for key in _COMPUTED]
+    reach = _REACH if any(target.reaches) else ()
+    config = [repr(getattr(target.model.config, key, None)) for key in (*_COMPUTED, *reach)]
     names = [
         f"{name} {tuple(p.shape)} {total}"
         for (name, p), total in zip(parameters.items(), totals_P.tolist(), strict=True)

@@ -12,6 +12,7 @@ from typing import Any
 import vllm
 from vllm import ModelRegistry
 from vllm._custom_ops import scaled_fp8_quant
+from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CUDAGraphMode, SpeculativeConfig, VllmConfig
 from vllm.distributed.parallel_state import is_global_first_rank
 from vllm.exceptions import VLLMValidationError
@@ -19,7 +20,8 @@ from vllm.forward_context import set_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.models.interfaces import supports_eagle3
+from vllm.model_executor.models import gemma3
+from vllm.model_executor.models.interfaces import EagleModelMixin, SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
 from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
@@ -66,6 +68,7 @@ __all__ = [
     "DraftTokenIds",
     "DraftTokensHandler",
     "Eagle3LlamaForCausalLM",
+    "EagleModelMixin",
     "EagleSpeculator",
     "InputBatch",
     "LogitsProcessor",
@@ -85,12 +88,14 @@ __all__ = [
     "SpecDecodeMetadata",
     "SpeculativeConfig",
     "SpeculatorCudaGraphManager",
+    "SupportsEagle3",
     "TritonError",
     "VLLMValidationError",
     "VllmConfig",
     "cpu_attn",
     "current_platform",
     "flash",
+    "gemma3",
     "get_num_nans",
     "gpu_attention_problems",
     "gpu_backend",
@@ -103,6 +108,7 @@ __all__ = [
     "resolve_model_state_cls",
     "scaled_fp8_quant",
     "set_forward_context",
+    "support_torch_compile",
     "supports_eagle3",
 ]
 
@@ -118,6 +124,8 @@ except ImportError:
 ARCHITECTURES = ("Eagle3LlamaForCausalLM", "LlamaForCausalLMEagle3", "Eagle3Qwen3ForCausalLM")
 
 
+# targets that give a drafter its features only in a class of ours (`targets`)
+TARGETS = ("Gemma3ForCausalLM",)
 own_drafters: dict[str, Any] = {}  # of vLLM's registry, by architecture, before ours took their places
 
 
@@ -196,6 +204,19 @@ BOTH_RUNNERS = (
         "V1's RejectionSampler.forward",
         RejectionSamplerV1.forward,
         ("self", "metadata", "draft_probs", "logits", "sampling_metadata"),
+    ),
+    Signature(
+        "Gemma3Model.forward",
+        gemma3.Gemma3Model.forward,
+        _words("self input_ids positions intermediate_tensors inputs_embeds kwargs"),
+    ),
+    Signature(
+        "Gemma3DecoderLayer.forward", gemma3.Gemma3DecoderLayer.forward, _words("self positions hidden_states residual")
+    ),
+    Signature(
+        "_maybe_add_hidden_state",
+        EagleModelMixin._maybe_add_hidden_state,
+        _words("self aux_hidden_states layer_idx hidden_states residual"),
     ),
     Signature("Scheduler.__init__", Scheduler.__init__, ("self", "vllm_config")),
     Signature("Scheduler.schedule", Scheduler.schedule, ("self",)),

@@ -9,6 +9,7 @@ from eagle3_serving.serve.gates import FIELDS, Asked
 from eagle3_vllm.compat import VllmConfig, cpu_attn, current_platform
 from eagle3_vllm.settings import Settings
 
+_KNOWN_KINDS = {"full_attention", "sliding_attention"}
 UNPROVEN = "on a GPU trees are not known to be faster than vLLM's own chain; EAGLE3_MODE=tree serves them all the same"
 
 
@@ -51,7 +52,7 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         "an encoder-decoder target": model.is_encoder_decoder,
         "multimodal input": model.supports_multimodal_inputs,
         "multimodal rotary positions": model.uses_mrope,
-        "sliding windows": has_windows(model),
+        **window_checks(model, speculative.num_speculative_tokens),
         "a quantised KV cache": config.cache_config.cache_dtype
         not in ("auto", str(model.dtype).removeprefix("torch.")),
         "a KV connector": config.kv_transfer_config is not None,
@@ -81,10 +82,20 @@ def shape_reasons(settings: Settings, nodes: int) -> list[str]:
     return []
 
 
-def has_windows(model: Any) -> bool:
+def window_checks(model: Any, nodes: int) -> dict[str, bool]:
+    """What a target's layers do beyond plain attention over all of a text, by the reason for chains that it is. On a CPU windows
+    slide with a row's depth; a tree must fit into one, for its own rows are all in sight there."""
     text = model.hf_text_config
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return model.get_sliding_window() is not None or kinds != {"full_attention"}
+    window: int = model.get_sliding_window() or getattr(text, "sliding_window", None) or 0
+    windows = model.get_sliding_window() is not None or "sliding_attention" in kinds
+    return {
+        f"layers of kind {', '.join(sorted(kinds - _KNOWN_KINDS))}": bool(kinds - _KNOWN_KINDS),
+        "sliding windows": windows and torch.cuda.is_available(),
+        f"a window of {window}, which a tree of {nodes} nodes may leave": windows and nodes >= window,
+        "attention sinks": text.model_type == "gpt_oss",
+        "softcapped attention scores": bool(getattr(text, "attn_logit_softcapping", None)),
+    }
 
 
 def attention_reasons(config: VllmConfig) -> list[str]:

@@ -84,6 +84,9 @@ def _register_architecture(patches: Patches) -> None:
         patches.item(known, name)
         compat.own_drafters[name] = known[name]
         compat.ModelRegistry.register_model(name, "eagle3_vllm.architecture:Eagle3ServingForCausalLM")
+    for name in compat.TARGETS:
+        patches.item(known, name)
+        compat.ModelRegistry.register_model(name, f"eagle3_vllm.targets:{name}")
 
 
 def _register_configuration(patches: Patches, settings: Settings, logger: Logger) -> None:

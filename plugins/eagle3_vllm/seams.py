@@ -21,6 +21,13 @@ SEAMS = (
         for name in ("Eagle3LlamaForCausalLM", "Eagle3Qwen3ForCausalLM", "LlamaForCausalLMEagle3")
     ),
     Seam(
+        "ModelRegistry Gemma3ForCausalLM",
+        "A server with EAGLE-3 gets vLLM's Gemma 3 with its auxiliary hidden states; others get vLLM's own.",
+        "vLLM refuses it as a target of EAGLE-3: its class lacks `SupportsEagle3`.",
+        "tests/engines/test_gemma3.py",
+        "vLLM's Gemma 3 has `SupportsEagle3`. The registry is public.",
+    ),
+    Seam(
         "override of CPU_ATTN",
         "The attention backend attends over a tree's rows by their ancestors. On a GPU: FLASH_ATTN, FLASHINFER, TRITON_ATTN.",
         "vLLM's backends know causal masks alone. The override goes by vLLM's public `register_backend`.",
@@ -140,6 +147,13 @@ SEAMS = (
 
 _CONFIG = "vllm.config:SpeculativeConfig"
 VALUES = (
+    Seam(
+        "vllm.model_executor.models.gemma3:Gemma3Model",
+        "While our class of Gemma 3 is made, the decoder that it makes is one that gives its features; then vLLM's own again.",
+        "vLLM's class names its decoder, and takes none.",
+        "tests/engines/test_gemma3.py",
+        "vLLM's Gemma 3 has `SupportsEagle3`.",
+    ),
     Seam(
         "VllmConfig.speculative_config",
         "None on runner V1 with several pipeline stages: such a server is served plainly, with a line.",

@@ -1,5 +1,7 @@
 """Tiny random targets and drafters: a vocabulary of a dozen tokens, so that a random draft is often right."""
 
+from typing import Any
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -7,6 +9,21 @@ from eagle3_serving.drafter import Drafter, DrafterConfig
 from eagle3_serving.engine import EmbeddedEngine, Target
 
 VOCAB = 12
+# of a transformers config of any family
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
 
 
 def tiny_target(seed: int, layers: int = 3, hidden: int = 16, vocab: int = VOCAB) -> Target:

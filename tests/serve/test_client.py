@@ -1,3 +1,8 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
 import pytest
 
 from eagle3_serving.errors import CheckError
@@ -40,3 +45,40 @@ def test_a_server_that_is_gone_is_one_clear_line() -> None:
             client.draw("hello", 2, 4, 1.0)
         with pytest.raises(CheckError, match="shows no metrics"):
             client.counters()
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Streams two tokens in OpenAI's wire format, of whichever endpoint is asked."""
+
+    asked: list[tuple[str, dict[str, Any]]]
+
+    def do_POST(self) -> None:
+        self.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        chat = "chat" in self.path
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for token in (5, 6):
+            said = {"delta": {"content": f"<{token}>"}} if chat else {"text": f"<{token}>"}
+            choice = {"index": 0, "token_ids": [token], "finish_reason": "length" if token == 6 else None, **said}
+            chunk = {"id": "1", "object": "chunk", "created": 0, "model": "m", "choices": [choice]}
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Silent."""
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_base_model_is_asked_to_continue_the_bare_text(chat: bool) -> None:
+    handler = type("Asked", (Endpoint,), {"asked": []})
+    server = ThreadingHTTPServer((HOST, 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with ChatClient(f"http://{HOST}:{server.server_address[1]}", chat=chat) as client:
+        answer = client.ask("Once", 2)
+    server.shutdown()
+    assert (answer.text, answer.token_ids, answer.finish_reason) == ("<5><6>", (5, 6), "length")
+    ((path, body),) = handler.asked
+    assert path == ("/v1/chat/completions" if chat else "/v1/completions")
+    assert body["max_tokens"] == 2 and body["return_token_ids"] is True
+    assert body.get("prompt") == (None if chat else "Once")

@@ -37,13 +37,16 @@ class CpuPrefix:
         self.seen_BS = self.place_S < prefix_B[:, None]
         self.lowest_B1 = None if window is None else prefix_B[:, None] - window
 
-    def attend(self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor, past: int = 0) -> Tensor:
+    def attend(
+        self, q_BRAD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, mask_BRS: Tensor, past: int | Tensor = 0
+    ) -> Tensor:
+        """As `paged.Prefix` has it; `past` also [B, R], of each row."""
         keys_BKSD = torch.cat([self.keys_BKSD, k_BSKD.transpose(1, 2)], dim=2)
         values_BKSD = torch.cat([self.values_BKSD, v_BSKD.transpose(1, 2)], dim=2)
-        seen_BS = self.seen_BS
+        seen_BRS = self.seen_BS[:, None].expand(-1, mask_BRS.shape[1], -1)
         if self.lowest_B1 is not None:
-            seen_BS = seen_BS & (self.place_S > self.lowest_B1 + past)
-        seen_BRS = torch.cat([seen_BS[:, None].expand(-1, mask_BRS.shape[1], -1), mask_BRS], dim=2)
+            seen_BRS = seen_BRS & (self.place_S > (self.lowest_B1 + past)[..., None])
+        seen_BRS = torch.cat([seen_BRS, mask_BRS], dim=2)
         groups = q_BRAD.shape[2] // keys_BKSD.shape[1]
         # the query heads of one key head become rows: no copy of the keys
         q_BKLD = q_BRAD.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
@@ -81,8 +84,10 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         rows = getattr(attn_metadata, "eagle3_rows", None)
         if rows is not None:
-            prefix = CpuPrefix(layer, attn_metadata.block_table, rows.trees.prefix_B, rows.longest)
-            attend_gathered(prefix, rows, query, key, value, output, self.num_heads, self.head_size)
+            window = None if self.sliding_window < 0 else self.sliding_window
+            prefix = CpuPrefix(layer, attn_metadata.block_table, rows.trees.prefix_B, rows.longest, window)
+            sizes = self.num_heads, self.head_size
+            attend_gathered(prefix, rows, query, key, value, output, *sizes, windowed=window is not None)
         return output
 
 

@@ -169,7 +169,7 @@ class Zeros(SimpleNamespace):
     ],
 )
 def test_how_a_server_may_be_spread(monkeypatch: pytest.MonkeyPatch, asked: str, reason: str | None) -> None:
-    monkeypatch.setattr(fallback, "has_windows", lambda _: False)
+    monkeypatch.setattr(fallback, "window_checks", lambda *_: {})
     speculative = Zeros(num_speculative_tokens=16, rejection_sample_method="standard", draft_sample_method="greedy")
     told: Any = Zeros(
         speculative_config=speculative,
@@ -230,3 +230,22 @@ def test_a_parallel_drafter_has_no_schedule(monkeypatch: pytest.MonkeyPatch, cap
     assert caplog.messages == [
         "eagle3: EAGLE3_PROFILE is not used: a parallel drafter drafts as many tokens at every batch size"
     ]
+
+
+def test_what_a_targets_layers_do_beyond_plain_attention_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows slide with a tree on a CPU alone; where they are narrower than a tree, nowhere."""
+
+    def reasons(nodes: int = 20, window: int | None = None, **text: Any) -> list[str]:
+        config = SimpleNamespace(**{"model_type": "llama", "sliding_window": window, **text})
+        model = SimpleNamespace(hf_text_config=config, get_sliding_window=lambda: window)
+        return [what for what, there in fallback.window_checks(model, nodes).items() if there]
+
+    mixed = {"layer_types": ["sliding_attention", "full_attention"]}
+    assert reasons() == reasons(sliding_window=None, layer_types=["full_attention"]) == []
+    assert reasons(window=512, **mixed) == []
+    assert reasons(nodes=16, window=16, **mixed) == ["a window of 16, which a tree of 16 nodes may leave"]
+    assert reasons(layer_types=["linear_attention"]) == ["layers of kind linear_attention"]
+    assert reasons(window=128, model_type="gpt_oss", **mixed) == ["attention sinks"]
+    assert reasons(window=512, attn_logit_softcapping=50.0, **mixed) == ["softcapped attention scores"]
+    monkeypatch.setattr(fallback.torch.cuda, "is_available", lambda: True)
+    assert reasons(window=512, **mixed) == ["sliding windows"]

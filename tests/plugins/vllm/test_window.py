@@ -20,23 +20,25 @@ HEADS, KV_HEADS, DIM, PAGE = 4, 2, 16, 8
 CONFIG = DrafterConfig(64, 128, 4, 2, 16, 100, 100, 64, (1, 2, 3), max_position_embeddings=4096, sliding_window=512)
 
 
-@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize("past", [0, 3, (0, 1, 4)], ids=["at once", "later", "each row at its depth"])
 @pytest.mark.parametrize("width", [None, 5, 40])
-def test_a_draft_sees_a_window_of_its_prefix(width: int | None, past: int) -> None:
+def test_rows_see_a_window_of_their_prefix(width: int | None, past: int | tuple[int, ...]) -> None:
     torch.manual_seed(0)
     cache, table = torch.randn(9, KV_HEADS, PAGE, 2 * DIM), torch.tensor([[7, 2, 5], [1, 8, 3]])
     layer: Any = SimpleNamespace(kv_cache=cache, head_size=DIM, impl=SimpleNamespace(scale=DIM**-0.5))
     prefix = torch.tensor([21, 6])
     q, k, v = (torch.randn(2, rows, heads, DIM) for rows, heads in ((3, HEADS), (4, KV_HEADS), (4, KV_HEADS)))
     mask = (torch.rand(2, 3, 4) < 0.5).logical_or(torch.eye(4)[1:].bool())
-    said = CpuPrefix(layer, table, prefix, 21, width).attend(q, k, v, mask, past)
+    past_R = torch.tensor(past).expand(3)
+    by_row = past if isinstance(past, int) else past_R.expand(2, -1)
+    said = CpuPrefix(layer, table, prefix, 21, width).attend(q, k, v, mask, by_row)
     keys, values = pages(cache, DIM)
     for b, before in enumerate(prefix.tolist()):
         held_k = keys[table[b]].permute(0, 3, 1, 2).flatten(0, 1)[:before]
         held_v = values[table[b]].permute(0, 2, 1, 3).flatten(0, 1)[:before]
         seen = torch.ones(3, before, dtype=torch.bool)
         if width is not None:
-            seen &= torch.arange(before) > before + past - width
+            seen &= torch.arange(before) > before + past_R[:, None] - width
         shown = torch.cat([seen, mask[b]], 1)[None]
         both = torch.cat([held_k, k[b]])[None], torch.cat([held_v, v[b]])[None]
         want = attend(q[b : b + 1], *both, shown, DIM**-0.5).out_BRAD[0]
