@@ -155,7 +155,7 @@ class Zeros(SimpleNamespace):
 @pytest.mark.parametrize(
     "asked, reason",
     [
-        ("data_parallel_size", "data parallelism"),
+        ("data_parallel_size", None),
         ("pipeline_parallel_size", "pipeline parallelism"),
         ("decode_context_parallel_size", "context parallelism"),
         ("prefill_context_parallel_size", "context parallelism"),
@@ -176,6 +176,9 @@ def test_how_a_server_may_be_spread(monkeypatch: pytest.MonkeyPatch, asked: str,
         watermark_config=None,
     )
     assert fallback.config_reasons(told, Settings(mode="tree")) == ([reason] if reason else [])
+    told.model_config.is_moe = True  # whose ranks step together
+    together = "data parallelism of a mixture of experts" if asked == "data_parallel_size" else reason
+    assert fallback.config_reasons(told, Settings(mode="tree")) == ([together] if together else [])
 
 
 def test_several_pipeline_stages_are_served_plainly(target_dir: Path, drafter_dir: Path) -> None:
