@@ -31,7 +31,8 @@ def keep_last_block(config: Any, logger: Any) -> None:
     drafter reads it anew. Ours need not: a row that the drafter caches hangs on that row and on the token after it, so of a
     whole prefix at most the last row is another text's, in the drafter alone: no token changes."""
     speculative = config.speculative_config
-    if config.cache_config.enable_prefix_caching and getattr(speculative, "disable_eagle_block_drop", None) is False:
+    dropped = getattr(speculative, "disable_eagle_block_drop", None) is False  # a field of vLLM's since 0.32
+    if dropped and config.cache_config.enable_prefix_caching:
         speculative.disable_eagle_block_drop = True
         logger.info("eagle3: a prefix found in the cache is taken whole, its last block too")
 
