@@ -20,7 +20,7 @@ from eagle3_serving.targets.smollm2 import fetch_target
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("docs/how-it-works.md", "docs/operations.md")
-QUESTIONS = ("What is this text about?", "Name one thing that the text says.", "Who would read this?")
+QUESTIONS = ("What is this text about?", "Who would read this?")
 AGAIN = "Thank you. And in one sentence?"
 BLOCK = 32  # the smallest that this machine's attention takes; a GPU's is 16
 HITS, QUERIES = "vllm:prefix_cache_hits", "vllm:prefix_cache_queries"
@@ -36,7 +36,6 @@ SIDES = {
     "plain, V1": Side(1),
     "vLLM's own chain of 3, V1": Side(1, 3, "vllm"),
     "our chain of 3, V1": Side(1, 3),
-    "plain, V2": Side(2),
     "vLLM's own chain of 3, V2": Side(2, 3, "vllm"),
     "trees of 16, V2": Side(2, 16),
 }
@@ -46,8 +45,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--document-tokens", type=int, default=300, help="of each document (default 300)")
-    parser.add_argument("--max-tokens", type=int, default=40, help="of each answer (default 40)")
+    parser.add_argument("--document-tokens", type=int, default=200, help="of each document (default 200)")
+    parser.add_argument("--max-tokens", type=int, default=34, help="of each answer (default 34)")
     parser.add_argument("--only", nargs="+", choices=list(SIDES), default=list(SIDES))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -58,13 +57,13 @@ def main() -> int:
     answers = run(Job(target, [Round(first, asked)], runner=1, engine=engine))["rounds"][0]["tokens"]
     rounds = [Round(first, asked), Round(second_turns(target, first, answers), asked)]
     report: dict[str, Any] = {"requests": 2 * len(first), "block_size": BLOCK, "sides": {}}
-    expected: list[list[list[int]]] = []
+    expected: list[list[int]] = []
     for name in args.only:
         side = SIDES[name]
         said = run(
             Job(target, rounds, args.drafter, side.nodes, side.runner, engine, settings={"EAGLE3_MODE": side.mode})
         )
-        tokens = [part["tokens"] for part in said["rounds"]]
+        tokens = [answer for part in said["rounds"] for answer in part["tokens"]]
         expected = expected or tokens
         report["sides"][name] = {
             **figures(said),
@@ -101,6 +100,7 @@ def figures(said: dict[str, Any]) -> dict[str, Any]:
     return {
         "hits": metrics[HITS],
         "queries": metrics[QUERIES],
+        "recomputed": metrics[QUERIES] - metrics[HITS],
         "hit_rate": round(metrics[HITS] / metrics[QUERIES], 4),
         "tokens_a_pass": round(1 + accepted / drafts, 3) if drafts else 1.0,
         "steps": sum(part["steps"] for part in said["rounds"]),

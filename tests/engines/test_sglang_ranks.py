@@ -89,3 +89,14 @@ def test_trees_over_two_ranks_are_one_ranks(url: str, one: EmbeddedEngine, log: 
     assert [said["output_ids"] for said in together] == [list(alone.token_ids) for alone in expected]
     assert sum(said["meta_info"]["spec_num_correct_drafts"] for said in together) > 0
     assert f"eagle3: trees {SMALL}; {LARGE}" in log.read_text()
+
+
+@pytest.mark.supports("sglang", "tree", "prefix cache")
+def test_a_text_is_found_again_with_its_answer_and_without_what_was_rejected(url: str, one: EmbeddedEngine) -> None:
+    """All but the last token or two, of which none is cached before the next is known."""
+    for text in texts():
+        answer = one.generate(text, DecodeOptions(2 * MAX_TOKENS, "chain", k=3, eos_ids=())).token_ids
+        ask(url, text)
+        said = ask(url, [*text, *answer[:MAX_TOKENS]])
+        assert said["output_ids"] == list(answer[MAX_TOKENS:])
+        assert said["meta_info"]["cached_tokens"] >= len(text) + MAX_TOKENS - 2

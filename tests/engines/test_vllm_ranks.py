@@ -4,6 +4,7 @@ The ranks are processes of this machine that talk over gloo, and share a small r
 rank says, and how much of its drafts is accepted.
 """
 
+import json
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ import psutil
 import pytest
 from small_pair import PLAIN, VOCAB, save_pair
 
-from benchmarks.vllm_engine import Job, Round, run
+from benchmarks.vllm_engine import SHIM, Job, Round, run
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
 from eagle3_serving.serve.client import parse_counters
 from eagle3_serving.serve.server import Server
@@ -30,6 +31,7 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 RANKS, NODES, K = 2, 16, 3
+HERE = Path(__file__).resolve().parent
 ENGINE: dict[str, Any] = {
     **PLAIN,
     "tensor_parallel_size": RANKS,
@@ -102,10 +104,19 @@ def test_a_chain_with_the_drafter_split_over_the_ranks(pair: tuple[Path, Path], 
 
 @pytest.mark.supports("vllm", "tree", "Ray as the executor")
 def test_ranks_that_ray_runs(pair: tuple[Path, Path], one: EmbeddedEngine) -> None:
+    """Stock vLLM says that its CPU backend does not know Ray: `ray_on_cpu` calls a rank a GPU, of which there are two."""
     if find_spec("ray") is None:
         pytest.skip("ray is not installed here: vLLM does not ask for it; pip install ray")
+    paths = [HERE / "ray_on_cpu", SHIM, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    settings = {
+        **bound(),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "VLLM_USE_V2_MODEL_RUNNER": "1",
+        "RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": RANKS}),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     by_ray = {**ENGINE, "distributed_executor_backend": "ray"}
-    said = run(Job(pair[0], rounds(), pair[1], NODES, engine=by_ray, settings=bound()))
+    said = run(Job(pair[0], rounds(), pair[1], NODES, 1, by_ray, settings=settings))
     assert_one_ranks(said, on_one_rank(one, mode="tree", nodes=NODES, depth=8))
 
 
