@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 _PLATFORM = "vllm.platforms.cpu"
+_SERVICES = ("/ray/dashboard/", "/ray/autoscaler/", "/ray/_private/log_monitor", "/ray/_private/runtime_env/")
 
 
 class _Named(importlib.abc.MetaPathFinder):
@@ -38,5 +39,7 @@ class _Named(importlib.abc.MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, _Named())
-runpy.run_path(str(Path(__file__).parent.parent / "mrv2_on_cpu" / "sitecustomize.py"))
+# Ray's own services must start within seconds: torch and Triton are for its workers
+if not any(service in part for part in sys.orig_argv for service in _SERVICES):
+    sys.meta_path.insert(0, _Named())
+    runpy.run_path(str(Path(__file__).parent.parent / "mrv2_on_cpu" / "sitecustomize.py"))
