@@ -4,7 +4,7 @@ from benchmarks.redraw import raw
 from benchmarks.redraw.catalogue import markdown, text
 
 TREES, CHAIN, PLAIN = "trees of 16, V2", "vLLM's own chain of 3, V2", "plain, V1"
-FIGURES = ("hits", "recomputed", "tokens_a_pass", "steps", "tokens_per_second")
+FIGURES = ("hits", "recomputed", "tokens_a_pass", "steps")
 
 
 @text("answer-prefix-cache")
@@ -34,7 +34,6 @@ def table() -> str:
             "prompts' tokens computed",
             "tokens a pass",
             "steps",
-            "tokens a second",
         ],
         rows,
     )
