@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from small_pair import VOCAB, save_pair
+from small_pair import VOCAB
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.errors import InputError
@@ -26,16 +26,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 RANKS, MAX_TOKENS = 2, 14
 SMALL, LARGE = Shape(2, 4, 6), Shape(4, 4, 12)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
-def one(pair: tuple[Path, Path]) -> EmbeddedEngine:
-    return EmbeddedEngine.load(*pair)
 
 
 @pytest.fixture(scope="module")

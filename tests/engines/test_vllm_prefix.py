@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_pair import PLAIN, VOCAB, save_pair
+from small_pair import PLAIN, VOCAB
 
 from benchmarks.vllm_engine import Job, Round, run
 from benchmarks.vllm_prefix import HITS, QUERIES
@@ -28,16 +28,6 @@ ENGINE: dict[str, Any] = {
     "per_request_spec_decode_metrics": "detailed",
 }
 CACHED = {**ENGINE, "enable_prefix_caching": True}
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
-def one(pair: tuple[Path, Path]) -> EmbeddedEngine:
-    return EmbeddedEngine.load(*pair)
 
 
 def texts() -> list[list[int]]:

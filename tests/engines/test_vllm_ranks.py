@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from small_pair import PLAIN, VOCAB, save_pair
+from small_pair import PLAIN, VOCAB
 
 from benchmarks.vllm_engine import SHIM, Job, Round, run
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
@@ -40,16 +40,6 @@ ENGINE: dict[str, Any] = {
 }
 GREEDY, SEEDED = range(2)
 LENGTHS = (14, 5, 9)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
-def one(pair: tuple[Path, Path]) -> EmbeddedEngine:
-    return EmbeddedEngine.load(*pair)
 
 
 def texts() -> list[list[int]]:
