@@ -21,6 +21,7 @@ from benchmarks.redraw import (  # noqa: F401
     front,
     gpu,
     index,
+    kept,
     knobs,
     learning,
     lengths,

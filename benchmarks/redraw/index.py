@@ -15,6 +15,7 @@ PAGES = {
     "accepted-length": "accepted-length.png",
     "vllm-trees": "vllm-equal-tokens.png",
     "exactness-and-law": "law.png",
+    "prefix-cache": "",
     "soak": "",
     "drafter-fp8": "",
     "tree-arithmetic": "tree-arithmetic.png",

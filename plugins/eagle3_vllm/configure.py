@@ -57,6 +57,17 @@ def nothing_drafts(config: Any) -> str:
     return f"vLLM's {target.__name__} gives a drafter no hidden states and stops at start with one"
 
 
+def keep_last_block(config: Any, logger: Any) -> None:
+    """Let a prefix found in the cache be taken whole. vLLM gives its last block back under speculation (vllm#53670), so that the
+    drafter reads it anew. Ours need not: a row that the drafter caches hangs on that row and on the token after it, so of a
+    whole prefix at most the last row is another text's, in the drafter alone: no token changes."""
+    speculative = config.speculative_config
+    dropped = getattr(speculative, "disable_eagle_block_drop", None) is False  # a field of vLLM's since 0.32
+    if dropped and config.cache_config.enable_prefix_caching:
+        speculative.disable_eagle_block_drop = True
+        logger.info("eagle3: a prefix found in the cache is taken whole, its last block too")
+
+
 def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
     """Change the speculative part of a `VllmConfig` that is being made. Says in one line what it changes, and why."""
     speculative = config.speculative_config
@@ -67,6 +78,7 @@ def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
         config.speculative_config = None
         return
     draft_in_one_pass(speculative, logger)
+    keep_last_block(config, logger)
     reasons = config_reasons(config, settings)
     if not reasons:
         with_trees.add(id(speculative))

@@ -10,6 +10,9 @@ from eagle3_vllm.compat import VllmConfig, cpu_attn, current_platform
 from eagle3_vllm.settings import Settings
 
 _KNOWN_KINDS = {"full_attention", "sliding_attention"}
+# connectors that were seen to give back the target's and the drafter's rows as they were: this one stores prompts, whose rows
+# stand as a text's. Others may take rows of a tree before the accepted ones are moved to their places
+CARRIED = (None, "ExampleConnector")
 UNPROVEN = "on a GPU trees are not known to be faster than vLLM's own chain; EAGLE3_MODE=tree serves them all the same"
 
 
@@ -45,7 +48,8 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
     checks = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
-        "data parallelism": parallel.data_parallel_size > 1,
+        # ranks of any other target know nothing of each other: each serves its own requests
+        "data parallelism of a mixture of experts": parallel.data_parallel_size > 1 and model.is_moe,
         "LoRA adapters": config.lora_config is not None,
         "a hybrid or recurrent target": model.is_hybrid or model.is_attention_free,
         "multi-head latent attention": model.use_mla,
@@ -55,7 +59,7 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         **window_checks(model, speculative.num_speculative_tokens),
         "a quantised KV cache": config.cache_config.cache_dtype
         not in ("auto", str(model.dtype).removeprefix("torch.")),
-        "a KV connector": config.kv_transfer_config is not None,
+        "a KV connector": connector(config) not in CARRIED,
         "watermarks": getattr(config, "watermark_config", None) is not None,
         "sampling masks": model.return_sampling_mask,
         "trace replay": model.enable_trace_replay,
@@ -66,6 +70,12 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         "parallel drafting": speculative.parallel_drafting,
     }
     return [what for what, there in checks.items() if there]
+
+
+def connector(config: VllmConfig) -> str | None:
+    """The name of the server's KV connector; None without one."""
+    told = config.kv_transfer_config
+    return None if told is None else told.kv_connector or "one without a name"
 
 
 def shape_reasons(settings: Settings, nodes: int) -> list[str]:

@@ -183,6 +183,13 @@ VALUES = (
         "vLLM measures by itself which number of draft tokens pays.",
     ),
     Seam(
+        f"{_CONFIG}.disable_eagle_block_drop",
+        "True: a prefix found in the cache is taken whole.",
+        "vLLM gives the last block of each back (vllm#53670); a drafter whose cached rows hang on themselves need not read it anew.",
+        "tests/engines/test_vllm_prefix.py",
+        "vLLM keeps the block by itself.",
+    ),
+    Seam(
         "hf_config.eagle_aux_hidden_state_layer_ids",
         "The layers whose hidden states the drafter reads, whichever dialect says it, where vLLM looks for them.",
         "vLLM looks in one place, and takes defaults in silence where another dialect says it elsewhere.",

@@ -1,4 +1,4 @@
-"""Twenty prompts of our own, and servers whose engine is not as known."""
+"""Twenty prompts of our own, a small random pair, and servers whose engine is not as known."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_pair import save_pair
 
+from eagle3_serving.engine import EmbeddedEngine
 from eagle3_serving.serve.server import ServerCommand
 
 PROMPTS = (
@@ -36,6 +38,18 @@ PROMPTS = (
 @pytest.fixture(scope="session")
 def prompts() -> tuple[str, ...]:
     return PROMPTS
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small random target and its drafter."""
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def one(pair: tuple[Path, Path]) -> EmbeddedEngine:
+    """Both on the embedded engine: what an engine shall say, and accept."""
+    return EmbeddedEngine.load(*pair)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
+RANKS = 2
 MAX_TOKENS = 12
 
 
@@ -29,9 +30,13 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trees(target_dir: Path, drafter_dir: Path, log: Path) -> Iterator[ChatClient]:
-    command = vllm_command(VllmOptions(target_dir, drafter_dir, k=16, max_model_len=512, max_num_seqs=8))
+    """Two ranks of data parallelism: what is said to the server is said to either."""
+    extra = ("--data-parallel-size", str(RANKS))
+    command = vllm_command(VllmOptions(target_dir, drafter_dir, k=16, max_model_len=512, max_num_seqs=8, extra=extra))
     known = filter(None, [os.environ.get("PYTHONPATH")])
     more = {"VLLM_USE_V2_MODEL_RUNNER": "1", "PYTHONPATH": os.pathsep.join([str(SHIM), *known])}
+    cpus = sorted(os.sched_getaffinity(0))
+    more["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(cpus[rank % len(cpus)]) for rank in range(RANKS))
     with (
         Server(replace(command, environment={**command.environment, **more}), log) as server,
         ChatClient(server.url) as client,
@@ -44,15 +49,43 @@ def metric(client: ChatClient, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE))
 
 
-def test_eight_requests_at_once_get_plain_decodings_answers(
-    trees: ChatClient, target_dir: Path, prompts: tuple[str, ...]
-) -> None:
+@pytest.fixture(scope="module")
+def expected(target_dir: Path, prompts: tuple[str, ...]) -> list[list[int]]:
+    """Plain decoding's answers."""
     tokenizer = load_tokenizer(target_dir)
     ids = [chat_ids(tokenizer, prompt) for prompt in prompts[:10]]
-    params = {"temperature": 0, "max_tokens": MAX_TOKENS}
-    expected = run(Job(target_dir, [Round(ids, params)], runner=1))["rounds"][0]["tokens"]
+    answers: list[list[int]] = run(
+        Job(target_dir, [Round(ids, {"temperature": 0, "max_tokens": MAX_TOKENS})], runner=1)
+    )["rounds"][0]["tokens"]
+    return answers
+
+
+def by_rank(client: ChatClient, name: str) -> list[float]:
+    """A metric of vLLM's own, of each rank of data parallelism."""
+    text = httpx.get(f"{client.url}/metrics", timeout=30.0).text
+    found = dict(re.findall(rf'^{re.escape(name)}\{{engine="(\d)"[^}}]*\}} (\S+)$', text, re.MULTILINE))
+    return [float(found[str(rank)]) for rank in range(RANKS)]
+
+
+@pytest.mark.supports("vllm", "tree", "data parallelism")
+def test_eight_requests_at_once_get_plain_decodings_answers(
+    trees: ChatClient, expected: list[list[int]], prompts: tuple[str, ...]
+) -> None:
     answers, _ = trees.ask_all(prompts[:10], MAX_TOKENS, concurrency=8)
     assert [list(answer.token_ids) for answer in answers] == expected
+    assert min(by_rank(trees, "vllm:spec_decode_num_accepted_tokens_total")) > 0
+
+
+def test_a_rank_with_nothing_to_do_holds_nobody_up(
+    trees: ChatClient, expected: list[list[int]], prompts: tuple[str, ...]
+) -> None:
+    before = by_rank(trees, "vllm:generation_tokens_total")
+    answer = trees.ask(prompts[0], MAX_TOKENS)
+    assert list(answer.token_ids) == expected[0]
+    assert sorted(b - a for a, b in zip(before, by_rank(trees, "vllm:generation_tokens_total"), strict=True)) == [
+        0,
+        len(answer.token_ids),
+    ]
 
 
 def test_the_endpoint_shows_the_trees(trees: ChatClient) -> None:

@@ -158,10 +158,27 @@ class Zeros(SimpleNamespace):
         return 0
 
 
+def nothing_asked_for(monkeypatch: pytest.MonkeyPatch, **parallel: int) -> Any:
+    """The configuration of a server that trees can serve, spread as said."""
+    monkeypatch.setattr(fallback, "window_checks", lambda *_: {})
+    return Zeros(
+        speculative_config=Zeros(
+            num_speculative_tokens=16, rejection_sample_method="standard", draft_sample_method="greedy"
+        ),
+        model_config=Zeros(dtype="torch.bfloat16"),
+        parallel_config=Zeros(**parallel),
+        cache_config=Zeros(cache_dtype="auto"),
+        use_v2_model_runner=True,
+        lora_config=None,
+        kv_transfer_config=None,
+        watermark_config=None,
+    )
+
+
 @pytest.mark.parametrize(
     "asked, reason",
     [
-        ("data_parallel_size", "data parallelism"),
+        ("data_parallel_size", None),
         ("pipeline_parallel_size", "pipeline parallelism"),
         ("decode_context_parallel_size", "context parallelism"),
         ("prefill_context_parallel_size", "context parallelism"),
@@ -169,19 +186,28 @@ class Zeros(SimpleNamespace):
     ],
 )
 def test_how_a_server_may_be_spread(monkeypatch: pytest.MonkeyPatch, asked: str, reason: str | None) -> None:
-    monkeypatch.setattr(fallback, "window_checks", lambda *_: {})
-    speculative = Zeros(num_speculative_tokens=16, rejection_sample_method="standard", draft_sample_method="greedy")
-    told: Any = Zeros(
-        speculative_config=speculative,
-        model_config=Zeros(dtype="torch.bfloat16"),
-        parallel_config=Zeros(**{asked: 2}),
-        cache_config=Zeros(cache_dtype="auto"),
-        use_v2_model_runner=True,
-        lora_config=None,
-        kv_transfer_config=None,
-        watermark_config=None,
-    )
+    told = nothing_asked_for(monkeypatch, **{asked: 2})
     assert fallback.config_reasons(told, Settings(mode="tree")) == ([reason] if reason else [])
+    told.model_config.is_moe = True  # whose ranks step together
+    together = "data parallelism of a mixture of experts" if asked == "data_parallel_size" else reason
+    assert fallback.config_reasons(told, Settings(mode="tree")) == ([together] if together else [])
+
+
+@pytest.mark.parametrize("name, carried", [("ExampleConnector", True), ("NixlConnector", False), (None, False)])
+def test_which_connectors_trees_are_served_with(
+    monkeypatch: pytest.MonkeyPatch, name: str | None, carried: bool
+) -> None:
+    told = nothing_asked_for(monkeypatch)
+    told.kv_transfer_config = SimpleNamespace(kv_connector=name)
+    assert fallback.config_reasons(told, Settings(mode="tree")) == ([] if carried else ["a KV connector"])
+
+
+@pytest.mark.parametrize("cached, there", [(True, True), (False, True), (True, False)])
+def test_a_prefix_is_taken_whole_where_there_is_a_cache_and_vllm_can(cached: bool, there: bool) -> None:
+    speculative = SimpleNamespace(**({"disable_eagle_block_drop": False} if there else {}))
+    config = SimpleNamespace(speculative_config=speculative, cache_config=SimpleNamespace(enable_prefix_caching=cached))
+    configure.keep_last_block(config, logging.getLogger("test"))
+    assert getattr(speculative, "disable_eagle_block_drop", None) == (cached if there else None)
 
 
 def test_several_pipeline_stages_are_served_plainly(target_dir: Path, drafter_dir: Path) -> None:
