@@ -25,6 +25,7 @@ lint: setup  ## ruff and mypy
 
 test: lint setup-sglang  ## every check and every test
 	@$(BIN)/eagle3 fetch-target
+	@$(BIN)/eagle3 fetch-target gemma3-270m
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 20
 
 docs: setup  ## the documentation, into site/

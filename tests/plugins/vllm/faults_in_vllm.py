@@ -33,11 +33,11 @@ from planted_faults import (
 
 from eagle3_serving.notice import SAID
 
-# what is imported on a CPU
+# what a registration imports on a CPU; `feature_store` is loaded by vLLM, where it is named
 PATHS = [
     path
     for path in sorted(Path(eagle3_vllm.__file__).parent.rglob("*.py"))
-    if path.stem not in ("cuda", "flashinfer_backend", "triton_backend")
+    if path.stem not in ("cuda", "flashinfer_backend", "triton_backend", "feature_store")
 ]
 
 
