@@ -53,7 +53,6 @@ CASES = {
     "adapter": Case("llama", runner=1, adapter=True, logprobs=1),
     "adapter, V2": Case("llama", adapter=True, logprobs=1),
     "mixtral": Case("mixtral"),
-    "gemma3": Case("gemma3"),
 }
 
 

@@ -57,11 +57,6 @@ KINDS: dict[str, Kind] = {
     "windows in all layers": ("MistralConfig", "MistralForCausalLM", {"sliding_window": WINDOW}),
     "windows in some layers": ("LlamaConfig", "LlamaForCausalLM", {"sliding_window": WINDOW, "layer_types": MIXED}),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4, "sliding_window": None}),
-    "gemma3": (
-        "Gemma3TextConfig",
-        "Gemma3ForCausalLM",
-        {"sliding_window": WINDOW, "layer_types": MIXED, "query_pre_attn_scalar": HEAD},
-    ),
 }
 
 
