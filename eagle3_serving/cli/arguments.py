@@ -8,6 +8,7 @@ from eagle3_serving.dtypes import KNOWN, own_dtype, short_dtype
 from eagle3_serving.errors import InputError
 from eagle3_serving.files import parse_json, read_text, require_file_place, require_writable
 from eagle3_serving.hub import local_model
+from eagle3_serving.serve.address import HOST
 
 # an engine's own words, taken beside ours: vLLM's, then SGLang's
 TARGET = ("--target", "--model", "--model-path")
@@ -41,6 +42,32 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="directory of the target model, or its hub name where it is in the cache",
     )
+
+
+def add_server(parser: argparse.ArgumentParser, port: int) -> None:
+    """How an engine is started, and where it listens."""
+    add_dtype(parser, "bf16")
+    parser.add_argument(*TENSOR_PARALLEL, type=int, default=1, help="GPUs that share the target (default 1)")
+    parser.add_argument(*MAX_REQUESTS, type=int, default=64, help="requests in flight at most (default 64)")
+    parser.add_argument(*CONTEXT, type=int, default=4096, help="longest prompt and answer together (default 4096)")
+    parser.add_argument("--host", default=HOST, help=f"where it listens; 0.0.0.0 is everywhere (default {HOST})")
+    parser.add_argument("--port", type=int, default=port, help=f"default {port}")
+    parser.add_argument(
+        "--log", type=Path, help="where the engine's output goes (default: a file in the temporary folder)"
+    )
+    parser.add_argument("--ready-timeout", type=float, default=1800.0, help="seconds to get ready in (default 1800)")
+    parser.add_argument("engine_args", nargs="*", metavar="-- ARG", help="more arguments for the engine")
+
+
+def check_server(args: argparse.Namespace) -> None:
+    """Raise InputError naming the first number of `add_server` that is out of range."""
+    for name in ("tensor_parallel_size", "max_requests", "context", "port"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
+    if args.port > 65535:
+        raise InputError(f"--port is {args.port}: it must be at most 65535")
+    if not 0 < args.ready_timeout < float("inf"):
+        raise InputError(f"--ready-timeout is {args.ready_timeout}: seconds, above 0")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

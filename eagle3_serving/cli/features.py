@@ -5,11 +5,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from eagle3_serving.cli import arguments
-from eagle3_serving.cli.arguments import add_dtype, add_target
+from eagle3_serving.cli.arguments import add_server, add_target, check_server
 from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import CheckError, InputError
-from eagle3_serving.serve.address import HOST
 
 _EXAMPLES = """examples:
   eagle3 features --target DIR --store /mnt/shared/features --host 0.0.0.0 --port 8100
@@ -33,21 +31,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         "--aux-layers", type=int, nargs="+", metavar="K", help="boundaries to write (default: low, middle, high)"
     )
-    add_dtype(parser, "bf16")
-    parser.add_argument(*arguments.TENSOR_PARALLEL, type=int, default=1, help="GPUs that share the target (default 1)")
-    parser.add_argument(*arguments.MAX_REQUESTS, type=int, default=64, help="requests in flight at most (default 64)")
-    parser.add_argument(
-        *arguments.CONTEXT, type=int, default=4096, help="longest prompt and answer together (default 4096)"
-    )
-    parser.add_argument("--host", default=HOST, help=f"where it listens; 0.0.0.0 is everywhere (default {HOST})")
-    parser.add_argument("--port", type=int, default=8100, help="default 8100")
-    parser.add_argument("--log", type=Path, help="where vLLM's output goes (default: a file in the temporary folder)")
-    parser.add_argument("--ready-timeout", type=float, default=1800.0, help="seconds to get ready in (default 1800)")
-    parser.add_argument("engine_args", nargs="*", metavar="-- ARG", help="more arguments for vLLM")
+    add_server(parser, 8100)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    check_server(args)
     if not (args.target / "config.json").is_file():
         raise InputError(f"no config.json in the target directory {args.target}; eagle3 fetch-target makes one")
     from eagle3_serving.checkpoint.aux_layers import default_aux_layers

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eagle3_serving.cli import arguments
-from eagle3_serving.cli.arguments import add_dtype, add_pair
+from eagle3_serving.cli.arguments import add_pair, add_server, check_server
 from eagle3_serving.cli.parser import Parser
 from eagle3_serving.errors import InputError
-from eagle3_serving.serve.address import HOST
 
 if TYPE_CHECKING:
     from eagle3_serving.serve.servable import Servable
@@ -39,30 +38,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument(
         *arguments.CHAIN, type=int, default=3, help="vLLM: most draft tokens a request and step (default 3)"
     )
-    add_dtype(parser, "bf16")
-    parser.add_argument(*arguments.TENSOR_PARALLEL, type=int, default=1, help="GPUs that share the target (default 1)")
-    parser.add_argument(*arguments.MAX_REQUESTS, type=int, default=64, help="requests in flight at most (default 64)")
-    parser.add_argument(
-        *arguments.CONTEXT, type=int, default=4096, help="longest prompt and answer together (default 4096)"
-    )
-    parser.add_argument("--host", default=HOST, help=f"where it listens; 0.0.0.0 is everywhere (default {HOST})")
-    parser.add_argument("--port", type=int, default=8000, help="default 8000")
-    parser.add_argument(
-        "--log", type=Path, help="where the engine's output goes (default: a file in the temporary folder)"
-    )
-    parser.add_argument("--ready-timeout", type=float, default=1800.0, help="seconds to get ready in (default 1800)")
-    parser.add_argument("engine_args", nargs="*", metavar="-- ARG", help="more arguments for the engine")
+    add_server(parser, 8000)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    for name in ("k", "tensor_parallel_size", "max_requests", "context", "port"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}: it must be at least 1")
-    if args.port > 65535:
-        raise InputError(f"--port is {args.port}: it must be at most 65535")
-    if not 0 < args.ready_timeout < float("inf"):
-        raise InputError(f"--ready-timeout is {args.ready_timeout}: seconds, above 0")
+    if args.k < 1:
+        raise InputError(f"--k is {args.k}: it must be at least 1")
+    check_server(args)
     _require(args.engine)
     from eagle3_serving.serve.live import watch
     from eagle3_serving.serve.servable import servable
