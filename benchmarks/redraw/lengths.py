@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.redraw import raw
 from benchmarks.redraw.catalogue import listed, markdown, picture, text
+from eagle3_serving.eval.context import span
 from eagle3_serving.plotting import Line, bars, canvas, line, places, plain_at_one, png
 
 FAMILIES = {
@@ -68,6 +69,18 @@ def by_family() -> str:
 
 def _mean(made: Mapping[str, Any]) -> float:
     return sum(made["families"][family]["accepted_length"] for family in FAMILIES) / len(FAMILIES)
+
+
+@text("accepted-by-context")
+def by_context() -> str:
+    """The same questions behind more and more text: `benchmarks.long_prompts`."""
+    made = raw.table("embedded-long-chain5")
+    starts = list(made["accepted_length_by_text"])
+    rows = [
+        [name, *(f"{found['accepted_length_by_text'][start]:.2f}" for start in starts)]
+        for name, found in [*((FAMILIES[name], one) for name, one in made["families"].items()), ("**all**", made)]
+    ]
+    return markdown(["tokens of context", *(span(int(start)) for start in starts)], rows)
 
 
 @text("sampled-passes")
