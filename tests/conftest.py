@@ -47,8 +47,8 @@ def drafter_dir() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # the long files first, or one process waits for the other's last server
-    items.sort(key=lambda item: "engines" not in item.path.parts)
+    # the long files first, or one process waits for the other's last server, and at the end for the laws of tree/
+    items.sort(key=lambda item: [folder not in item.path.parts for folder in ("engines", "tree")])
     if torch.cuda.is_available():
         return
     for item in items:

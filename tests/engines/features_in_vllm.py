@@ -46,7 +46,6 @@ CASES = {
     "int8": Case("int8"),
     "w4a16": Case("w4a16", {"dtype": "bfloat16"}),  # vLLM's CPU kernels of four bits know no fp32
     "awq": Case("awq", {"dtype": "bfloat16"}),
-    "gptq": Case("gptq", {"dtype": "bfloat16"}),
     "fp8 KV": Case("llama", {"kv_cache_dtype": "fp8"}),
     "windows in all": Case("windows in all layers"),
     "windows in some": Case("windows in some layers"),

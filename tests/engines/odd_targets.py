@@ -121,16 +121,6 @@ def _integers(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randint(-(2**31), 2**31, shape, dtype=torch.int64, generator=generator).to(torch.int32)
 
 
-def _gptq(weight_OI: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    out, inner = weight_OI.shape
-    return {
-        "qweight": _integers(inner // 8, out, generator=generator),
-        "scales": torch.full((inner // GROUP, out), STEP),
-        "qzeros": torch.full((inner // GROUP, out // 8), 0x77777777, dtype=torch.int32),
-        "g_idx": torch.arange(inner, dtype=torch.int32) // GROUP,
-    }
-
-
 def _awq(weight_OI: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     out, inner = weight_OI.shape
     return {
@@ -176,7 +166,6 @@ def _numbers(bits: int, kind: str, strategy: str, dynamic: bool = False, **more:
 
 Write = Callable[[Tensor, torch.Generator], dict[str, Tensor]]
 METHODS: dict[str, tuple[dict[str, Any], Write]] = {
-    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}, _gptq),
     "awq": (
         {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"},
         _awq,

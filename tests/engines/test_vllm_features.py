@@ -77,8 +77,8 @@ def test_a_target_in_int8(said: dict[str, Any]) -> None:
     tree(said, "int8")
 
 
-@pytest.mark.supports("vllm", "tree", "quantised targets: 4-bit weights (AWQ, GPTQ, compressed-tensors), in bf16")
-@pytest.mark.parametrize("method", ["awq", "gptq", "w4a16"])
+@pytest.mark.supports("vllm", "tree", "quantised targets: 4-bit weights (AWQ, compressed-tensors), in bf16")
+@pytest.mark.parametrize("method", ["awq", "w4a16"])
 def test_a_target_in_four_bits(said: dict[str, Any], method: str) -> None:
     tree(said, method)
 
