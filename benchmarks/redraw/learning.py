@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from benchmarks.redraw import raw
@@ -99,6 +100,13 @@ def trainers_answer() -> str:
         f"On the same {ours['answer_tokens']:,} answer tokens and two CPU cores ours trains {ours['tokens_per_second']:.0f} tokens a second against "
         f"{theirs['tokens_per_second']:.0f} of speculators 0.9, and the drafter yields {ours['tree']:.3f} against {theirs['tree']:.3f} tokens a pass as a tree of 60."
     )
+
+
+@text("train-ranks")
+def by_processes() -> str:
+    rates = raw.table("train-ranks")["tokens_per_second"]
+    rows = [[way, f"{median(found):.0f}", f"{min(found):.0f}", f"{max(found):.0f}"] for way, found in rates.items()]
+    return markdown(["", "answer tokens a second", "least", "most"], rows)
 
 
 @text("train-public")
