@@ -74,11 +74,12 @@ def _mean(made: Mapping[str, Any]) -> float:
 @text("accepted-by-context")
 def by_context() -> str:
     """The same questions behind more and more text: `benchmarks.long_prompts`."""
-    made = raw.table("embedded-long-chain5")
+    made, near = raw.table("embedded-long-chain5"), raw.table("embedded-long-window768")
     starts = list(made["accepted_length_by_text"])
+    named = [*((FAMILIES[name], one) for name, one in made["families"].items()), ("**all**", made)]
     rows = [
         [name, *(f"{found['accepted_length_by_text'][start]:.2f}" for start in starts)]
-        for name, found in [*((FAMILIES[name], one) for name, one in made["families"].items()), ("**all**", made)]
+        for name, found in [*named, ("**all**, the drafter looking back on 768 tokens", near)]
     ]
     return markdown(["tokens of context", *(span(int(start)) for start in starts)], rows)
 
