@@ -137,7 +137,7 @@ class FeatureCache:
         """Make what is missing, batch by batch; yields each batch's tokens."""
         assert self.directory is not None
         for answers in batches:
-            if not all(self._path(answer).exists() for answer in answers):
+            if self.missing(answers):
                 self.get(answers, extract)
             yield sum(answer.length for answer in answers)
 

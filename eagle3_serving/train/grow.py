@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.drafter.layers import weight_of
+from eagle3_serving.train.closed_form import Moments
 from eagle3_serving.train.data import Answer, most_frequent
 
 _RIDGE = 1e-3  # of the mean diagonal
@@ -24,8 +25,7 @@ def grow_vocabulary(drafter: Drafter, answers: Iterable[Answer], size: int, targ
     head, all of it."""
     known_V = drafter.vocabulary.target_ids
     counts = Counter(token for answer in answers for token in answer.response_ids)
-    for token in known_V.tolist():
-        counts[token] = counts.total() + 1  # before all others
+    counts.update(dict.fromkeys(known_V.tolist(), counts.total() + 1))  # before all others
     target_ids = most_frequent(counts, drafter.config.vocab_size, size).to(known_V.device)
     grown = Drafter(replace(drafter.config, draft_vocab_size=size), target_ids)
     kept = {
@@ -34,16 +34,9 @@ def grow_vocabulary(drafter: Drafter, answers: Iterable[Answer], size: int, targ
     grown.load_state_dict(kept, strict=False)
     grown.to(known_V.device, drafter.dtype)
     head_VH = weight_of(drafter.lm_head)
-    map_HH = _map(target_head_VtH[known_V].double(), head_VH.double())
-    rows_VH = (target_head_VtH[target_ids].double() @ map_HH).to(head_VH)
+    moments = Moments(head_VH.shape[1], head_VH.shape[1], known_V.device)
+    moments.add(target_head_VtH[known_V].float(), head_VH.float())
+    rows_VH = (target_head_VtH[target_ids].float() @ moments.solve(_RIDGE)).to(head_VH)
     rows_VH[torch.isin(target_ids, known_V)] = head_VH[known_V.argsort()]
     weight_of(grown.lm_head).copy_(rows_VH)
     return grown
-
-
-def _map(from_VH: Tensor, to_VH: Tensor) -> Tensor:
-    """[H, H]: the ridge regression of rows on rows."""
-    gram_HH = from_VH.T @ from_VH
-    gram_HH.diagonal().add_(_RIDGE * gram_HH.diagonal().mean())
-    map_HH: Tensor = torch.linalg.solve(gram_HH, from_VH.T @ to_VH)
-    return map_HH
