@@ -18,18 +18,19 @@ from tqdm import tqdm
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.drafter.model import Drafter
 from eagle3_serving.engine.target import Target
-from eagle3_serving.errors import CheckError, InputError
+from eagle3_serving.errors import CheckError
 from eagle3_serving.train.best import Best, Watch
 from eagle3_serving.train.closed_form import aux_scale, closed_form_start, scale_feature_norms
 from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
-from eagle3_serving.train.log import RunLog, unwritten
+from eagle3_serving.train.log import RunLog
 from eagle3_serving.train.options import TrainOptions
 from eagle3_serving.train.parallel import begin_masks, begin_reading, known_before, read_scaled
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.recipe import Recipe, recipe, require_same
 from eagle3_serving.train.served import ServedMeasure
 from eagle3_serving.train.shares import load_whole_state, share, shares_like, whole, whole_state
+from eagle3_serving.train.state import read_state, write_state
 from eagle3_serving.train.ttt import StepFunction, TTTLoss, ttt_loss
 
 _MOST_SKIPPED = 20  # steps in a row without finite gradients
@@ -362,32 +363,15 @@ class Trainer:
             **{name: getattr(self, name) for name in _COUNTED},
         }
         if self.ranks.first:
-            self._write(state)
+            write_state(self.directory, state)
         self.ranks.wait()
 
-    def _write(self, state: dict[str, Any]) -> None:
-        beside = self.directory / ".state.partial"
-        try:
-            torch.save(state, beside)
-        except (OSError, RuntimeError) as error:  # torch's own writer knows no OSError
-            beside.unlink(missing_ok=True)
-            raise unwritten(self.directory / "state.pt", error) from None
-        beside.replace(self.directory / "state.pt")
-
     def resume(self) -> bool:
-        path = self.directory / "state.pt"
-        if not path.exists():
+        state = read_state(self.directory, self.device)
+        if state is None:
             return False
-        try:
-            state = torch.load(path, weights_only=True, map_location=self.device)
-            before = dict(state["recipe"])
-        except Exception as error:  # a damaged zip or pickle raises nearly anything
-            why = (" ".join(str(error).split()) or type(error).__name__)[:120]
-            raise InputError(
-                f"{path} is not the state of a run ({why}): remove it to begin anew, or give another --out"
-            ) from None
         norms = "per_aux" if "fusion.fc_norm.0.weight" in state["drafter"] else "none"
-        require_same(self.directory, before, self.recipe(), norms)
+        require_same(self.directory, dict(state["recipe"]), self.recipe(), norms)
         self.drafter.load_state_dict(state["drafter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.scale_F = state["average"], state["scale"]
