@@ -99,7 +99,7 @@ def vllm_trees() -> str:
     headings = [
         "setting",
         "tokens a pass (embedded engine's)",
-        "before graphs, the drafter before",
+        "before graphs, the first drafter",
         "answers that differ",
         "lost blocks",
     ]

@@ -23,9 +23,9 @@ METHODS = {
 }
 
 
-def _drafter(weights: str, draft: str) -> dict[str, Any]:
-    """A row of the drafter that ships: what benchmarks.fp8_drafter measured."""
-    rows = raw.table("fp8-drafter")["rows"]
+def _drafter(weights: str, draft: str, file: str = "fp8-drafter") -> dict[str, Any]:
+    """A row of the drafter that ships, or of another file's: what benchmarks.fp8_drafter measured."""
+    rows = raw.table(file)["rows"]
     return next(row for row in rows if (row["weights"], row["draft"]) == (weights, draft))
 
 
@@ -55,16 +55,25 @@ def by_family() -> str:
         for name, file in (("chain of 5", "embedded-T1-chain5"), ("tree of 60", "embedded-T1-tree60"))
         for made in [raw.table(file)]
     ]
-    before = [
+    second = [
         [
-            f"{name}, the drafter before",
+            f"{name}, the second drafter",
+            *(f"{found['families'][family]:.2f}" for family in FAMILIES),
+            f"**{found['accepted_length']:.2f}**",
+        ]
+        for name in ("chain of 5", "tree of 60")
+        for found in [_drafter("as it is", name, "second-drafter")]
+    ]
+    first = [
+        [
+            f"{name}, the first drafter",
             *(f"{made['families'][f]['accepted_length']:.2f}" for f in FAMILIES),
             f"**{_mean(made):.2f}**",
         ]
         for name, file in (("chain of 5", "embedded-chain5"), ("tree of 60, not calibrated", "embedded-tree60"))
         for made in [raw.table(file)]
     ]
-    return markdown(["tokens a pass", *FAMILIES, "mean"], [*rows, *sampled, *before])
+    return markdown(["tokens a pass", *FAMILIES, "mean"], [*rows, *sampled, *second, *first])
 
 
 def _mean(made: Mapping[str, Any]) -> float:
@@ -74,12 +83,18 @@ def _mean(made: Mapping[str, Any]) -> float:
 @text("accepted-by-context")
 def by_context() -> str:
     """The same questions behind more and more text: `benchmarks.long_prompts`."""
-    made, near = raw.table("embedded-long-chain5"), raw.table("embedded-long-window768")
+    made, second, near = (
+        raw.table(name) for name in ("embedded-long-chain5", "second-long-chain5", "second-long-window768")
+    )
     starts = list(made["accepted_length_by_text"])
     named = [*((FAMILIES[name], one) for name, one in made["families"].items()), ("**all**", made)]
     rows = [
         [name, *(f"{found['accepted_length_by_text'][start]:.2f}" for start in starts)]
-        for name, found in [*named, ("**all**, the drafter looking back on 768 tokens", near)]
+        for name, found in [
+            *named,
+            ("**all**, the second drafter", second),
+            ("**all**, the second drafter looking back on 768 tokens", near),
+        ]
     ]
     return markdown(["tokens of context", *(span(int(start)) for start in starts)], rows)
 
@@ -166,8 +181,9 @@ def fp8() -> str:
 
 @text("going-on")
 def going_on() -> str:
-    """What the drafter that ships won and lost by going on with long prompts, most of them news."""
-    before, now = raw.table("embedded-chain5")["families"], _drafter("as it is", "chain of 5")["families"]
+    """What the second drafter won and lost by going on with long prompts, most of them news."""
+    before = raw.table("embedded-chain5")["families"]
+    now = _drafter("as it is", "chain of 5", "second-drafter")["families"]
     told = [
         f"{name} from {before[family]['accepted_length']:.2f} to {now[family]:.2f}"
         for family, name in (

@@ -35,7 +35,7 @@ def test_ids_that_sglang_would_shift_are_mended_in_a_copy_made_once(copy: Path) 
     found = servable(copy, "sglang")
     assert found.mended is not None and found.directory != copy
     made = (found.directory / "config.json").stat().st_mtime_ns
-    assert json.loads((found.directory / "config.json").read_text())["draft_vocab_size"] == 6144
+    assert json.loads((found.directory / "config.json").read_text())["draft_vocab_size"] == 8192
     assert servable(copy, "sglang").directory == found.directory
     assert (found.directory / "config.json").stat().st_mtime_ns == made
 
