@@ -168,7 +168,7 @@ def test_the_tree_changes_with_the_load_and_no_token_does(
     expected = plain["rounds"][TOGETHER]["tokens"]
     assert said["rounds"][0]["tokens"] == [expected[place][:n] for place, n in enumerate(lengths)]
     assert "eagle3: ms a step at 3 in flight: 0,1,1 1000.00, 3,1,4 9000.00, 4,4,9 9000.00" in said["log"]
-    assert "eagle3: 9 of the drafter's layers in fp8, 9.8 MB for 39.2" in said["log"]
+    assert "eagle3: 9 of the drafter's layers in fp8, 9.9 MB for 39.2" in said["log"]
     # the longest had chains of three verified, then trees of eight, and steps before in which nothing was drafted
     drafted, accepted = (said["rounds"][0][name][0] for name in ("drafted", "accepted"))
     assert drafted == sorted(drafted) and set(drafted) == {3, 8}
