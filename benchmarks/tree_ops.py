@@ -378,7 +378,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=60, help="draft nodes of a tree (default 60)")
     parser.add_argument("--depth", type=int, default=8, help="depth of a tree (default 8)")
     parser.add_argument("--top-k", type=int, default=10, help="candidates a node of a tree (default 10)")
-    parser.add_argument("--draft-vocab", type=int, default=8192, help="tokens the drafter knows (default 8192)")
+    parser.add_argument("--draft-vocab", type=int, default=6144, help="tokens the drafter knows (default 6144)")
     parser.add_argument("--target-vocab", type=int, default=49152, help="tokens the target knows (default 49152)")
     parser.add_argument("--repeats", type=int, default=50, help="timed rounds (default 50)")
     parser.add_argument("--seed", type=int, default=0)

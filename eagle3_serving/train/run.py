@@ -371,7 +371,7 @@ class Trainer:
         if state is None:
             return False
         norms = "per_aux" if "fusion.fc_norm.0.weight" in state["drafter"] else "none"
-        require_same(self.directory, dict(state["recipe"]), self.recipe(), norms)
+        require_same(self.directory, state["recipe"], self.recipe(), norms)
         self.drafter.load_state_dict(state["drafter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.scale_F = state["average"], state["scale"]

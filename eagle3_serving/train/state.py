@@ -29,7 +29,7 @@ def read_state(directory: Path, device: torch.device) -> State | None:
         return None
     try:
         state: State = torch.load(path, weights_only=True, map_location=device)
-        dict(state["recipe"])
+        state["recipe"] = dict(state["recipe"])
     except Exception as error:  # a damaged zip or pickle raises nearly anything
         why = (" ".join(str(error).split()) or type(error).__name__)[:120]
         raise InputError(
