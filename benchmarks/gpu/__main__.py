@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.gpu.live.contenders import check_names
 from benchmarks.gpu.plan import STEPS, parse_plan, run_plan
-from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.settings import DTYPES, Settings
 from benchmarks.gpu.summary import summary
 from eagle3_serving.errors import Eagle3Error, InputError
 
@@ -66,6 +66,7 @@ _HELP = {
     "rounds": "how often each engine is measured at each number in flight, in turns",
     "graph_mode": "vLLM's cudagraph_mode for trees, PIECEWISE say (default: what vLLM and the plugin agree on)",
     "attention_backend": "as the engine names it (default: vLLM's own choice, SGLang's triton)",
+    "engine_dtype": "bfloat16, float16 or float32 of those engines, answers in the last held to be plain decoding's token for token (default: bfloat16 on a GPU)",
     "deadline": "seconds that a step on real engines may take, its start included (default: the step's limit)",
     "ablations": "NAME:option=value,... of train, each a run beside the full one; may be repeated",
 }
@@ -124,6 +125,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise InputError("--in-flight and --rounds must be at least 1, --deadline not below 0")
     if not settings.pairs or not set(settings.pairs) <= set(Settings.pairs):
         raise InputError(f"--pairs {','.join(settings.pairs)}: shape, real, or both")
+    if settings.engine_dtype not in ("", *DTYPES):
+        raise InputError(f"--engine-dtype {settings.engine_dtype}: {', '.join(DTYPES)}")
     check_names(settings.contenders)
     for name in ("target", "drafter"):
         path = getattr(settings, name)

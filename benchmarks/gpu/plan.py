@@ -53,6 +53,7 @@ _LIVE = (
     "tokens",
     "graph_mode",
     "attention_backend",
+    "engine_dtype",
 )
 STEPS = {
     step.name: step

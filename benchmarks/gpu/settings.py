@@ -9,6 +9,8 @@ import torch
 
 from benchmarks.common import write_json
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,6 +41,7 @@ class Settings:
     rounds: int = 2
     graph_mode: str = ""
     attention_backend: str = ""
+    engine_dtype: str = ""
     deadline: float = 0.0
 
     def save(self, path: Path) -> None:
@@ -60,3 +63,8 @@ class Settings:
     def dtype(self) -> torch.dtype:
         """Of what is timed: bf16 on a GPU, fp32 where bf16 is slow."""
         return torch.bfloat16 if self.torch_device.type == "cuda" else torch.float32
+
+    @property
+    def served_dtype(self) -> torch.dtype:
+        """In which the real engines are served: `engine_dtype`, else `dtype`."""
+        return self.dtype if not self.engine_dtype else DTYPES[self.engine_dtype]

@@ -29,7 +29,7 @@ def _contender(name: str, pair: Pair, settings: Settings) -> Contender:
     positions = flight * (max(map(len, pair.prompts)) + settings.tokens + 4 * WIDEST)
     arguments: dict[str, Any] = {
         "model_path": str(pair.target),
-        "dtype": "bfloat16" if cuda else "float32",
+        "dtype": str(settings.served_dtype).removeprefix("torch."),
         "random_seed": settings.seed,
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
@@ -76,7 +76,7 @@ def _contender(name: str, pair: Pair, settings: Settings) -> Contender:
         }
         shape = TreeShape(tokens - 1, steps, top_k)
         environment = {SWITCH: "off" if name.startswith("own") else "on"}
-    gib = pair.gib + kv_gib(pair.target, positions, 2 if cuda else 4) + RESERVE_GIB
+    gib = pair.gib + kv_gib(pair.target, positions, settings.served_dtype.itemsize) + RESERVE_GIB
     return Contender(name, pair, shape, gib, arguments, environment)
 
 

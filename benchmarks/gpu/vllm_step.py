@@ -48,10 +48,10 @@ def _contender(name: str, pair: Pair, settings: Settings) -> Contender:
     cuda = settings.torch_device.type == "cuda"
     flight = max(settings.in_flight)
     positions = max(map(len, pair.prompts)) + settings.tokens + 2 * (nodes + 1)
-    memory = kv_gib(pair.target, max(flight * positions, 2 * CONTEXT), 2 if cuda else 4)
+    memory = kv_gib(pair.target, max(flight * positions, 2 * CONTEXT), settings.served_dtype.itemsize)
     arguments: dict[str, Any] = {
         "model": str(pair.target),
-        "dtype": "bfloat16" if cuda else "float32",
+        "dtype": str(settings.served_dtype).removeprefix("torch."),
         "seed": settings.seed,
         "skip_tokenizer_init": True,
         "enable_prefix_caching": False,

@@ -78,7 +78,7 @@ def add_identity(
 ) -> None:
     """Rows `PAIR/NAME/answers at N` of every contender whose answers are in `folder`, plain decoding at another number in
     flight among them: it parts from itself too."""
-    exact = settings.dtype == torch.float32
+    exact = settings.served_dtype == torch.float32
     loaded: dict[Path, Gaps] = {}
     plain = {c.pair.name: c for c in contenders if c.plain}
     for contender in contenders:
@@ -93,7 +93,7 @@ def add_identity(
             texts = json.loads(base.read_text()), json.loads(file.read_text())
             figures = compare(pair.prompts, *texts, loaded[pair.target], exact)
             labels = {"pair": pair.name, "contender": contender.name, "simulated": False, "in_flight": flight}
-            sink.add(key, **labels, against=f"plain at {flights[0]}", dtype=str(settings.dtype)[6:], **figures)
+            sink.add(key, **labels, against=f"plain at {flights[0]}", dtype=str(settings.served_dtype)[6:], **figures)
     for pair in {c.pair.name: c.pair for c in contenders}.values():
         key, file = f"{pair.name}/near ties", answers_file(folder, plain[pair.name], flights[0])
         if pair.target in loaded and not sink.has(key):

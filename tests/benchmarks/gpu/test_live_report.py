@@ -263,6 +263,8 @@ def test_vllm_is_started_as_it_is_named(pair: Pair) -> None:
     assert told["tree-8"].arguments["compilation_config"]["cudagraph_mode"] == "PIECEWISE"
     assert "cudagraph_mode" not in told["plain"].arguments["compilation_config"]
     assert told["plain"].arguments["attention_backend"] == "FLASHINFER"
+    exact = on_cuda(vllm_step, pair, engine_dtype="float32")["tree-8"].arguments
+    assert exact["dtype"] == "float32"
 
 
 def test_sglang_is_started_as_it_is_named(pair: Pair, tmp_path: Path) -> None:
