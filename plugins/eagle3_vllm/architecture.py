@@ -4,7 +4,8 @@ Shape letters: T rows of all requests, L the drafter's layers, F concatenated fe
 vocabulary, W target vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,8 @@ def wanted_weights() -> str:
 def not_judged(draft_model_config: Any) -> str:
     """What our reader does not know of a drafter that may be right, "" where it knows it all or knows it wrong."""
     directory = checkpoint_directory(str(draft_model_config.model), draft_model_config.revision)
-    found = check(directory, engine="vllm", values=False)
+    with on_the_cpu():
+        found = check(directory, engine="vllm", values=False)
     return "" if verdict(found) is not None else next(finding.line() for finding in found if finding.unjudged)
 
 
@@ -180,14 +182,19 @@ def read_checkpoint(draft_model_config: Any, num_target_layers: int) -> Drafter:
     raw = draft_model_config.hf_config
     # stands in for the target's embedding and head, which vLLM puts in its place; it takes no memory
     shape = int(raw.vocab_size), int(raw.hidden_size)
+    with on_the_cpu():
+        shared = torch.zeros(1, 1).expand(shape)
+        return load_drafter(directory, target_embedding=shared, target_head=shared, num_target_layers=num_target_layers)
+
+
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """vLLM makes a model with the GPU and its dtype as PyTorch's own choice; a checkpoint is read on the CPU, in fp32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
         with torch.device("cpu"):
-            shared = torch.zeros(1, 1).expand(shape)
-            return load_drafter(
-                directory, target_embedding=shared, target_head=shared, num_target_layers=num_target_layers
-            )
+            yield
     finally:
         torch.set_default_dtype(before)
 

@@ -222,12 +222,12 @@ def _grow_kernel(  # type: ignore[no-untyped-def]
         # the token rides along below the place, which alone decides between equals
         low_NC = ((PLACES - place_NC) << TOKEN_BITS) | token_NC
         candidate_NC = tl.where(inside, joined(score_NC, low_NC), LOWEST)
-        candidate = tl.reshape(candidate_NC, [NODES * CHILD_BLOCK])
         rank = tl.arange(0, NEXT_BLOCK)
         chosen = (rank * 0).to(tl.int64)
         for i in range(NEXT):
-            best = tl.max(candidate, axis=0)
-            candidate = tl.where(candidate == best, LOWEST, candidate)
+            # one axis after the other: of both flattened Triton 3.6 passes half by, where lanes stand twice (seen on an H100)
+            best = tl.max(tl.max(candidate_NC, axis=1), axis=0)
+            candidate_NC = tl.where(candidate_NC == best, LOWEST, candidate_NC)
             chosen = tl.where(rank == i, best, chosen)
         score, low = parted(chosen)
         place = PLACES - (low >> TOKEN_BITS)
