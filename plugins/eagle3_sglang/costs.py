@@ -156,8 +156,9 @@ class StepCosts:
         served = self._served.get((size, shape))
         if served is not None:
             return served
-        # a draft costs launches of its own; and the nearest sizes have texts most like these
-        added = self._added.get(shape.drafts) or self._added.get(not shape.drafts)
+        # a draft costs launches of its own, which plain decoding never served is not to be charged with: it would never be tried
+        added = self._added.get(shape.drafts) or (self._added.get(False) if shape.drafts else None)
+        # the nearest sizes have texts most like these
         if not added:
             return self._alone(size, shape)
         nearest = min(added, key=lambda other: abs(other - size))

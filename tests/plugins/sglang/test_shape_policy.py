@@ -19,13 +19,20 @@ def memory_bound(batch: int, shape: Shape) -> float:
 
 
 def run(
-    policy: ShapePolicy, batch: int, steps: int, told: list[float], cost: float = 1.0, truth: float = 1.0
+    policy: ShapePolicy,
+    batch: int,
+    steps: int,
+    told: list[float],
+    cost: float = 1.0,
+    truth: float = 1.0,
+    launches: float = 0.0,
 ) -> list[Shape]:
+    """`launches`: what a draft costs the host."""
     chosen = []
     for _ in range(steps):
         shape = policy.choose(batch)
         chosen.append(shape)
-        policy.costs.add(batch, shape, cost * memory_bound(batch, shape))
+        policy.costs.add(batch, shape, cost * memory_bound(batch, shape) + launches * shape.drafts)
         if shape.drafts:
             policy.gains.report_expected(
                 [gain if s.steps <= shape.steps else 0.0 for s, gain in zip(SHAPES, told, strict=True)], shape
@@ -53,6 +60,17 @@ def test_plain_decoding_measured_in_a_bad_moment_is_measured_again() -> None:
         policy.costs.add(1, ZERO, 3.0)
     assert run(policy, 1, 40, weak)[-1].drafts
     assert sum(shape.drafts for shape in run(policy, 1, 200, weak)[140:]) <= ShapePolicy.probe
+
+
+def test_a_host_that_is_slow_to_launch_drafts_is_found_out_at_once() -> None:
+    """As a small target on an H100: graphs of a millisecond, and two more for a draft, which plain decoding has not."""
+    costs = StepCosts(SHAPES, sizes=(1,))
+    costs.replay({(1, shape): memory_bound(1, shape) for shape in SHAPES})
+    chosen = run(ShapePolicy(SHAPES, costs), 1, 60, TOLD, launches=2.0)
+    assert not any(shape.drafts for shape in chosen[5:])
+    costs = StepCosts(SHAPES, sizes=(1,))
+    costs.replay({(1, shape): memory_bound(1, shape) for shape in SHAPES})
+    assert all(shape.drafts for shape in run(ShapePolicy(SHAPES, costs), 1, 60, TOLD)[5:])  # where it pays it stays
 
 
 def test_looking_at_plain_decoding_costs_a_drafting_server_little() -> None:
