@@ -1,6 +1,5 @@
 """What a step of each tree takes, measured while it serves and kept for the next start."""
 
-import bisect
 import json
 import statistics
 from collections import deque
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle3_serving.files import write_whole
+from eagle3_serving.serve.graph_costs import GraphCosts
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree.budget import Curve
 
@@ -47,9 +47,7 @@ class StepCosts:
     A tree's number of verified rows stands for it on a shared `Curve`, so that batch sizes not yet met lie on a line
     between those that were: those at which the tree itself was met, where it was anywhere.
 
-    Where CUDA graphs run, `sizes` are the batch sizes they were captured at: a batch costs what the next larger of them
-    does, a staircase. `replayed` are the seconds of the graphs alone, measured at start; what serving adds to them is
-    learnt from the trees that serve, so that a tree is judged before it ever did.
+    Where CUDA graphs run, `sizes` are the batch sizes they were captured at, and `GraphCosts` knows more.
 
     What slows all steps alike (neighbours on the machine, clocks, long texts) would count against the trees met just then:
     with `paced`, each step is taken at the pace of those around it. A tree in use alone is then no news of its own cost;
@@ -59,30 +57,33 @@ class StepCosts:
     def __init__(self, shapes: Iterable[Shape], paced: bool = True, sizes: Sequence[int] = ()) -> None:
         self.shapes = tuple(shapes)
         self._paced = paced
-        self.sizes = tuple(sorted(sizes))
         self._replayed: dict[Shape, dict[int, float]] = {}  # by captured size
+        self._graphs = GraphCosts(sizes, {})
         self._seen: dict[tuple[int, Shape], deque[Step]] = {}
         self._recent: deque[Step] = deque(maxlen=WINDOW)
         self._paces: deque[float] = deque([1.0], maxlen=TYPICAL)
         self._curve = Curve({})
         # a tree's own batch sizes: one tree's seconds at a size passed through would be every tree's there
         self._curves: dict[Shape, Curve] = {}
-        self._served: dict[tuple[int, Shape], float] = {}  # their medians, where more than one step was measured
-        # what serving added to the graphs' own seconds: of steps that draft or do not, by batch size and tree
-        self._added: dict[bool, dict[int, dict[Shape, float]]] = {}
-        self._between: dict[tuple[int, Shape], float] = {}  # the graphs' own seconds at any size asked for
         self._cold: set[tuple[int, Shape]] = set()  # of which one step was measured: the first meets cold caches
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self._graphs.sizes
+
     def size(self, batch: int) -> int:
-        """The batch size that a graph was captured at for this one; itself where no graph holds it."""
-        place = bisect.bisect_left(self.sizes, batch)
-        return self.sizes[place] if place < len(self.sizes) else batch
+        """The batch size that stands for this one."""
+        return self._graphs.size(batch)
 
     def replay(self, seconds: Mapping[tuple[int, Shape], float]) -> None:
         """Seconds of the graphs alone, by captured size and tree."""
-        self._replayed, self._between = {}, {}
+        self._set_graphs(self.sizes, seconds)
+
+    def _set_graphs(self, sizes: Sequence[int], seconds: Mapping[tuple[int, Shape], float]) -> None:
+        self._replayed = {}
         for (size, shape), each in sorted(seconds.items()):
             self._replayed.setdefault(shape, {})[size] = each
+        self._graphs = GraphCosts(sizes, self._replayed)
         for size in {size for size, _ in self._seen}:
             self._refit(size)
 
@@ -129,10 +130,7 @@ class StepCosts:
         # one step alone met cold caches
         for shape, seconds in seen.items():
             if len(self._seen[batch, shape]) > 1:
-                self._served[batch, shape] = seconds
-                if shape in self._replayed:
-                    of_kind = self._added.setdefault(shape.drafts, {})
-                    of_kind.setdefault(batch, {})[shape] = seconds - self._alone(batch, shape)
+                self._graphs.report_served(batch, shape, seconds)
         for curve in (self._curve, *(self._curves.setdefault(shape, Curve({})) for shape in seen)):
             curve.points[batch] = points
 
@@ -146,35 +144,10 @@ class StepCosts:
         """At one pace for all; None before anything was measured."""
         size = self.size(batch)
         if shape in self._replayed:
-            return self._of_graphs(size, shape)
+            return self._graphs.of(size, shape)
         if not self._curve.points:
             return None
         return self._curves.get(shape, self._curve).at(size, size * shape.tokens)
-
-    def _of_graphs(self, size: int, shape: Shape) -> float:
-        """As measured while serving; else the graphs' own seconds, and what serving adds to such."""
-        served = self._served.get((size, shape))
-        if served is not None:
-            return served
-        # a draft costs launches of its own, which plain decoding never served is not to be charged with: it would never be tried
-        added = self._added.get(shape.drafts) or (self._added.get(False) if shape.drafts else None)
-        # the nearest sizes have texts most like these
-        if not added:
-            return self._alone(size, shape)
-        nearest = min(added, key=lambda other: abs(other - size))
-        return self._alone(size, shape) + max(0.0, statistics.median(added[nearest].values()))
-
-    def _alone(self, size: int, shape: Shape) -> float:
-        if (size, shape) not in self._between:
-            self._between[size, shape] = self._interpolated(size, self._replayed[shape])
-        return self._between[size, shape]
-
-    def _interpolated(self, size: int, known: Mapping[int, float]) -> float:
-        below = max((s for s in known if s <= size), default=min(known))
-        above = min((s for s in known if s >= size), default=max(known))
-        if above == below:
-            return known[below] * max(1.0, size / below)
-        return known[below] + (size - below) / (above - below) * (known[above] - known[below])
 
     def measured(self, batch: int) -> set[Shape]:
         """The trees with a cost of their own at exactly this batch size."""
@@ -185,7 +158,8 @@ class StepCosts:
         batches = {self.size(batch) for batch in batches}
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] in batches}
         self._recent.clear()
-        self._curve, self._curves, self._served, self._added = Curve({}), {}, {}, {}
+        self._curve, self._curves = Curve({}), {}
+        self._graphs.forget_served()
         for batch in {size for size, _ in self._seen}:
             self._refit(batch)
 
@@ -215,8 +189,8 @@ class StepCosts:
         if not same:
             return False
         # whoever serves knows its own
-        self.sizes = self.sizes or sizes
-        self.replay({key: seconds for key, seconds in graphs.items() if min(key[0], seconds) > 0})
+        known = {key: seconds for key, seconds in graphs.items() if min(key[0], seconds) > 0}
+        self._set_graphs(self.sizes or sizes, known)
         for (batch, shape), seconds in rows.items():
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again

@@ -1,19 +1,20 @@
 """Which tree the next step drafts: the one with the best rate of tokens, by what steps cost and what was lately accepted.
 
-Costs are milliseconds of whole steps by batch size and tree, measured at start by replaying the captured graphs, or read
-from `EAGLE3_PROFILE`. A graph serves all batches up to its own size, so between two sizes the larger one's cost holds: costs
-are a staircase. Gains are learned while serving: every verified request tells what its tree has yielded.
+Costs are milliseconds of whole steps by batch size and tree, read from `EAGLE3_PROFILE`, or measured at start by replaying
+the captured graphs; what serving adds to those is learned. So are gains: every verified request tells what its tree has yielded.
 
 It knows no engine: `scheduling` asks it in vLLM's scheduler.
 """
 
 import json
-from bisect import bisect_left
+import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.files import write_whole
+from eagle3_serving.serve.graph_costs import GraphCosts
 from eagle3_serving.serve.shape import Shape
 
 # verified requests over which a tree's gain is a mean: one text's good minute is not the next one's
@@ -22,6 +23,8 @@ TRIES = 32  # verified requests by which a tree is first judged
 MARGIN = 1.03  # what drafting must be ahead of plain decoding by, and another tree of the one in use
 LOOK_EVERY = 512  # steps after which another tree that may pay is looked at: what is not used is not measured
 LOOK_STEPS = 4
+TIMED = 9  # steps whose median is what serving costs
+LEAST_TIMED = 3  # by which it is first known
 HOPELESS = 0.75  # of the best rate: no look is taken at such a tree
 
 Costs = Mapping[int, Mapping[int, float]]  # requests -> tokens of a tree (1: plain decoding) -> milliseconds of a step
@@ -30,17 +33,20 @@ Costs = Mapping[int, Mapping[int, float]]  # requests -> tokens of a tree (1: pl
 class Choice:
     """Trees of one server; `shapes` have different numbers of tokens."""
 
-    def __init__(self, shapes: Sequence[Shape], costs: Costs, assumed: Mapping[int, float] | None = None) -> None:
-        """`assumed`: gains by a tree's tokens that nothing changes. Raises InputError where a tree has no cost at any batch
-        size."""
+    def __init__(
+        self, shapes: Sequence[Shape], costs: Costs, assumed: Mapping[int, float] | None = None, learn: bool = False
+    ) -> None:
+        """`assumed`: gains by a tree's tokens that nothing changes. `learn`: costs are of graphs alone. Raises InputError where
+        a tree has no cost at any batch size."""
         self.assumed = dict(assumed or {})
         self.shapes = sorted(shapes, key=lambda shape: shape.tokens)
-        self._stairs: dict[int, list[tuple[int, float]]] = {}
-        for shape in self.shapes:
-            stairs = sorted((batch, row[shape.tokens]) for batch, row in costs.items() if shape.tokens in row)
+        alone = {s: {batch: row[s.tokens] for batch, row in costs.items() if s.tokens in row} for s in self.shapes}
+        for shape, stairs in alone.items():
             if not stairs:
                 raise InputError(f"no cost of tree {shape} is known")
-            self._stairs[shape.tokens] = stairs
+        self._costs, self._largest = GraphCosts(costs, alone), {shape: max(stairs) for shape, stairs in alone.items()}
+        self.learn = learn
+        self._timed: dict[tuple[int, Shape], deque[float]] = {}
         self._gain = {shape.tokens: 0.0 for shape in self.shapes}
         self._seen = {shape.tokens: 0 for shape in self.shapes}
         self._current: dict[int, Shape] = {}  # by batch size
@@ -48,13 +54,22 @@ class Choice:
         self._looking: list[Shape] = []
 
     def cost(self, batch: int, shape: Shape) -> float:
-        """Of the smallest size measured that holds the batch; past the largest it grows as the batch does."""
-        stairs = self._stairs[shape.tokens]
-        place = bisect_left(stairs, batch, key=lambda stair: stair[0])
-        if place < len(stairs):
-            return stairs[place][1]
-        largest, milliseconds = stairs[-1]
-        return milliseconds * batch / largest
+        """Of the smallest graph that holds the batch; past the largest it grows as the batch does."""
+        return self._costs.of(self._size(batch, shape), shape)
+
+    def _size(self, batch: int, shape: Shape) -> int:
+        return self._costs.size(batch) if batch <= self._largest[shape] else batch
+
+    def report_step(self, batch: int, tokens: int, milliseconds: float) -> None:
+        """A whole step while serving, of a tree of `tokens` for each request."""
+        shape = next((s for s in self.shapes if s.tokens == tokens), None)
+        if not self.learn or shape is None:
+            return
+        size = self._size(batch, shape)
+        timed = self._timed.setdefault((size, shape), deque(maxlen=TIMED))
+        timed.append(milliseconds)
+        if len(timed) >= LEAST_TIMED:
+            self._costs.report_served(size, shape, statistics.median(timed))
 
     def gain(self, shape: Shape) -> float:
         """Accepted drafts a step. Before a tree was tried the most it could have, so that it is tried if it might pay."""
@@ -89,12 +104,18 @@ class Choice:
             best = current
         self._current[batch] = best
         if self._steps % LOOK_EVERY == 0:
-            least = HOPELESS * self.rate(batch, best)
-            others = [s for s in self.shapes if s.drafts and s != best and self.rate(batch, s) > least]
+            others = [shape for shape in self.shapes if shape != best and self._may_pay(batch, shape, best)]
             if others:
                 self._looks += 1
                 self._looking = [others[self._looks % len(others)]] * LOOK_STEPS
         return best
+
+    def _may_pay(self, batch: int, shape: Shape, best: Shape) -> bool:
+        """Costs may have been learned in a bad moment: they are doubted where the graphs say otherwise, plain decoding's always."""
+        if not shape.drafts:
+            return self.learn
+        cost = min(self.cost(batch, shape), self._costs.expected(self._size(batch, shape), shape))
+        return batch * (1 + self.gain(shape)) / cost > HOPELESS * self.rate(batch, best)
 
 
 def first_schedule(shapes: Sequence[Shape], max_num_seqs: int, rows: int) -> list[tuple[int, int, int]]:

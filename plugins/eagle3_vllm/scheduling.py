@@ -5,6 +5,7 @@ worker measured when it had captured its graphs); what was accepted the schedule
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,28 @@ class ByLoad(list[int]):
     def __init__(self, table: list[int], choice: Choice) -> None:
         super().__init__(table)
         self.choice = choice
+        self._step: tuple[int, int] | None = None
+        self._begun, self._alike = 0.0, 0
+
+    def scheduled(self, output: Any) -> None:
+        """A step lasts until the next one is scheduled, where the three around it are alike: vLLM schedules ahead."""
+        step, now = decode_step(output), time.perf_counter()
+        self._alike = self._alike + 1 if step is not None and step == self._step else 0
+        if self._alike > 1 and step is not None:
+            self.choice.report_step(*step, 1e3 * (now - self._begun))
+        self._step, self._begun = step, now
 
     def __getitem__(self, batch: Any) -> Any:
         return self.choice.choose(batch).tokens - 1 if isinstance(batch, int) and batch else super().__getitem__(batch)
+
+
+def decode_step(output: Any) -> tuple[int, int] | None:
+    """Requests and rows of each in a step that was scheduled; None where it reads prompts, or they differ."""
+    rows = set(output.num_scheduled_tokens.values())
+    drafts = output.scheduled_spec_decode_tokens
+    if len(rows) != 1 or any(1 + len(drafts.get(name, ())) not in rows for name in output.num_scheduled_tokens):
+        return None
+    return len(output.num_scheduled_tokens), rows.pop()
 
 
 def choose_by_load(scheduler: Any, settings: Settings, logger: Any) -> None:
@@ -37,10 +57,11 @@ def choose_by_load(scheduler: Any, settings: Settings, logger: Any) -> None:
         if scheduler.dynamic_sd_lookup is None:
             return
         costs = _costs(settings)
+        whole = settings.profile is not None  # steps were measured, not graphs alone
         if costs is None:
             logger.info("eagle3: trees by batch size alone: no costs were measured; EAGLE3_PROFILE may name some")
             return
-        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs, dict(settings.assumed_gains))
+        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs, dict(settings.assumed_gains), not whole)
     except Exception as error:  # no costs to choose by, or a scheduler that we do not know
         logger.warning("eagle3: trees by batch size alone: %s", in_a_line(error))
         return
@@ -86,6 +107,8 @@ def register_scheduling(patches: Patches, settings: Settings, logger: Any) -> No
 
     def schedule_gated(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = schedule(self, *args, **kwargs)
+        if isinstance(self.dynamic_sd_lookup, ByLoad):
+            self.dynamic_sd_lookup.scheduled(output)
         if self.eagle3_gating is not None:
             self.eagle3_gating.scheduled(output)
         return output

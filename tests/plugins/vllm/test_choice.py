@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 from eagle3_vllm.choice import LOOK_EVERY, TRIES, Choice, first_schedule, read_costs, save_costs
+from eagle3_vllm.scheduling import ByLoad, decode_step
+from vllm.v1.core.sched.output import SchedulerOutput
 
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.shape import Shape
@@ -113,3 +115,64 @@ def test_costs_survive_a_file_and_what_is_none_is_named(tmp_path: Path) -> None:
             read_costs(tmp_path / "bad")
     with pytest.raises(InputError, match="no cost of tree 5,4,9"):
         Choice(SHAPES, {1: {1: 1.0, 4: 1.0, 17: 1.0}})
+
+
+def test_what_serving_adds_to_the_graphs_is_learned() -> None:
+    """As of a small target: graphs of half a millisecond, and a host that takes longer to launch a draft."""
+    graphs = {batch: {tokens: ms / 10 for tokens, ms in row.items()} for batch, row in COSTS.items()}
+    choice, told = (Choice(SHAPES, graphs, GAINS, learn=learn) for learn in (True, False))
+    assert choice.choose(1) == told.choose(1) == LARGE
+    for _ in range(3):
+        for one in (choice, told):
+            one.report_step(1, LARGE.tokens, 5.0)
+            one.report_step(1, 13, 5.0)  # a tree that was cut
+    assert told.choose(1) == LARGE  # costs that were told are whole steps'
+    assert choice.cost(1, LARGE) == 5.0 and choice.cost(8, LARGE) == pytest.approx(1.0 + 5.0 - 0.94)
+    assert choice.choose(1) == PLAIN  # whose graphs alone are known: it is tried
+    for _ in range(3):
+        choice.report_step(1, 1, 1.2)
+    assert choice.choose(1) == PLAIN and choice.choose(2) == PLAIN
+    for _ in range(9):
+        choice.report_step(1, 1, 4.0)  # the host is as slow without a draft
+    assert choice.choose(1) == LARGE
+
+
+def test_what_was_learned_in_a_bad_moment_is_looked_at_again() -> None:
+    choice = Choice(SHAPES, COSTS, GAINS, learn=True)
+    for shape in SHAPES:
+        for _ in range(9):
+            slow = 10.0 if shape in (PLAIN, LARGE) else 1.0  # another program had the GPU
+            choice.report_step(1, shape.tokens, slow * COSTS[1][shape.tokens])
+    assert choice.choose(1) == SMALL
+    for _ in range(8 * LOOK_EVERY + 8):
+        shape = choice.choose(1)
+        choice.report_step(1, shape.tokens, COSTS[1][shape.tokens])
+    assert choice.choose(1) == LARGE and choice.cost(1, PLAIN) == COSTS[1][1]
+
+
+def scheduled(rows: dict[str, int], drafts: dict[str, int]) -> SchedulerOutput:
+    made = SchedulerOutput.make_empty()
+    made.num_scheduled_tokens, made.total_num_scheduled_tokens = rows, sum(rows.values())
+    made.scheduled_spec_decode_tokens = {name: [-1] * count for name, count in drafts.items()}
+    return made
+
+
+def test_a_step_is_known_by_its_requests_and_their_rows() -> None:
+    assert decode_step(scheduled({"a": 17, "b": 17}, {"a": 16, "b": 16})) == (2, 17)
+    assert decode_step(scheduled({"a": 1}, {})) == (1, 1)
+    assert decode_step(scheduled({"a": 17, "b": 9}, {"a": 16, "b": 8})) is None
+    assert decode_step(scheduled({"a": 17, "b": 17}, {"a": 16})) is None  # the other reads a prompt
+    assert decode_step(scheduled({}, {})) is None
+
+
+def test_a_step_among_others_like_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Choice(SHAPES, COSTS, GAINS, learn=True)
+    load, clock = ByLoad([0, 3], choice), iter([0.0, 1.0, 1.004, 1.008, 1.012, 5.0, 5.004, 5.008])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    chain, large = scheduled({"a": 4}, {"a": 3}), scheduled({"a": 17}, {"a": 16})
+    for output in (large, chain, chain, chain, chain):
+        load.scheduled(output)
+    assert choice.cost(1, CHAIN) == COSTS[1][4]  # two were timed: too few to know
+    for output in (large, chain, chain):
+        load.scheduled(output)  # and none whose neighbours are another tree's
+    assert choice.cost(1, CHAIN) == COSTS[1][4] and choice.cost(1, LARGE) == COSTS[1][17]
