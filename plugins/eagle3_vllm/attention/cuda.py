@@ -1,7 +1,7 @@
 """Tree attention under vLLM's FLASH_ATTN: FlashAttention, which knows no masks, over the prefix and the tree's small dense
 block merged in (the way "flash"), or our kernel over the same pages (the way "split"), as a pass's `UniformRows` say.
 
-FlashAttention's way has run on an H100 under vLLM 0.32; the split kernel has run under Triton's interpreter alone.
+FlashAttention's way has run on an H100 under vLLM 0.32; of the split kernel its tests alone passed there.
 
 Shape letters: B requests, R tree rows, T rows of a pass, S rows of a tail, A query heads, K key-value heads, D head size,
 N pages of a request, P pages, U places of a page.

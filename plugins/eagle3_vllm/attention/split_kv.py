@@ -8,7 +8,7 @@ sums of exponentials (flash decoding). Sums are in fp32; the exponents' base is 
 
 Nothing is read on the host, nothing is allocated, and the grid hangs on shapes alone: both may stand in a CUDA graph. It
 computes what `eagle3_serving.attention.tree_attention` does, to which tests hold it under Triton's interpreter; they
-compile it for sm_90 too and count what spills. It has not run on a GPU yet.
+compile it for sm_90 too and count what spills. Its tests passed on an H100; its time is not measured.
 
 Shape letters: B requests, R query rows of a request, T rows of all, S rows of the tail, A query heads, K key-value heads,
 G = A / K, D head size, P pages of the cache, U places of a page, N pages of a request.

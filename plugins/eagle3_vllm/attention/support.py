@@ -1,6 +1,6 @@
 """Which attention backends for GPUs can attend over trees: FLASH_ATTN in both ways, FLASHINFER and TRITON_ATTN by the split kernel.
 
-The latter two have not run on a GPU: they serve trees where they are asked for by name, and trees too.
+The latter two have run in no engine on a GPU: they serve trees where they are asked for by name, and trees too.
 """
 
 import torch

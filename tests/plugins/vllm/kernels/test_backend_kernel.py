@@ -118,11 +118,14 @@ class Pass:
         return output
 
 
+OWN = 1e-5 if DEVICE == "cpu" else 5e-3  # of vLLM's own kernel, which multiplies in TF32 on a GPU (0.0016 on an H100)
+
+
 # vLLM's own kernel takes a second under the interpreter
 @pytest.mark.parametrize("layout", [KVCacheLayout.LBNHC, KVCacheLayout.BHLNC], ids=lambda layout: layout.name)
 def test_a_mixed_pass(layout: KVCacheLayout) -> None:
     one = Pass(layout)
-    assert (one.forward(one.metadata(one.rows)) - one.want(one.masks)).abs().max() < 1e-5
+    assert (one.forward(one.metadata(one.rows)) - one.want(one.masks)).abs().max() < OWN
 
 
 @pytest.mark.parametrize("layout", KVCacheLayout, ids=lambda layout: layout.name)
@@ -133,7 +136,7 @@ def test_a_pass_of_trees_alone(layout: KVCacheLayout) -> None:
 
 def test_without_trees_it_is_vllm_s_own() -> None:
     one = Pass(KVCacheLayout.LBNHC)
-    assert (one.forward(one.metadata(None)) - one.want(one.causal)).abs().max() < 1e-5
+    assert (one.forward(one.metadata(None)) - one.want(one.causal)).abs().max() < OWN
 
 
 def test_a_table_of_ours_goes_before_the_metadata_s() -> None:
