@@ -40,7 +40,7 @@ from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker.gpu import model_states
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager, ModelCudaGraphManager
-from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.input_batch import InputBatch, set_dummy_context
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -107,6 +107,7 @@ __all__ = [
     "register_backend",
     "resolve_model_state_cls",
     "scaled_fp8_quant",
+    "set_dummy_context",
     "set_forward_context",
     "support_torch_compile",
     "supports_eagle3",
@@ -276,6 +277,14 @@ FP8 = (
 )
 
 TREES = (
+    Signature(
+        "set_dummy_context",
+        set_dummy_context,
+        _words("input_batch block_tables context_len num_kv_blocks max_model_len"),
+    ),
+    Signature(
+        "InputBatch.make_dummy", InputBatch.make_dummy, _words("num_reqs num_tokens input_buffers max_query_len")
+    ),
     Signature("init_speculator", init_speculator, ("vllm_config", "device", "req_states")),
     Signature("init_model_state", model_states.init_model_state, ("vllm_config", "model", "encoder_cache", "device")),
     Signature(

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from eagle3_serving.serve.shape import Shape
 from eagle3_vllm.compat import (
     BatchExecutionDescriptor,
@@ -86,13 +88,36 @@ class _Served(CudaGraphManager):
 
 
 class TargetGraphs(_Served, ModelCudaGraphManager):
-    """vLLM's own of the target."""
+    """vLLM's own of the target. Its outputs are kept in buffers that vLLM sizes by the first pass it captures; here one of the
+    largest graph's size is made, for ours may be larger."""
 
     def __init__(self, trees: Trees, *args: Any, **kwargs: Any) -> None:
         self.trees = trees
+        self._hidden_states: Tensor | None = None
+        self._aux_hidden_states: list[Tensor] = []
         trees.target_graphs = self
         kwargs["varlen_decode"] = kwargs.get("varlen_decode", False) or trees.ragged
         super().__init__(*args, **kwargs)
+
+    @property
+    def hidden_states(self) -> Tensor | None:
+        return self._hidden_states
+
+    @hidden_states.setter
+    def hidden_states(self, first_TH: Tensor | None) -> None:
+        self._hidden_states = None if first_TH is None else self._for_all(first_TH)
+
+    @property
+    def aux_hidden_states(self) -> list[Tensor]:
+        return self._aux_hidden_states
+
+    @aux_hidden_states.setter
+    def aux_hidden_states(self, first: list[Tensor]) -> None:
+        self._aux_hidden_states = [self._for_all(first_TH) for first_TH in first]
+
+    def _for_all(self, first_TH: Tensor) -> Tensor:
+        sizes = (descriptor.num_tokens for descriptors in self._capture_descs.values() for descriptor in descriptors)
+        return first_TH.new_empty((max([len(first_TH), *sizes]), *first_TH.shape[1:]))
 
     @property
     def to_measure(self) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from eagle3_vllm.compat import CUDAGraphMode, InputBatch, set_dummy_context
+
 REPLAYS = 5
 CONTEXT = 1024  # tokens of every request
 
@@ -16,12 +18,12 @@ CONTEXT = 1024  # tokens of every request
 def replayed_costs(speculator: Any) -> dict[int, dict[int, float]]:
     """Requests -> tokens of a tree -> milliseconds of the target's graph and of what follows it."""
     trees, target = speculator.trees, speculator.trees.target_graphs
-    _fill(speculator)
     costs: dict[int, dict[int, float]] = {}
     for descriptor, graph in target.graphs.items():
         after = speculator.whole_graphs.graphs.get(descriptor)
         if after is None or descriptor.uniform_token_count not in trees.shapes:
             continue
+        _prepare(speculator, descriptor)
         milliseconds = statistics.median(_timed(graph, after) for _ in range(REPLAYS))
         costs.setdefault(descriptor.num_reqs, {})[descriptor.uniform_token_count] = milliseconds
     return costs
@@ -37,14 +39,18 @@ def _timed(*graphs: Any) -> float:
     return begun.elapsed_time(ended)
 
 
-def _fill(speculator: Any) -> None:
-    """A context for every request: lengths, and pages that lie apart."""
-    trees, tables = speculator.trees, speculator.block_tables
-    context = min(CONTEXT, trees.max_model_len - trees.rows_a_request)
-    trees.buffers(speculator.max_num_reqs, trees.rows_a_request).prefix_B.fill_(context)
+def _prepare(speculator: Any, descriptor: Any) -> None:
+    """What a pass of this size finds: lengths, pages that lie apart, and FlashAttention's plan, which another size's would send
+    outside its buffers."""
+    trees, tables, config = speculator.trees, speculator.block_tables, speculator.kv_cache_config
+    sizes = descriptor.num_reqs, descriptor.num_tokens, speculator.target_input_buffers
+    batch = InputBatch.make_dummy(*sizes, max_query_len=descriptor.uniform_token_count)
+    at = tables.get_dummy_block_tables(descriptor.num_reqs), tables.get_dummy_slot_mappings(descriptor.num_tokens)
+    set_dummy_context(batch, tables, CONTEXT, config.num_blocks, trees.max_model_len)
+    speculator.model_state.prepare_attn(
+        batch, CUDAGraphMode.FULL, *at, speculator.target_attn_groups, config, for_capture=True
+    )
+    # nobody's request has a tree: what was prepared for one has no prefix
+    context = min(CONTEXT, trees.max_model_len - descriptor.uniform_token_count)
+    trees.buffers(descriptor.num_reqs, descriptor.uniform_token_count).prefix_B.fill_(context)
     speculator.absorbed.prefix_B.fill_(context)
-    speculator.target_input_buffers.seq_lens.fill_(context + trees.rows_a_request)
-    pages = speculator.kv_cache_config.num_blocks
-    for table_SN in tables.input_block_tables:
-        places = torch.arange(table_SN.numel(), device=table_SN.device, dtype=table_SN.dtype)
-        table_SN.copy_((places % pages).view_as(table_SN))

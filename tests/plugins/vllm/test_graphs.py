@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -63,6 +64,21 @@ def test_what_is_found_was_captured(shapes: list[Shape], sequences: int, rows: i
 def test_a_prompt_finds_no_graph_of_trees() -> None:
     manager = made(TargetGraphs, [PLAIN, TREE], 64, 8192)
     assert manager.dispatch(2, 34, None, 0).cg_mode == CUDAGraphMode.PIECEWISE
+
+
+def test_outputs_have_room_for_the_largest_graph() -> None:
+    """vLLM makes them of the first pass that it captures: its own largest size, where a tree's is larger."""
+    manager = made(TargetGraphs, [PLAIN, LARGE], 64, 8192)
+    manager.hidden_states, manager.aux_hidden_states = None, []  # as vLLM's constructor leaves them
+    assert manager.hidden_states is None and not manager.aux_hidden_states
+    first_TH = torch.ones(SIZES[-1], 3, dtype=torch.bfloat16)
+    manager.hidden_states, manager.aux_hidden_states = first_TH, [first_TH, first_TH]
+    largest = max(descriptor.num_tokens for descriptor in manager._capture_descs[CUDAGraphMode.FULL])
+    assert largest == 32 * 61 > len(first_TH)
+    for kept_TH in (manager.hidden_states, *manager.aux_hidden_states):
+        kept_TH[:largest] = torch.zeros(largest, 3)
+        assert kept_TH.dtype == torch.bfloat16
+    assert manager.aux_hidden_states[0].data_ptr() != manager.aux_hidden_states[1].data_ptr()
 
 
 def test_a_draft_takes_the_next_larger_batch() -> None:
