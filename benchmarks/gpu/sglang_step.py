@@ -11,6 +11,7 @@ from benchmarks.gpu.live.step import Kind, kv_gib, run_race
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.sink import Sink
 from eagle3_serving.engine.draft import TreeShape
+from eagle3_serving.serve.gates import ACCEPTED_GATE
 from eagle3_serving.serve.sglang import CHECK, PROFILE, SWITCH
 from eagle3_serving.serve.shape import TREES
 
@@ -89,7 +90,10 @@ def environment(contender: Contender, settings: Settings, cache: Path) -> Mappin
         PROFILE: str(cache / f"costs-{contender.key}.json".replace("/", "-").replace(" ", "-")),
     }
     if contender.pair.dummy:
-        made[CHECK] = "off"  # a drafter of random weights agrees with nothing
+        made |= {
+            CHECK: "off",
+            ACCEPTED_GATE: "0",
+        }  # a drafter of random weights agrees with nothing, and drafts all the same
     if settings.torch_device.type == "cpu":
         made |= {"SGLANG_USE_CPU_ENGINE": "1", "TORCH_COMPILE_DISABLE": "1"}
     return made

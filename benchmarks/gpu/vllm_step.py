@@ -19,6 +19,7 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.simulate import AcceptanceLaw, expected_length
 from benchmarks.gpu.sink import Sink
 from eagle3_serving.engine.draft import TreeShape
+from eagle3_serving.serve.gates import ACCEPTED_GATE
 
 AUTO_NODES = 16
 CONTEXT = 1024
@@ -107,6 +108,8 @@ def environment(contender: Contender, settings: Settings, cache: Path) -> Mappin
         # what vLLM finds out about a model class takes it seconds, and is the same for all
         "VLLM_CACHE_ROOT": os.environ.get("VLLM_CACHE_ROOT", str(cache)),
     }
+    if contender.pair.dummy:
+        made[ACCEPTED_GATE] = "0"  # nothing is accepted, and all is drafted the same
     if settings.torch_device.type == "cuda":
         return made | {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1", "OMP_NUM_THREADS": "4"}
     return made | {"VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -34,6 +34,7 @@ SWITCH_FIELD, MOST_FIELD = "eagle3", "eagle3_draft_tokens"
 FIELDS = frozenset({SWITCH_FIELD, MOST_FIELD})
 Reason = Literal["request", "context", "temperature", "grammar", "accepted"]
 
+ACCEPTED_GATE = "EAGLE3_GATE_ACCEPTED"
 ACCEPTED = 0.1  # accepted drafts a step below which a request only loses
 TRIES = 8  # verified steps by which a request is first judged: none of 8 at half a token a step is one text in 250
 MEMORY = 16  # steps over which what is accepted is a mean: a text changes
@@ -56,7 +57,7 @@ class Gates:
     def read(cls, environment: Mapping[str, str] = os.environ) -> "Gates":
         """Raises InputError naming the variable that cannot be used."""
         context = _number(environment, "EAGLE3_GATE_CONTEXT", whole=True)
-        accepted = _number(environment, "EAGLE3_GATE_ACCEPTED")
+        accepted = _number(environment, ACCEPTED_GATE)
         grammar = environment.get("EAGLE3_GATE_GRAMMAR", "")
         if grammar not in ("", "0", "1"):
             raise InputError(f"EAGLE3_GATE_GRAMMAR is {grammar!r}: 0 or 1")
