@@ -96,16 +96,17 @@ def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
 def _child(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
-    if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
-        from torch_kernels import stand_in
-
-        stand_in()
+    ranks, interpreted = job["engine"].get("tensor_parallel_size", 1), os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1"
+    if interpreted:
+        _stand_in()
     llm = LLM(**job["engine"])
+    if interpreted and ranks > 1:
+        llm.collective_rpc(_stand_in)
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     pool = scheduler.kv_cache_manager.block_pool
     before = pool.get_num_free_blocks()
     rounds = [_round(llm, part, SamplingParams) for part in job["rounds"]]
-    if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
+    if interpreted:
         from vllm.v1.worker.gpu import model_runner
 
         for trees in (getattr(model_runner, "eagle3_trees", None) or {}).values():
@@ -119,9 +120,16 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
         name = "".join([metric.name, *(f"{{{k}={v}}}" for k, v in sorted(labels.items()))])
         metrics[name] = value
     result = {"rounds": rounds, "metrics": metrics, "blocks": [before, pool.get_num_free_blocks()]}
-    if job["engine"].get("tensor_parallel_size", 1) > 1:
+    if ranks > 1:
         result["last_drafts"] = llm.collective_rpc(_last_drafts)
     return result
+
+
+def _stand_in(worker: Any = None) -> None:
+    """In this process, or in a rank's: what Triton's interpreter trips up on is PyTorch's."""
+    from torch_kernels import stand_in
+
+    stand_in()
 
 
 def _last_drafts(worker: Any) -> list[list[list[int]]]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_pair import save_pair
 
+from benchmarks.small_pair import save_pair
 from eagle3_serving.engine import EmbeddedEngine
 from eagle3_serving.serve.server import ServerCommand
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from small_pair import VOCAB
 
+from benchmarks.small_pair import VOCAB
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.server import Server

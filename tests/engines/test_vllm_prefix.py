@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_pair import PLAIN, VOCAB
 
+from benchmarks.small_pair import PLAIN, VOCAB
 from benchmarks.vllm_engine import Job, Round, run
 from benchmarks.vllm_prefix import HITS, QUERIES
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine

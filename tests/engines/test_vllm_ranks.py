@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from small_pair import PLAIN, VOCAB
 
+from benchmarks.small_pair import PLAIN, VOCAB
 from benchmarks.vllm_engine import SHIM, Job, Round, run
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
 from eagle3_serving.serve.client import parse_counters
