@@ -131,6 +131,7 @@ def main() -> int:
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2], help="tensor parallel ranks (default 1 2)")
     parser.add_argument("--requests", type=int, default=100_000, help="of all engines and ranks (default 100000)")
     parser.add_argument("--piece", type=int, default=1000, help="requests of one engine's life (default 1000)")
+    parser.add_argument("--minutes", type=float, help="begin no piece after so long")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     runs = [(name, ranks) for name in args.engines for ranks in args.ranks]
@@ -144,7 +145,10 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder))
+        begun = time.monotonic()
         for name, ranks, seed in tqdm(left, unit="piece"):
+            if args.minutes is not None and time.monotonic() - begun > 60 * args.minutes:
+                break
             record.add(soak.piece(name, ranks, args.piece, seed))
             tqdm.write(json.dumps({key: value for key, value in record.rows[-1].items() if key != "kinds"}))
     return 1 if any(lost(one) for one in record.rows) else 0

@@ -26,6 +26,7 @@ from benchmarks.redraw import (  # noqa: F401
     learning,
     lengths,
     raw,
+    soaks,
     terminal,
     vllm_alone,
 )

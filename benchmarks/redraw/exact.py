@@ -118,47 +118,6 @@ def vllm_trees_answer() -> str:
     )
 
 
-@text("soak")
-def soak() -> str:
-    vllm, sglang = raw.table("vllm-soak")["soak"], raw.table("sglang-soak")
-    asked = sum(sglang["requests"].values())
-    fell = ", ".join(f"{count} with {name}" for name, count in vllm["fallbacks"].items())
-    return markdown(
-        ["", "vLLM with trees", "SGLang, the batch choosing the tree"],
-        [
-            ["requests", vllm["requests"], asked],
-            ["aborted or hung up on", vllm["requests"] - vllm["finished"], sglang["requests"]["aborted"]],
-            [
-                "free KV blocks before and after (vLLM), used slots (SGLang)",
-                *(" / ".join(f"{n:.0f}" for n in pair) for pair in (vllm["free_blocks"], sglang["used_slots"])),
-            ],
-            ["errors in the log", vllm["errors_in_log"], len(sglang["log_lines"])],
-            [
-                "drafted as a path, or plainly",
-                fell.replace("min_tokens", "a minimum length"),
-                _sglang_kinds(sglang["requests"]),
-            ],
-        ],
-    )
-
-
-def _sglang_kinds(requests: dict[str, int]) -> str:
-    return ", ".join(
-        f"{count} with {name}" for name, count in requests.items() if name not in ("aborted", "plain text")
-    )
-
-
-@text("answer-soak")
-def soak_answer() -> str:
-    vllm, sglang = raw.table("vllm-soak")["soak"], raw.table("sglang-soak")
-    if vllm["free_blocks"][0] != vllm["free_blocks"][1] or sglang["used_slots"][0] != sglang["used_slots"][1]:
-        raise ValueError("something leaked: the sentence would be untrue")
-    return (
-        f"Yes: after {vllm['requests']} mixed requests on vLLM with trees ({vllm['requests'] - vllm['finished']} aborted) and "
-        f"{sum(sglang['requests'].values())} on SGLang ({sglang['requests']['aborted']} hung up on) every block and slot is free again, and no error is in a log."
-    )
-
-
 @text("answer-checkpoints")
 def checkpoints_answer() -> str:
     fuzz, memory = raw.table("fuzz-checkpoints"), raw.table("convert-memory")
