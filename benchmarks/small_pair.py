@@ -74,7 +74,7 @@ def _target(vocab: int, end: int | None) -> LlamaForCausalLM:
             num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,
             num_key_value_heads=KV_HEADS,
-            max_position_embeddings=512,
+            max_position_embeddings=2048,
             initializer_range=WIDE,
             tie_word_embeddings=False,
             eos_token_id=end,
@@ -96,7 +96,7 @@ def _saved_drafter(directory: Path, vocab: int, known: Sequence[int]) -> Path:
             draft_vocab_size=len(known),
             target_hidden_size=HIDDEN,
             aux_layers=(1, 2, 3),
-            max_position_embeddings=512,
+            max_position_embeddings=2048,
         ),
         torch.tensor(known),
     )

@@ -1,4 +1,5 @@
-"""`eagle3 tune` on the real engines, as small as it can be: the profile it writes, and what it says."""
+"""`eagle3 tune` on the real engines, as small as it can be, over a target that steps in milliseconds: the profile it writes, and
+what it says."""
 
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from eagle3_sglang.settings import DEFAULT_TREES, read_trees
 from eagle3_vllm.schedule import Profile
 
+from benchmarks.small_pair import save_spelling_pair
 from eagle3_serving.cli.main import main
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.sglang import sglang_python
@@ -14,6 +16,11 @@ from eagle3_serving.tune.traffic import write_prompts
 from tests.json_contract import contract
 
 TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return save_spelling_pair(tmp_path_factory.mktemp("pair"))
 
 
 def tune(
@@ -31,9 +38,9 @@ def tune(
 
 
 @pytest.mark.engine
-def test_vllm(target_dir: Path, drafter_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_vllm(pair: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("vllm")
-    said = tune("vllm", target_dir, drafter_dir, tmp_path, capfd)
+    said = tune("vllm", *pair, tmp_path, capfd)
     profile = Profile.read(tmp_path / "p.json")
     assert set(profile.step_seconds) == {1, 2} and all(
         set(row) == {0, 1, 2, 3, 4} for row in profile.step_seconds.values()
@@ -47,15 +54,15 @@ def test_vllm(target_dir: Path, drafter_dir: Path, tmp_path: Path, capfd: pytest
 
 
 @pytest.mark.engine
-def test_sglang(target_dir: Path, drafter_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_sglang(pair: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     try:
         sglang_python()
     except InputError as error:
         pytest.skip(str(error))
-    said = tune("sglang", target_dir, drafter_dir, tmp_path, capfd)
+    said = tune("sglang", *pair, tmp_path, capfd)
     costs, about = read_costs(tmp_path / "p.json")
     assert set(costs.shapes) == set(read_trees(DEFAULT_TREES))
     assert all(costs.measured(load) == set(costs.shapes) for load in (1, 2))
-    assert about["target"] == str(target_dir)
+    assert about["target"] == str(pair[0])
     commands = said["commands"]
     assert isinstance(commands, dict) and "python -m sglang.launch_server" in commands["on"]
