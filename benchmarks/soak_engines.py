@@ -7,7 +7,6 @@ for all that runs at once, so that requests are preempted.
 import json
 import os
 import random
-import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from benchmarks.sglang_cases import ask_and_hang_up
 from benchmarks.sglang_soak import WRONG, used_slots
 from benchmarks.vllm_engine import Job, Round, run
 from eagle3_serving.errors import CheckError
+from eagle3_serving.serve.live import totals
 from eagle3_serving.serve.server import Server
 from eagle3_serving.serve.sglang import SglangOptions, sglang_command
 from eagle3_serving.serve.sglang_client import SglangClient
@@ -29,6 +27,7 @@ from eagle3_serving.serve.sglang_client import SglangClient
 MARK = "EAGLE3_SOAK"  # in the environment of a piece's processes
 ABORTED_EVERY = 7
 IN_FLIGHT = 24  # clients of SGLang
+COUNTED = ("sglang:num_retracted_requests_total", "sglang:cached_tokens_total")
 JSON = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
 # a kind's sampling in vLLM's words and in SGLang's
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -155,7 +154,7 @@ def on_sglang(life: Life, asked: Sequence[Request]) -> Found:
             with ThreadPoolExecutor(IN_FLIGHT) as pool:
                 answers = list(pool.map(one, enumerate(asked)))
             serving_s = time.perf_counter() - begun
-            page = httpx.get(f"{server.url}/metrics", timeout=60.0).text
+            preempted, prefix_hits = totals(client.metrics(), COUNTED)
             spent = client.counters()
             time.sleep(3.0)
             after = used_slots(server.url, client, list(asked[0].prompt))
@@ -165,18 +164,13 @@ def on_sglang(life: Life, asked: Sequence[Request]) -> Found:
         "failed": answers.count("failed"),
         "held": [before, after],
         "wrong_lines": lines[:5],
-        "preempted": _counted(page, "num_retracted_requests_total"),
-        "prefix_hits": _counted(page, "cached_tokens_total"),
+        "preempted": preempted,
+        "prefix_hits": prefix_hits,
         "drafts": spent.drafts,
         "accepted": spent.accepted,
         "serving_s": round(serving_s, 1),
     }
     return Found([None if isinstance(answer, str) else answer for answer in answers], counts)
-
-
-def _counted(page: str, name: str) -> float:
-    """A counter of SGLang's, over all its labels."""
-    return sum(map(float, re.findall(rf"^sglang:{name}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)))
 
 
 ENGINES: dict[str, Callable[[Life, Sequence[Request]], Found]] = {"vllm": on_vllm, "sglang": on_sglang}

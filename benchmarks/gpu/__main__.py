@@ -20,8 +20,9 @@ import torch
 
 from benchmarks.gpu.live.contenders import check_names
 from benchmarks.gpu.plan import STEPS, parse_plan, run_plan
-from benchmarks.gpu.settings import DTYPES, Settings
+from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.summary import summary
+from eagle3_serving.dtypes import TORCH
 from eagle3_serving.errors import Eagle3Error, InputError
 
 _EXAMPLES = f"""examples:
@@ -125,8 +126,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         raise InputError("--in-flight and --rounds must be at least 1, --deadline not below 0")
     if not settings.pairs or not set(settings.pairs) <= set(Settings.pairs):
         raise InputError(f"--pairs {','.join(settings.pairs)}: shape, real, or both")
-    if settings.engine_dtype not in ("", *DTYPES):
-        raise InputError(f"--engine-dtype {settings.engine_dtype}: {', '.join(DTYPES)}")
+    if settings.engine_dtype not in ("", *TORCH.values()):
+        raise InputError(f"--engine-dtype {settings.engine_dtype}: {', '.join(TORCH.values())}")
     check_names(settings.contenders)
     for name in ("target", "drafter"):
         path = getattr(settings, name)

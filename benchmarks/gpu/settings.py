@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import write_json
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+from eagle3_serving.dtypes import short_dtype
+from eagle3_serving.targets.dtypes import DTYPES
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,4 @@ class Settings:
     @property
     def served_dtype(self) -> torch.dtype:
         """In which the real engines are served: `engine_dtype`, else `dtype`."""
-        return self.dtype if not self.engine_dtype else DTYPES[self.engine_dtype]
+        return DTYPES[short_dtype(self.engine_dtype)] if self.engine_dtype else self.dtype

@@ -90,10 +90,8 @@ def environment(contender: Contender, settings: Settings, cache: Path) -> Mappin
         PROFILE: str(cache / f"costs-{contender.key}.json".replace("/", "-").replace(" ", "-")),
     }
     if contender.pair.dummy:
-        made |= {
-            CHECK: "off",
-            ACCEPTED_GATE: "0",
-        }  # a drafter of random weights agrees with nothing, and drafts all the same
+        # a drafter of random weights agrees with nothing, and drafts all the same
+        made |= {CHECK: "off", ACCEPTED_GATE: "0"}
     if settings.torch_device.type == "cpu":
         made |= {"SGLANG_USE_CPU_ENGINE": "1", "TORCH_COMPILE_DISABLE": "1"}
     return made

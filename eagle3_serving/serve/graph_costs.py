@@ -15,14 +15,14 @@ class GraphCosts:
         """`sizes` in requests that graphs were captured for. `alone`: each tree's graphs by size, in any unit of time; sizes
         between those that were measured lie on a line."""
         self.sizes = tuple(sorted(sizes))
-        self._measured = {shape: dict(each) for shape, each in alone.items() if each}
+        self.measured = {shape: dict(each) for shape, each in alone.items() if each}
         self._between: dict[tuple[int, Shape], float] = {}
         self._served: dict[tuple[int, Shape], float] = {}
         # by whether a step drafts, then by size and tree
         self._added: dict[bool, dict[int, dict[Shape, float]]] = {}
 
     def __contains__(self, shape: Shape) -> bool:
-        return shape in self._measured
+        return shape in self.measured
 
     def size(self, batch: int) -> int:
         """The size that a graph was captured at for this batch; the batch's own where no graph holds it."""
@@ -55,7 +55,7 @@ class GraphCosts:
     def alone(self, size: int, shape: Shape) -> float:
         """Of the graphs alone. Past the largest size measured it grows as the batch does."""
         if (size, shape) not in self._between:
-            known = self._measured[shape]
+            known = self.measured[shape]
             below = max((s for s in known if s <= size), default=min(known))
             above = min((s for s in known if s >= size), default=max(known))
             if above == below:

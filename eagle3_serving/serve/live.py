@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -48,12 +49,17 @@ class Traffic:
 
 
 def parse_traffic(metrics: str, engine: str) -> Traffic:
-    """From the text of `/metrics`; values of all labels are added up, what is missing is 0."""
-    sums = dict.fromkeys(_NAMES[engine], 0.0)
+    """From the text of `/metrics`."""
+    return Traffic(*totals(metrics, _NAMES[engine]))
+
+
+def totals(metrics: str, names: Sequence[str]) -> list[float]:
+    """Of each name in the text of `/metrics`: values of all labels are added up, what is missing is 0."""
+    sums = dict.fromkeys(names, 0.0)
     for name, value in _LINE.findall(metrics):
         if name in sums:
             sums[name] += float(value)
-    return Traffic(*sums.values())
+    return list(sums.values())
 
 
 def watch(server: Server, engine: str) -> int:

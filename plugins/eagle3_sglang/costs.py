@@ -57,7 +57,6 @@ class StepCosts:
     def __init__(self, shapes: Iterable[Shape], paced: bool = True, sizes: Sequence[int] = ()) -> None:
         self.shapes = tuple(shapes)
         self._paced = paced
-        self._replayed: dict[Shape, dict[int, float]] = {}  # by captured size
         self._graphs = GraphCosts(sizes, {})
         self._seen: dict[tuple[int, Shape], deque[Step]] = {}
         self._recent: deque[Step] = deque(maxlen=WINDOW)
@@ -75,15 +74,12 @@ class StepCosts:
         """The batch size that stands for this one."""
         return self._graphs.size(batch)
 
-    def replay(self, seconds: Mapping[tuple[int, Shape], float]) -> None:
-        """Seconds of the graphs alone, by captured size and tree."""
-        self._set_graphs(self.sizes, seconds)
-
-    def _set_graphs(self, sizes: Sequence[int], seconds: Mapping[tuple[int, Shape], float]) -> None:
-        self._replayed = {}
+    def replay(self, seconds: Mapping[tuple[int, Shape], float], sizes: Sequence[int] = ()) -> None:
+        """Seconds of the graphs alone, by captured size and tree. `sizes`: of those captured, where nobody said."""
+        alone: dict[Shape, dict[int, float]] = {}
         for (size, shape), each in sorted(seconds.items()):
-            self._replayed.setdefault(shape, {})[size] = each
-        self._graphs = GraphCosts(sizes, self._replayed)
+            alone.setdefault(shape, {})[size] = each
+        self._graphs = GraphCosts(self.sizes or sizes, alone)
         for size in {size for size, _ in self._seen}:
             self._refit(size)
 
@@ -136,14 +132,14 @@ class StepCosts:
 
     def steps(self, batch: int, shape: Shape) -> int:
         """How many steps were measured at batch sizes like this; enough where the graphs were."""
-        if shape in self._replayed:
+        if shape in self._graphs:
             return PROVEN
         return sum(len(seen) for (b, s), seen in self._seen.items() if s == shape and bucket(b) == bucket(batch))
 
     def seconds(self, batch: int, shape: Shape) -> float | None:
         """At one pace for all; None before anything was measured."""
         size = self.size(batch)
-        if shape in self._replayed:
+        if shape in self._graphs:
             return self._graphs.of(size, shape)
         if not self._curve.points:
             return None
@@ -169,7 +165,7 @@ class StepCosts:
         rows = [[batch, list(shape), usual * _median(seen)] for (batch, shape), seen in sorted(self._seen.items())]
         graphs = [
             [size, list(shape), each]
-            for shape, of_shape in sorted(self._replayed.items())
+            for shape, of_shape in sorted(self._graphs.measured.items())
             for size, each in of_shape.items()
         ]
         write_whole(path, json.dumps({"about": about, "seconds": rows, "graphs": graphs, "sizes": self.sizes}) + "\n")
@@ -188,9 +184,7 @@ class StepCosts:
             ) from None
         if not same:
             return False
-        # whoever serves knows its own
-        known = {key: seconds for key, seconds in graphs.items() if min(key[0], seconds) > 0}
-        self._set_graphs(self.sizes or sizes, known)
+        self.replay({key: seconds for key, seconds in graphs.items() if min(key[0], seconds) > 0}, sizes)
         for (batch, shape), seconds in rows.items():
             if shape in self.shapes and batch > 0 and seconds > 0:
                 # known well enough not to be tried again
@@ -201,7 +195,7 @@ class StepCosts:
     @property
     def graphs_known(self) -> bool:
         """Whether the graphs of every tree were measured."""
-        return set(self.shapes) <= set(self._replayed)
+        return set(self.shapes) <= set(self._graphs.measured)
 
 
 def _rows(rows: Iterable[Sequence[Any]]) -> dict[tuple[int, Shape], float]:

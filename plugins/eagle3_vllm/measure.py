@@ -51,6 +51,6 @@ def _prepare(speculator: Any, descriptor: Any) -> None:
         batch, CUDAGraphMode.FULL, *at, speculator.target_attn_groups, config, for_capture=True
     )
     # nobody's request has a tree: what was prepared for one has no prefix
-    context = min(CONTEXT, trees.max_model_len - descriptor.uniform_token_count)
-    trees.buffers(descriptor.num_reqs, descriptor.uniform_token_count).prefix_B.fill_(context)
-    speculator.absorbed.prefix_B.fill_(context)
+    prefix_B = batch.seq_lens - descriptor.uniform_token_count
+    trees.buffers(descriptor.num_reqs, descriptor.uniform_token_count).prefix_B.copy_(prefix_B)
+    speculator.absorbed.prefix_B[: descriptor.num_reqs].copy_(prefix_B)

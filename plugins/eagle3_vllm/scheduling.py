@@ -32,6 +32,8 @@ class ByLoad(list[int]):
 
     def scheduled(self, output: Any) -> None:
         """A step lasts until the next one is scheduled, where the three around it are alike: vLLM schedules ahead."""
+        if not self.choice.learn:
+            return
         step, now = decode_step(output), time.perf_counter()
         self._alike = self._alike + 1 if step is not None and step == self._step else 0
         if self._alike > 1 and step is not None:
@@ -57,11 +59,11 @@ def choose_by_load(scheduler: Any, settings: Settings, logger: Any) -> None:
         if scheduler.dynamic_sd_lookup is None:
             return
         costs = _costs(settings)
-        whole = settings.profile is not None  # steps were measured, not graphs alone
         if costs is None:
             logger.info("eagle3: trees by batch size alone: no costs were measured; EAGLE3_PROFILE may name some")
             return
-        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs, dict(settings.assumed_gains), not whole)
+        learn = settings.profile is None  # whose costs are whole steps'
+        choice = Choice(shapes_of(settings, scheduler.num_spec_tokens), costs, dict(settings.assumed_gains), learn)
     except Exception as error:  # no costs to choose by, or a scheduler that we do not know
         logger.warning("eagle3: trees by batch size alone: %s", in_a_line(error))
         return

@@ -76,9 +76,8 @@ def test_pieces_are_compared_kept_and_not_done_twice(
         answers = engine.generate_many([r.prompt for r in asked], DecodeOptions(soak.LONGEST, "chain", k=2), 16)
         said = [answer.token_ids[: r.tokens] for r, answer in zip(asked, answers, strict=True)]
         letters = {token for answer in answers for token in answer.token_ids}
-        assert (
-            2 < len(letters) <= len(LETTERS) + 1
-        )  # no tie between tokens that are not said, which engines break differently
+        # no tie between tokens that are not said, which engines break differently
+        assert 2 < len(letters) <= len(LETTERS) + 1
         return Found(said, {"aborted": 0, "failed": 0, "held": [3, 3], "wrong_lines": []})
 
     def falls(life: Life, asked: Sequence[Request]) -> Found:
