@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ class Round:
 
 @dataclass
 class Job:
-    """`nodes` 0 is plain decoding. `runner` 1 or 2. `engine`: further arguments of `vllm.LLM`. `settings`: environment."""
+    """`nodes` 0 is plain decoding. `runner` 1 or 2. `engine`: further arguments of `vllm.LLM`. `settings`: environment.
+
+    `hands_on`: run after these rounds while this engine still stands, as the decoder of what it has read: the requests of its one
+    round are told where the keys and values of this one's last round lie (a KV connector's `kv_transfer_params`)."""
 
     target: Path
     rounds: Sequence[Round]
@@ -47,11 +50,19 @@ class Job:
     engine: dict[str, Any] = field(default_factory=dict)
     speculative: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    hands_on: "Job | None" = None
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "Job":
+        """Of what `dataclasses.asdict` made of one, through JSON; `hands_on` goes no further."""
+        drafter = told["drafter"] and Path(told["drafter"])
+        rounds = [Round(**part) for part in told["rounds"]]
+        return cls(**{**told, "target": Path(told["target"]), "drafter": drafter, "rounds": rounds, "hands_on": None})
 
 
 def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
     """What came out: `rounds` (`tokens`, `seconds`, and where asked for `logprobs`, `drafted` and `accepted` by step), `metrics`, `blocks` (free KV blocks
-    before and after), `log`, over several ranks `last_drafts` of each. Raises CheckError with the log's end where the engine failed."""
+    before and after), `log`, over several ranks `last_drafts` of each, `handed_on`: what came out there. Raises CheckError with the log's end where the engine failed."""
     arguments: dict[str, Any] = {
         "model": str(job.target),
         "dtype": "float32",
@@ -80,7 +91,10 @@ def run(job: Job, timeout_s: float = 3600.0) -> dict[str, Any]:
         environment["PYTHONPATH"] = os.pathsep.join([str(SHIM), *filter(None, [environment.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory(prefix="eagle3-vllm-") as folder:
         paths = [Path(folder) / name for name in ("job.json", "out.json", "log.txt")]
-        paths[0].write_text(json.dumps({"engine": arguments, "rounds": [r.to_json() for r in job.rounds]}))
+        told = {"engine": arguments, "rounds": [r.to_json() for r in job.rounds]}
+        if job.hands_on is not None:
+            told["hands_on"] = asdict(job.hands_on)
+        paths[0].write_text(json.dumps(told, default=str))
         with paths[2].open("wb") as log:
             command = [sys.executable, "-m", "benchmarks.vllm_engine", *map(str, paths[:2])]
             done = subprocess.run(
@@ -106,6 +120,7 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     pool = scheduler.kv_cache_manager.block_pool
     before = pool.get_num_free_blocks()
     rounds = [_round(llm, part, SamplingParams) for part in job["rounds"]]
+    handed_on = _hand_on(Job.from_json(job["hands_on"]), rounds[-1]["transfer"]) if "hands_on" in job else None
     if interpreted:
         from vllm.v1.worker.gpu import model_runner
 
@@ -122,7 +137,17 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     result = {"rounds": rounds, "metrics": metrics, "blocks": [before, pool.get_num_free_blocks()]}
     if ranks > 1:
         result["last_drafts"] = llm.collective_rpc(_last_drafts)
+    if handed_on is not None:
+        result["handed_on"] = handed_on
     return result
+
+
+def _hand_on(job: Job, transfer: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What another engine makes of the requests whose keys and values this one holds, each told where."""
+    (part,) = job.rounds
+    assert isinstance(part.params, dict)
+    told = [{**part.params, "extra_args": {"kv_transfer_params": one}} for one in transfer]
+    return run(replace(job, rounds=[replace(part, params=told)]))
 
 
 def _stand_in(worker: Any = None) -> None:
@@ -145,7 +170,7 @@ def _last_drafts(worker: Any) -> list[list[list[int]]]:
 def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    engine, done = llm.llm_engine, {}
+    engine, done, transfer = llm.llm_engine, {}, {}
     begun = time.perf_counter()
     for place, (prompt, said) in enumerate(zip(part["prompts"], part["params"], strict=True)):
         said = dict(said)
@@ -164,6 +189,7 @@ def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
         for output in engine.step():
             if output.finished:
                 done[int(output.request_id.split("-")[0])] = output.outputs[0]
+                transfer[int(output.request_id.split("-")[0])] = output.kv_transfer_params
         steps += 1
     places = range(len(part["prompts"]))
     result: dict[str, Any] = {
@@ -171,6 +197,8 @@ def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
         "seconds": time.perf_counter() - begun,
         "steps": steps,
     }
+    if any(transfer.values()):
+        result["transfer"] = [transfer.get(p) for p in places]
     told = [getattr(done[p], "spec_decode_metrics", None) if p in done else None for p in places]
     if any(told):  # asked for by `per_request_spec_decode_metrics`
         result["drafted"] = [one and list(one.per_step_drafted) for one in told]

@@ -10,9 +10,12 @@ from eagle3_vllm.compat import VllmConfig, cpu_attn, current_platform
 from eagle3_vllm.settings import Settings
 
 _KNOWN_KINDS = {"full_attention", "sliding_attention"}
-# connectors that were seen to give back the target's and the drafter's rows as they were: this one stores prompts, whose rows
-# stand as a text's. Others may take rows of a tree before the accepted ones are moved to their places
-CARRIED = (None, "ExampleConnector")
+# connectors that were seen to give back the target's and the drafter's rows as they were: the one stores prompts, the other
+# hands them to a decoding server, and a prompt's rows stand as a text's. Others may take rows of a tree before the accepted ones
+# are moved to their places
+CARRIED = (None, "ExampleConnector", "NixlConnector")
+# what vLLM itself reads of a request's `extra_args`, which says nothing about tokens: where rows come from and go to
+_TRANSFERS = {"kv_transfer_params", "ec_transfer_params", "kv_cache_report_mode"}
 UNPROVEN = "on a GPU trees are not known to be faster than vLLM's own chain; EAGLE3_MODE=tree serves them all the same"
 
 
@@ -73,9 +76,12 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
 
 
 def connector(config: VllmConfig) -> str | None:
-    """The name of the server's KV connector; None without one."""
+    """The name of the server's KV connector, and what it does beyond handing prompts on; None without one."""
     told = config.kv_transfer_config
-    return None if told is None else told.kv_connector or "one without a name"
+    if told is None:
+        return None
+    both_ways = " both ways" if told.kv_connector_extra_config.get("bidirectional_kv_xfer") else ""
+    return f"{told.kv_connector or 'one without a name'}{both_ways}"
 
 
 def shape_reasons(settings: Settings, nodes: int) -> list[str]:
@@ -136,7 +142,7 @@ def chain_reason(params: Any) -> str | None:
         "bad_words": bool(params.bad_words),
         "min_tokens": bool(params.min_tokens),
         "thinking_budget": getattr(params, "thinking_token_budget", None) is not None,
-        "logits_processor": bool(set(params.extra_args or ()) - FIELDS),
+        "logits_processor": bool(set(params.extra_args or ()) - FIELDS - _TRANSFERS),
         # the first few nodes of a tree are its top: of its likeliest path they are the likeliest
         "most_draft_tokens": Asked.heard(params.extra_args).most is not None,
     }

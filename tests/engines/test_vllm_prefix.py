@@ -4,6 +4,9 @@ On a small random pair, of whose drafts some are accepted and most are not; the 
 """
 
 import random
+import socket
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +95,36 @@ def test_a_connector_gives_back_the_rows_of_target_and_drafter(
     assert said["metrics"]["vllm:external_prefix_cache_hits"] == 3 * len(texts()) * BLOCK
     assert len({file.name for file in tmp_path.rglob("eagle3.*.safetensors")}) == 1  # the drafter's layer
     assert "eagle3: trees of 16 nodes" in said["log"]
+
+
+@pytest.mark.supports("vllm", "tree", "a KV connector between prefill and decode servers (NixlConnector)")
+def test_a_decode_server_goes_on_from_what_a_prefill_server_has_read(
+    pair: tuple[Path, Path], one: EmbeddedEngine
+) -> None:
+    """The prompts' rows come over NIXL, the drafter's too. The prefill server needs the drafter, and one draft token."""
+    if find_spec("nixl") is None:
+        pytest.skip("nixl is not installed here: vLLM does not ask for it; pip install nixl")
+    transfer = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+    server = {**ENGINE, "kv_transfer_config": transfer}
+    decode = Job(pair[0], [asked(texts(), SECOND)], pair[1], NODES, engine=server, settings=side_channel())
+    read = asked(texts(), 1)
+    assert isinstance(read.params, dict)
+    read = replace(read, params={**read.params, "extra_args": {"kv_transfer_params": {"do_remote_decode": True}}})
+    prefill = Job(pair[0], [read], pair[1], 1, engine=server, settings=side_channel(), hands_on=decode)
+    said = run(prefill)["handed_on"]
+    alike = alone(one, texts(), SECOND)
+    (part,) = said["rounds"]
+    assert part["tokens"] == [list(each.token_ids) for each in alike]
+    # the first token's step is given as many rows as any other, of which none was drafted
+    assert [told[:-1] for told in part["accepted"]] == [[0, *each.accepted][:-1] for each in alike]
+    assert said["metrics"]["vllm:external_prefix_cache_hits"] == sum(map(len, texts()))
+    assert said["metrics"]["vllm:nixl_num_failed_transfers"] == 0
+    assert said["blocks"][0] == said["blocks"][1]
+
+
+def side_channel() -> dict[str, str]:
+    """A port of this machine's own, by which two of NIXL's agents find each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}

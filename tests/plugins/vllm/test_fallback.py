@@ -193,12 +193,22 @@ def test_how_a_server_may_be_spread(monkeypatch: pytest.MonkeyPatch, asked: str,
     assert fallback.config_reasons(told, Settings(mode="tree")) == ([together] if together else [])
 
 
-@pytest.mark.parametrize("name, carried", [("ExampleConnector", True), ("NixlConnector", False), (None, False)])
+@pytest.mark.parametrize(
+    "name, both_ways, carried",
+    [
+        ("ExampleConnector", False, True),
+        ("NixlConnector", False, True),
+        ("NixlConnector", True, False),
+        ("LMCacheConnectorV1", False, False),
+        (None, False, False),
+    ],
+)
 def test_which_connectors_trees_are_served_with(
-    monkeypatch: pytest.MonkeyPatch, name: str | None, carried: bool
+    monkeypatch: pytest.MonkeyPatch, name: str | None, both_ways: bool, carried: bool
 ) -> None:
     told = nothing_asked_for(monkeypatch)
-    told.kv_transfer_config = SimpleNamespace(kv_connector=name)
+    extra = {"bidirectional_kv_xfer": both_ways}
+    told.kv_transfer_config = SimpleNamespace(kv_connector=name, kv_connector_extra_config=extra)
     assert fallback.config_reasons(told, Settings(mode="tree")) == ([] if carried else ["a KV connector"])
 
 
