@@ -29,7 +29,8 @@ from eagle3_serving.bench.summary import Point, summarise
 from eagle3_serving.cli.arguments import add_dtype
 from eagle3_serving.errors import CheckError, Eagle3Error
 from eagle3_serving.eval.options import ENGINES
-from eagle3_serving.serve.server import last_lines, own_group
+from eagle3_serving.serve.group import own_group
+from eagle3_serving.serve.server import last_lines
 from eagle3_serving.targets.smollm2 import fetch_target
 
 # of plain decoding's speed, and of the best setting's, that auto must have

@@ -3,24 +3,23 @@
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 import httpx
 
 from eagle3_serving.errors import CheckError, InputError
 from eagle3_serving.serve.address import HOST, reached_at
+from eagle3_serving.serve.group import GRACE_S, Group, nothing, turn_sigterm_into_exit
 
 _LAST_LINES = 4
 _EXCEPTION = re.compile(r"^\w[\w.]*(Error|Exception|Interrupt)\b|Killed|out of memory")
@@ -71,9 +70,9 @@ def log_directory(name: str) -> Iterator[Path]:
 
 
 class Server:
-    """Context manager: the server is ready inside the block, and its whole process group is gone after it.
+    """Context manager: the server is ready inside the block, and its whole process group is gone after it, or after us.
 
-    `ready_s` seconds are given to `/health`; `log` keeps everything the server prints. Raises InputError where
+    `ready_s` seconds are given to `/health`, `grace_s` to an end; `log` keeps everything the server prints. Raises InputError where
     the port is taken, CheckError where the server dies or is not ready in time.
     """
 
@@ -84,16 +83,18 @@ class Server:
         port: int | None = None,
         ready_s: float = 600.0,
         quiet: bool = False,
+        grace_s: float = GRACE_S,
     ) -> None:
         self.command = command
         self.log = log
         self.wanted_port = port
         self.ready_s = ready_s
         self.quiet = quiet
+        self.grace_s = grace_s
         self.port = 0
         self.startup_s = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._restore: Callable[[], None] = _nothing
+        self._group: Group | None = None
+        self._restore: Callable[[], None] = nothing
 
     @property
     def url(self) -> str:
@@ -102,22 +103,25 @@ class Server:
     @property
     def pid(self) -> int:
         """The leader of the process group. Only inside the block."""
-        assert self._process is not None, "the server is not running"
-        return self._process.pid
+        return self._leader.pid
 
     @property
     def ended(self) -> int | None:
         """The exit code, None while it runs. Only inside the block."""
-        assert self._process is not None, "the server is not running"
-        return self._process.poll()
+        return self._leader.poll()
 
     @property
     def last_words(self) -> str:
         """The end of its log, and where that is."""
         return self._why()
 
+    @property
+    def _leader(self) -> "subprocess.Popen[bytes]":
+        assert self._group is not None, "the server is not running"
+        return self._group.process
+
     def __enter__(self) -> Self:
-        self._restore = _turn_sigterm_into_exit()
+        self._restore = turn_sigterm_into_exit()
         try:
             self.port = claim_port(self.wanted_port, self.command.host)
             self._start()
@@ -132,39 +136,32 @@ class Server:
     ) -> None:
         self.stop()
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def stop(self) -> None:
         """Asks the group to end, then kills what is left of it. Safe to call twice."""
-        process, self._process = self._process, None
+        group, self._group = self._group, None
         try:
-            if process is not None:
-                _end_group(process, grace_s)
+            if group is not None:
+                group.end()
         finally:
             self._restore()
-            self._restore = _nothing
+            self._restore = nothing
 
     def _start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         argv = [part.replace("{port}", str(self.port)) for part in self.command.argv]
         with self.log.open("wb") as output:
             try:
-                self._process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **self.command.environment},
-                    start_new_session=True,  # its own group, so the engine's workers end with it
-                )
+                environment = {**os.environ, **self.command.environment}
+                self._group = Group(argv, self.grace_s, stdout=output, stderr=subprocess.STDOUT, env=environment)
             except OSError as error:
                 raise InputError(f"cannot start {self.command.name}: {error}") from None
 
     def _wait_until_ready(self) -> None:
-        assert self._process is not None
         started = time.monotonic()
         progress = _ProgressLine(self.command.name, self.quiet)
         try:
             while (elapsed := time.monotonic() - started) < self.ready_s:
-                if (code := self._process.poll()) is not None:
+                if (code := self.ended) is not None:
                     raise CheckError(f"{self.command.name} ended at start (exit code {code}): {self._why()}")
                 if self._answers():
                     self.startup_s = elapsed
@@ -201,55 +198,3 @@ class _ProgressLine:
     def end(self) -> None:
         if self.terminal:
             print(file=sys.stderr)
-
-
-@contextmanager
-def own_group(argv: Sequence[str], grace_s: float, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A child whose whole group ends with this block, SIGTERM to us included; `streams` as in `subprocess.Popen`."""
-    restore = _turn_sigterm_into_exit()
-    try:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **streams)
-        try:
-            yield process
-        finally:
-            _end_group(process, grace_s)
-    finally:
-        restore()
-
-
-def _end_group(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Asks the process and its group to end, then kills what is left of them."""
-    _signal_group(process.pid, signal.SIGTERM)
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # Workers can outlive their leader, and a second Ctrl-C must not save them.
-        _signal_group(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _nothing() -> None:
-    return None
-
-
-def _turn_sigterm_into_exit() -> Callable[[], None]:
-    """SIGTERM becomes SystemExit, so that the context managers above it run. Returns the way back."""
-    if threading.current_thread() is not threading.main_thread():
-        return _nothing
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-
-    def restore() -> None:
-        signal.signal(signal.SIGTERM, before)
-
-    return restore

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Sequence
 
 from eagle3_serving.errors import CheckError
-from eagle3_serving.serve.server import own_group
+from eagle3_serving.serve.group import own_group
 
 
 def run_child(argv: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from eagle3_serving.serve.server import Server, ServerCommand
 command = ServerCommand("stand-in", [sys.executable, "-c", sys.argv[1], "{port}"])
-with Server(command, Path(sys.argv[2]), quiet=True) as server:
+with Server(command, Path(sys.argv[2]), quiet=True, grace_s=1.0) as server:
     print(server.pid, flush=True)
     time.sleep(600)
 """
@@ -73,10 +73,10 @@ def ends(pid: int, within_s: float = 10.0) -> bool:
 @pytest.mark.parametrize("script", [GOOD, STUBBORN])
 def test_nothing_is_left_after_the_block(script: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    with Server(command(script), log, quiet=True) as server:
+    with Server(command(script), log, quiet=True, grace_s=0.5) as server:
         pid, child = server.pid, child_of(log)
         assert alive(pid) and alive(child)
-        server.stop(grace_s=0.5)
+        server.stop()
     assert ends(pid) and ends(child)
 
 
@@ -89,10 +89,14 @@ def test_nothing_is_left_after_an_exception(tmp_path: Path) -> None:
     assert all(ends(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "script"),
+    [(signal.SIGTERM, GOOD), (signal.SIGINT, GOOD), (signal.SIGKILL, GOOD), (signal.SIGKILL, STUBBORN)],
+)
+def test_nothing_is_left_after_a_signal(number: signal.Signals, script: str, tmp_path: Path) -> None:
+    """SIGKILL, which the out-of-memory killer sends too, leaves us no word to say: a warden ends the group."""
     log = tmp_path / "log"
-    argv = [sys.executable, "-c", PARENT, GOOD, str(log)]
+    argv = [sys.executable, "-c", PARENT, script, str(log)]
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as parent:
