@@ -116,7 +116,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         "--sliding-window",
         type=int,
         metavar="N",
-        help="tokens that the drafter looks back on, its own among them (default: all); SGLang serves without a window",
+        help="tokens that the drafter looks back on, its own among them (default: all)",
     )
     parser.add_argument(
         "--cache-features",

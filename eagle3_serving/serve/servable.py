@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eagle3_serving.checkpoint import Finding, check, convert
+from eagle3_serving.checkpoint.engines.sglang import WINDOW_FLAG
 from eagle3_serving.checkpoint.engines.vllm import PARALLEL
 from eagle3_serving.checkpoint.findings import verdict
+from eagle3_serving.checkpoint.read import read
+from eagle3_serving.checkpoint.source import open_source
 from eagle3_serving.errors import CheckError, Eagle3Error
 from eagle3_serving.targets.cache import cache_directory
 
@@ -16,13 +19,14 @@ from eagle3_serving.targets.cache import cache_directory
 class Servable:
     """`directory` is what to serve: the drafter itself, or its converted and proved copy. `mended` says why there is a copy;
     `warnings` are what the check still says of it, `unjudged` what it does not know. `parallel`: it drafts all tokens in one
-    pass (P-EAGLE), which vLLM must be told."""
+    pass (P-EAGLE), which vLLM must be told. `window`: tokens that it looks back on, its own among them, which SGLang must be told."""
 
     directory: Path
     mended: Finding | None
     warnings: tuple[Finding, ...]
     unjudged: tuple[Finding, ...] = ()
     parallel: bool = False
+    window: int | None = None
 
 
 def servable(drafter: Path, engine: str, target: Path | None = None) -> Servable:
@@ -61,12 +65,14 @@ def require_pair(drafter: Path, target: Path) -> None:
 
 def _as_it_is(directory: Path, mended: Finding | None, found: list[Finding]) -> Servable:
     parallel = [finding for finding in found if finding.unjudged and PARALLEL in finding.what]
+    untold = [finding for finding in found if WINDOW_FLAG in finding.fix]
     return Servable(
         directory,
         mended,
-        tuple(finding for finding in found if finding.severity == "warning"),
+        tuple(finding for finding in found if finding.severity == "warning" and finding not in untold),
         tuple(finding for finding in found if finding.unjudged and finding not in parallel),
         bool(parallel),
+        read(open_source(directory)).config.sliding_window if untold else None,
     )
 
 

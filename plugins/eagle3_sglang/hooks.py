@@ -115,11 +115,13 @@ def _check(server_args: Any) -> None:
         return
     resolved = getattr(server_args, "_resolution_finished", False)  # SGLang asks again in each of its processes
     if read_settings().check and drafter and not resolved:
-        from eagle3_sglang.preflight import servable
+        from eagle3_sglang.preflight import keep_window, servable
 
-        path = servable(str(drafter), str(server_args.model_path))
-        if path != drafter:
-            server_args.speculative_draft_model_path = path
+        served = servable(str(drafter), str(server_args.model_path))
+        if served.path != drafter:
+            server_args.speculative_draft_model_path = served.path
+        if served.window is not None and served.window > 1:
+            keep_window(server_args, served.window)
 
 
 @after

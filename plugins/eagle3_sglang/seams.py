@@ -105,6 +105,13 @@ SEAMS = (
         "SGLang reads every dialect rightly.",
     ),
     Seam(
+        "ServerArgs.speculative_draft_window_size",
+        "The drafter's sliding window, where the flag was not given.",
+        "SGLang reads a Llama drafter's window off this flag and not off its config.json.",
+        "tests/engines/test_sglang_features.py",
+        "SGLang reads `sliding_window` and `layer_types` of the drafter.",
+    ),
+    Seam(
         'logging.getLogger("sglang.srt.speculative.eagle_worker_v2").setLevel',
         "Raised to warnings while one tree's state takes another's place.",
         "SGLang logs every change of state; ours change many times a second.",

@@ -269,7 +269,7 @@ def faults(seed: int, folder: Path) -> list[str]:
             if made.tied and made.embedding != "copy" and mine["embed_tokens.weight"] is target.embedding:
                 mine["lm_head.weight"] = w["lm_head.weight"]
             if rules2.window != rules.window:
-                rules2 = rules2._replace(window=rules.window)  # SGLang looks back all the way, and the check says so
+                rules2 = rules2._replace(window=rules.window)  # SGLang's is a flag of the server, and the check says so
             one, other = logits(mine, rules, width), logits(w2, rules2, width)
             same = torch.equal(one.isinf(), other.isinf())
             gap = float((one - other).nan_to_num(0, 0, 0).abs().max())

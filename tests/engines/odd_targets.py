@@ -69,8 +69,8 @@ def drawn(folder: Path, kind: str) -> Path:
     return folder
 
 
-def drawn_drafter(folder: Path) -> Path:
-    """For any of these targets: they have one width and one vocabulary."""
+def drawn_drafter(folder: Path, window: int | None = None) -> Path:
+    """For any of these targets: they have one width and one vocabulary. `window`: tokens that it looks back on."""
     torch.manual_seed(1)
     config = DrafterConfig(
         hidden_size=HIDDEN,
@@ -83,6 +83,7 @@ def drawn_drafter(folder: Path) -> Path:
         target_hidden_size=HIDDEN,
         aux_layers=(1, 2, 3),
         max_position_embeddings=512,
+        sliding_window=window,
     )
     drafter = Drafter(config, None)
     for name, parameter in drafter.named_parameters():

@@ -160,7 +160,7 @@ class Reader:
                 continue
             text = what.format(meant=_plain(is_meant), done=_plain(is_done), engine=self.title)
             self.silent(where, text)
-        if meant.sliding_window != config.sliding_window:
+        if meant.sliding_window != config.sliding_window and "sliding_window" not in said:
             self.say("warning", "sliding_window", f"the drafter looks back {meant.sliding_window} tokens, {self.title} all "
                      "the way: in longer texts it may be accepted less", "keep texts within it, or train without")  # fmt: skip
         return View(

@@ -17,6 +17,7 @@ from eagle3_serving.drafter.shapes import parameter_shapes
 
 _LEGACY = (("midlayer", "layers.0"), ("aux_norm_low", "fc_norm.0"), ("aux_norm_mid", "fc_norm.1"), ("aux_norm_high", "fc_norm.2"))  # fmt: skip
 _LATER = re.compile(r"layers\.[1-9]\d*\.input_layernorm\.")
+WINDOW_FLAG = "--speculative-draft-window-size"  # tokens before a row's own
 _NO_PLACE = "no conversion helps: SGLang has no place for it"
 
 
@@ -49,6 +50,9 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         hidden_act=reader.activation(keys),
     )
     reader.features(config.aux_layers)
+    if (window := neutral.config.sliding_window) is not None:
+        what = f"the drafter looks back {window} tokens, SGLang all the way unless it is told: in longer texts it may be accepted less"
+        reader.say("warning", "sliding_window", what, f"{WINDOW_FLAG} {window - 1}; the plugin sets it by itself")
     _keys(reader, keys, nested, tied, neutral)
     output_bias = bias or bool(keys.get("attention_bias", False))
     extra = tuple(f"layers.{i}.self_attn.o_proj.bias" for i in range(config.num_layers)) if output_bias else ()

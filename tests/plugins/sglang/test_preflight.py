@@ -4,10 +4,11 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from eagle3_sglang.preflight import servable
+from eagle3_sglang.preflight import Served, keep_window, servable
 from safetensors.torch import load_file, save_file
 
 from eagle3_serving.checkpoint.check import check
@@ -56,7 +57,7 @@ def renamed(config: dict[str, object], tensors: dict[str, torch.Tensor]) -> None
 
 def test_a_good_drafter_is_served_from_where_it_is(changed: Callable[[Change], Path], target_dir: Path) -> None:
     folder = changed(nothing)
-    assert servable(str(folder), str(target_dir)) == str(folder)
+    assert servable(str(folder), str(target_dir)) == Served(str(folder))
 
 
 @pytest.mark.parametrize("change", [without_vocabulary_size, ids_in_vllms_convention])
@@ -66,14 +67,14 @@ def test_what_a_conversion_mends_is_served_from_the_cache(
     folder = changed(change)
     assert any(finding.breaks for finding in check(folder, engine="sglang", target=target_dir))
     with caplog.at_level(logging.WARNING):
-        copy = Path(servable(str(folder), str(target_dir)))
+        copy = Path(servable(str(folder), str(target_dir)).path)
     assert copy != folder and "proved" in str(copy)
     assert not any(finding.breaks for finding in check(copy, engine="sglang", target=target_dir))
     assert (copy / "calibration.json").is_file()
     assert "its converted copy" in caplog.text
     servable.cache_clear()
     before = (copy / "model.safetensors").stat().st_mtime_ns
-    assert servable(str(folder), str(target_dir)) == str(copy)
+    assert servable(str(folder), str(target_dir)).path == str(copy)
     assert (copy / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -88,15 +89,26 @@ def looking_back_a_window(config: dict[str, object], tensors: dict[str, torch.Te
     config |= {"sliding_window": 512, "layer_types": ["sliding_attention"]}
 
 
-def test_a_window_that_sglang_does_not_keep_is_told_in_one_line(
+def test_a_window_is_told_to_sglang(
     changed: Callable[[Change], Path], target_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = changed(looking_back_a_window)
-    with caplog.at_level(logging.WARNING):
-        assert servable(str(folder), str(target_dir)) == str(folder)
-    [line] = caplog.messages
-    assert "looks back 512 tokens, SGLang all the way" in line
+    with caplog.at_level(logging.INFO):
+        assert servable(str(folder), str(target_dir)) == Served(str(folder), 512)
+    assert not caplog.messages
+    asked = SimpleNamespace(speculative_draft_window_size=None)
+    with caplog.at_level(logging.INFO):
+        keep_window(asked, 512)
+    assert asked.speculative_draft_window_size == 511
+    assert caplog.messages == ["eagle3: the drafter looks back 512 tokens: --speculative-draft-window-size 511"]
+
+
+@pytest.mark.parametrize("asked", [SimpleNamespace(speculative_draft_window_size=64), SimpleNamespace()])
+def test_a_window_that_was_asked_for_stays(asked: SimpleNamespace) -> None:
+    before = dict(vars(asked))
+    keep_window(asked, 512)
+    assert vars(asked) == before
 
 
 def test_a_hub_id_is_sglangs_to_find(target_dir: Path) -> None:
-    assert servable("someone/EAGLE3-model", str(target_dir)) == "someone/EAGLE3-model"
+    assert servable("someone/EAGLE3-model", str(target_dir)) == Served("someone/EAGLE3-model")

@@ -40,10 +40,16 @@ def _attend(
     return out.view(batch, kv_heads, group, rows, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-def _only_plain(logit_cap: float, is_cross_attn: bool, sliding_window_size: int, sinks: Tensor | None) -> None:
-    # SGLang passes window + 1, the window being -1 where there is none
-    if logit_cap > 0 or is_cross_attn or sliding_window_size > 0 or sinks is not None:
-        raise NotImplementedError("the tests' attention has no logit cap, cross attention, window or sinks")
+def _only_plain(logit_cap: float, is_cross_attn: bool, sinks: Tensor | None) -> None:
+    if logit_cap > 0 or is_cross_attn or sinks is not None:
+        raise NotImplementedError("the tests' attention has no logit cap, cross attention or sinks")
+
+
+def _in_window(seen_BRS: Tensor, place_BR: Tensor, sliding_window_size: int) -> Tensor:
+    """Of what rows at these places see the nearest keys, their own among them. SGLang passes 0 where there is no window."""
+    if sliding_window_size <= 0:
+        return seen_BRS
+    return seen_BRS & (torch.arange(seen_BRS.shape[2]) > (place_BR - sliding_window_size)[..., None])
 
 
 def decode(
@@ -68,11 +74,12 @@ def decode(
     sinks: Tensor | None,
 ) -> None:
     """Writes this step's keys and values to slots `loc`, then each row attends to its request's `seq_lens_B` keys."""
-    _only_plain(logit_cap, is_cross_attn, sliding_window_size, sinks)
+    _only_plain(logit_cap, is_cross_attn, sinks)
     if key is not None and value is not None:
         k_cache[loc] = key.view(-1, *k_cache.shape[1:]).to(k_cache.dtype)
         v_cache[loc] = value.view(-1, *v_cache.shape[1:]).to(v_cache.dtype)
-    output.copy_(_last_row(query_BHD, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens_B, sm_scale))
+    told = req_to_token, req_pool_indices, seq_lens_B, sm_scale, sliding_window_size
+    output.copy_(_last_row(query_BHD, k_cache, v_cache, *told))
 
 
 def _last_row(
@@ -83,11 +90,13 @@ def _last_row(
     req_pool_indices: Tensor,
     seq_lens_B: Tensor,
     scale: float,
+    window: int,
 ) -> Tensor:
-    """[B, H, D]; each request's one row sees all of its keys."""
+    """[B, H, D]; each request's one row sees all of its keys, or those of the window."""
     width = int(seq_lens_B.max())
     slots_BS = req_to_token[req_pool_indices.long(), :width].long()
     seen_BRS = (torch.arange(width) < seq_lens_B[:, None])[:, None]
+    seen_BRS = _in_window(seen_BRS, seq_lens_B[:, None] - 1, window)
     # past a request's end the table holds whatever was there before
     slots_BS = slots_BS.masked_fill(~seen_BRS[:, 0], 0)
     return _attend(query_BHD[:, None], k_cache, v_cache, slots_BS, seen_BRS, scale)[:, 0]
@@ -119,14 +128,15 @@ def extend(
 ) -> None:
     """The last `extend_seq_lens_B` of each request's `seq_lens_B` positions attend to all before them, and among
     themselves causally or by `tree_mask` [B, R, R]. Their keys and values are in the cache already."""
-    _only_plain(logit_cap, is_cross_attn, sliding_window_size, sinks)
+    _only_plain(logit_cap, is_cross_attn, sinks)
     counts, lengths = extend_seq_lens_B.tolist(), seq_lens_B.tolist()
     same = len(set(counts)) == 1 and counts[0] * len(counts) <= _PACKED_ROWS
     if same and counts[0] == 1:
         # a tree of its root alone, as steps without drafts are: at a decoding step's price, which a real kernel asks too
         first = int(extend_start_loc_B[0])
         rows_BHD = q_extend_THD[first : first + len(counts)]
-        attended = _last_row(rows_BHD, k_buffer, v_buffer, req_to_token, req_pool_indices, seq_lens_B, sm_scale)
+        told = req_to_token, req_pool_indices, seq_lens_B, sm_scale, sliding_window_size
+        attended = _last_row(rows_BHD, k_buffer, v_buffer, *told)
         o_extend[first : first + len(counts)] = attended
         return
     groups = [range(len(counts))] if same else [range(b, b + 1) for b in range(len(counts))]
@@ -148,6 +158,10 @@ def extend(
         before_B = length_B - rows
         seen_BRS = (place_S < before_B[:, None])[:, None].repeat(1, rows, 1)
         seen_BRS.scatter_(2, (before_B[:, None] + torch.arange(rows))[:, None].expand(-1, rows, -1), among_BRR)
+        if sliding_window_size > 0:
+            if tree_mask is not None:
+                raise NotImplementedError("the tests' attention has no window in a tree")
+            seen_BRS = _in_window(seen_BRS, before_B[:, None] + torch.arange(rows), sliding_window_size)
         start = int(extend_start_loc_B[first])
         end = start + rows * len(group)
         query_BRHD = q_extend_THD[start:end].unflatten(0, (len(group), rows))
