@@ -57,7 +57,8 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         "a hybrid or recurrent target": model.is_hybrid or model.is_attention_free,
         "multi-head latent attention": model.use_mla,
         "an encoder-decoder target": model.is_encoder_decoder,
-        "multimodal input": model.supports_multimodal_inputs,
+        # trees serve the texts of a server that takes nothing else: no row of a text stands for a part of an image
+        "multimodal input (--language-model-only serves texts alone, with trees)": model.supports_multimodal_inputs,
         "multimodal rotary positions": model.uses_mrope,
         **window_checks(model, speculative.num_speculative_tokens),
         "a quantised KV cache": config.cache_config.cache_dtype
