@@ -141,7 +141,7 @@ def main() -> int:
     parser.add_argument("--engine", choices=("vllm", "sglang"), required=True)
     parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--document-tokens", type=int, default=500, help="of each document (default 500)")
+    parser.add_argument("--document-tokens", type=int, default=320, help="of each document (default 320)")
     parser.add_argument("--max-tokens", type=int, default=24, help="of each answer (default 24)")
     parser.add_argument("--rounds", type=int, default=3, help="that count, after one that does not (default 3)")
     parser.add_argument("--out", type=Path, required=True)
