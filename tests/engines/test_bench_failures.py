@@ -90,7 +90,7 @@ def test_a_death_and_an_interruption(target_dir: Path, drafter_dir: Path, tmp_pa
     out = tmp_path / "out.jsonl"
     run = start(target_dir, drafter_dir, tmp_path, mark)
     wait_for(out, 2, run)
-    (server,) = children(run.pid)
+    server, _ = children(run.pid)  # and its warden, who was started after it
     os.killpg(server, signal.SIGKILL)
     _, said = run.communicate(timeout=120)
     last = said.strip().splitlines()[-1]
