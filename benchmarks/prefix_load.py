@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def sides(engine: str, target: Path, drafter: Path) -> dict[str, ServerCommand]:
         plain = VllmOptions(target, None, max_num_seqs=IN_FLIGHT, max_model_len=CONTEXT, prefix_cache=True, extra=told)
         chains = {"vLLM's own chain of 3": False, "our chain of 3": True}
         drafting = {
-            name: vllm_command(_with(plain, drafter=drafter, k=3, plugin=plugin)) for name, plugin in chains.items()
+            name: vllm_command(replace(plain, drafter=drafter, k=3, plugin=plugin)) for name, plugin in chains.items()
         }
         return {"plain": vllm_command(plain), **drafting}
     common = SglangOptions(
@@ -70,14 +71,10 @@ def sides(engine: str, target: Path, drafter: Path) -> dict[str, ServerCommand]:
         "our tree 3,4,6": (Shape(3, 4, 6), True),
     }
     drafting = {
-        name: sglang_command(_with(common, drafter=drafter, shape=shape, plugin=plugin))
+        name: sglang_command(replace(common, drafter=drafter, shape=shape, plugin=plugin))
         for name, (shape, plugin) in shapes.items()
     }
     return {"plain": sglang_command(common), **drafting}
-
-
-def _with(options: Any, **changes: Any) -> Any:
-    return type(options)(**{**vars(options), **changes})
 
 
 def documents(target: Path, size: int) -> Iterator[str]:
@@ -117,9 +114,9 @@ def play(url: str, prompts: Sequence[Sequence[int]], max_tokens: int) -> Said:
     return Said(texts, seconds, sum(usage["prompt_tokens"] for usage in usages), sum(found))
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Side -> kind of load -> median tokens a second, hit rate, and the ratio to the engine's own chain of the same round with its spread."""
-    names = list(dict.fromkeys(row["side"] for row in rows))
+def summary(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Side -> kind of load -> median tokens a second, hit rate, and the ratio to the engine's own chain (the second of `names`) of the
+    same round with its spread."""
     own, made = names[1], dict[str, Any]()
     for name in names:
         for kind in KINDS:
@@ -154,6 +151,7 @@ def main() -> int:
             f"{args.rounds} rounds need {needed} documents, and there are {len(texts)} of {args.document_tokens} tokens: "
             "lower --rounds or --document-tokens"
         )
+    head = {"engine": args.engine, "requests": DOCUMENTS * len(QUESTIONS)}
     unread, rows = iter(texts), list[dict[str, Any]]()
     with ExitStack() as stack:
         logs = stack.enter_context(log_directory("prefix-load"))
@@ -180,12 +178,11 @@ def main() -> int:
                     print(*row.values(), flush=True)
                     if turn:
                         rows.append(row)
-                        write_json(args.out, {"engine": args.engine, "rows": rows, "requests": len(prompts)})
-    rows.sort(key=lambda row: list(servers).index(row["side"]))
-    report = {"engine": args.engine, "requests": DOCUMENTS * len(QUESTIONS), "sides": summary(rows), "rows": rows}
-    write_json(args.out, report)
-    for name, said in report["sides"].items():
-        print(name, said)
+                        write_json(args.out, {**head, "rows": rows})
+    found = summary(list(servers), rows)
+    write_json(args.out, {**head, "sides": found, "rows": rows})
+    for name, figures in found.items():
+        print(name, figures)
     return 0 if not any(row["differing"] for row in rows) else 1
 
 

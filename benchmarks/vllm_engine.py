@@ -188,8 +188,8 @@ def _round(llm: Any, part: dict[str, Any], params_type: Any) -> dict[str, Any]:
             engine.abort_request([f"{place}-{begun}" for place in gone])
         for output in engine.step():
             if output.finished:
-                done[int(output.request_id.split("-")[0])] = output.outputs[0]
-                transfer[int(output.request_id.split("-")[0])] = output.kv_transfer_params
+                place = int(output.request_id.split("-")[0])
+                done[place], transfer[place] = output.outputs[0], output.kv_transfer_params
         steps += 1
     places = range(len(part["prompts"]))
     result: dict[str, Any] = {

@@ -21,7 +21,7 @@ class Group:
     Where we are killed without a word (SIGKILL, out of memory), a warden ends the group: it would hold its port and its GPU.
     """
 
-    def __init__(self, argv: Sequence[str], grace_s: float = GRACE_S, **streams: Any) -> None:
+    def __init__(self, argv: Sequence[str], grace_s: float, **streams: Any) -> None:
         self.grace_s = grace_s
         # a session of its own: the engine's workers end with it, and Ctrl-C is ours to pass on
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **streams)
@@ -62,7 +62,7 @@ class Group:
 
 
 @contextmanager
-def own_group(argv: Sequence[str], grace_s: float, **streams: Any) -> Iterator["subprocess.Popen[bytes]"]:
+def own_group(argv: Sequence[str], grace_s: float, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A child whose whole group ends with this block, SIGTERM to us included; `streams` as in `subprocess.Popen`."""
     restore = turn_sigterm_into_exit()
     try:

@@ -116,7 +116,7 @@ class Server:
         return self._why()
 
     @property
-    def _leader(self) -> "subprocess.Popen[bytes]":
+    def _leader(self) -> subprocess.Popen[bytes]:
         assert self._group is not None, "the server is not running"
         return self._group.process
 

@@ -4,8 +4,6 @@ On a small random pair, of whose drafts some are accepted and most are not; the 
 """
 
 import random
-import socket
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from benchmarks.small_pair import PLAIN, VOCAB
 from benchmarks.vllm_engine import Job, Round, run
 from benchmarks.vllm_prefix import HITS, QUERIES
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
+from eagle3_serving.serve.server import HOST, claim_port
 
 pytest.importorskip("vllm")
 
@@ -40,8 +39,8 @@ def texts() -> list[list[int]]:
     return [[*shared, *more] for more in rest]
 
 
-def asked(prompts: list[list[int]], tokens: int) -> Round:
-    return Round(prompts, {"temperature": 0, "max_tokens": tokens, "ignore_eos": True, "detokenize": False})
+def asked(prompts: list[list[int]], tokens: int, **more: Any) -> Round:
+    return Round(prompts, {"temperature": 0, "max_tokens": tokens, "ignore_eos": True, "detokenize": False, **more})
 
 
 def alone(one: EmbeddedEngine, prompts: list[list[int]], tokens: int) -> list[Any]:
@@ -107,9 +106,7 @@ def test_a_decode_server_goes_on_from_what_a_prefill_server_has_read(
     transfer = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
     server = {**ENGINE, "kv_transfer_config": transfer}
     decode = Job(pair[0], [asked(texts(), SECOND)], pair[1], NODES, engine=server, settings=side_channel())
-    read = asked(texts(), 1)
-    assert isinstance(read.params, dict)
-    read = replace(read, params={**read.params, "extra_args": {"kv_transfer_params": {"do_remote_decode": True}}})
+    read = asked(texts(), 1, extra_args={"kv_transfer_params": {"do_remote_decode": True}})
     prefill = Job(pair[0], [read], pair[1], 1, engine=server, settings=side_channel(), hands_on=decode)
     said = run(prefill)["handed_on"]
     alike = alone(one, texts(), SECOND)
@@ -124,7 +121,4 @@ def test_a_decode_server_goes_on_from_what_a_prefill_server_has_read(
 
 def side_channel() -> dict[str, str]:
     """A port of this machine's own, by which two of NIXL's agents find each other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return {"VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1", "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)}
+    return {"VLLM_NIXL_SIDE_CHANNEL_HOST": HOST, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(claim_port())}

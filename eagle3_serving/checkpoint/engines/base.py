@@ -145,8 +145,15 @@ class Reader:
             self.silent(where, f"{self.title} does not find {canonical.removeprefix('fusion.')}: {left}")
         self.tensors |= {name: zeros(name, torch.float32, shapes[name]) for name in lost if name in shapes}
 
-    def finish(self, config: DrafterConfig, head: Head, own_embedding: bool) -> View:
-        """Compare with what is meant, and say every difference that was not said yet."""
+    def finish(
+        self,
+        config: DrafterConfig,
+        head: Head,
+        own_embedding: bool,
+        window_fix: str = "keep texts within it, or train without",
+    ) -> View:
+        """Compare with what is meant, and say every difference that was not said yet. `window_fix`: the way out where the engine
+        looks back further than the drafter, which sees `{before}` tokens before a row's own."""
         meant = self.neutral.config
         config = replace(config, own_embedding=own_embedding)
         said = {finding.where for finding in self.findings}
@@ -160,9 +167,9 @@ class Reader:
                 continue
             text = what.format(meant=_plain(is_meant), done=_plain(is_done), engine=self.title)
             self.silent(where, text)
-        if meant.sliding_window != config.sliding_window and "sliding_window" not in said:
+        if meant.sliding_window is not None and meant.sliding_window != config.sliding_window:
             self.say("warning", "sliding_window", f"the drafter looks back {meant.sliding_window} tokens, {self.title} all "
-                     "the way: in longer texts it may be accepted less", "keep texts within it, or train without")  # fmt: skip
+                     "the way: in longer texts it may be accepted less", window_fix.format(before=meant.sliding_window - 1))  # fmt: skip
         return View(
             engine=self.engine,
             config=config,

@@ -50,9 +50,6 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         hidden_act=reader.activation(keys),
     )
     reader.features(config.aux_layers)
-    if (window := neutral.config.sliding_window) is not None:
-        what = f"the drafter looks back {window} tokens, SGLang all the way unless it is told: in longer texts it may be accepted less"
-        reader.say("warning", "sliding_window", what, f"{WINDOW_FLAG} {window - 1}; the plugin sets it by itself")
     _keys(reader, keys, nested, tied, neutral)
     output_bias = bias or bool(keys.get("attention_bias", False))
     extra = tuple(f"layers.{i}.self_attn.o_proj.bias" for i in range(config.num_layers)) if output_bias else ()
@@ -66,7 +63,7 @@ def view(neutral: Neutral, facts: TargetFacts) -> View:
         reader.silent("lm_head.weight", "SGLang does not find it: left uninitialised, acceptance is 0")
     elif head == "target" and "lm_head.weight" in neutral.tensors:
         reader.silent("draft_vocab_size", "is null: SGLang takes the target's head in place of the stored one")
-    return reader.finish(config, head, own_embedding)
+    return reader.finish(config, head, own_embedding, f"{WINDOW_FLAG} {{before}}; the plugin sets it by itself")
 
 
 def _aux_layers(reader: Reader, nested: Json, facts: TargetFacts) -> tuple[int, ...]:
