@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from benchmarks.common import by_family_accepted
@@ -68,7 +69,7 @@ def boundaries(target: Target) -> tuple[int, ...]:
     return (*default_aux_layers(target.num_layers), target.num_layers)
 
 
-def prepare(args: argparse.Namespace, directory: Path, place: Place) -> None:
+def prepare(args: argparse.Namespace, directory: Path, place: Place, device: str = "cpu") -> None:
     """What all runs share: the answers in one order, held-out greedy answers, features. Skipped where it is there."""
     if not place.answers.exists():
         answers = read_answers(args.answers, MAX_LENGTH, MAX_PROMPT)
@@ -76,7 +77,7 @@ def prepare(args: argparse.Namespace, directory: Path, place: Place) -> None:
         used = first_tokens(answers, round(args.tokens * SPARE))
         write_whole(place.calibration, "".join(map(answer_line, answers[len(used) : len(used) + CALIBRATION_ANSWERS])))
         write_whole(place.answers, "".join(map(answer_line, used)))
-    target = Target.load(directory)
+    target = Target.load(directory, device=device)
     if not place.held_out.exists():
         tokenizer = load_tokenizer(directory)
         families = by_family(read_prompts(args.prompts, args.limit))
@@ -91,6 +92,8 @@ def prepare(args: argparse.Namespace, directory: Path, place: Place) -> None:
             for name, prompts in families.items()
         }
         write_whole(place.held_out, json.dumps(held))
+    if not keeps_features(device):
+        return
     source = FeatureSource(target, boundaries(target), place.features)
     batches = make_batches(read_answers([place.answers], MAX_LENGTH), 2048, 0)
     batches += [[answer] for family in held_out(place).values() for answer in family]
@@ -101,9 +104,14 @@ def prepare(args: argparse.Namespace, directory: Path, place: Place) -> None:
             bar.update(tokens)
 
 
+def keeps_features(device: str) -> bool:
+    """On a GPU the target is faster than the disk."""
+    return torch.device(device).type == "cpu"
+
+
 def first_tokens(answers: Sequence[Answer], tokens: int) -> list[Answer]:
     """As many of the first answers as hold `tokens` answer tokens. Raises InputError where there are not so many."""
-    kept, count = [], 0
+    kept, count = list[Answer](), 0
     for answer in answers:
         if count >= tokens:
             return kept

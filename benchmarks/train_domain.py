@@ -6,7 +6,8 @@
 
 The target's greedy answers to `--prompts`, which neither drafter was trained on, are recorded once and replayed with both, each
 with the calibration beside it, as chain of 5 and tree of 60. A family's figure is tokens a target pass; the standard error of a
-difference is that over prompts, both drafters on the same ones (bootstrap).
+difference is that over prompts, both drafters on the same ones (bootstrap). `--after` may name several, runs of the same
+command with other seeds: then their mean stands, and each one's change beside it.
 """
 
 import argparse
@@ -55,36 +56,37 @@ def recorded(args: argparse.Namespace, directory: Path, target: Target) -> Famil
     return answers
 
 
-def row(before: Sequence[Generation], after: Sequence[Generation]) -> dict[str, float]:
-    """One family in one mode."""
+def row(before: Sequence[Generation], after: Sequence[Sequence[Generation]]) -> dict[str, Any]:
+    """One family in one mode; `after` holds a list of answers a seed."""
     dice, places = random.Random(0), range(len(before))
     differences = []
     for _ in range(RESAMPLES):
         chosen = dice.choices(places, k=len(before))
-        differences.append(accepted_length([after[n] for n in chosen]) - accepted_length([before[n] for n in chosen]))
-    found = {"before": accepted_length(before), "after": accepted_length(after)}
+        lengths = [accepted_length([one[n] for n in chosen]) for one in after]
+        differences.append(statistics.mean(lengths) - accepted_length([before[n] for n in chosen]))
+    lengths = [accepted_length(one) for one in after]
+    found = {"before": accepted_length(before), "after": statistics.mean(lengths)}
+    changes = [round(length - found["before"], 4) for length in lengths]
     found |= {"change": found["after"] - found["before"], "error": statistics.stdev(differences)}
-    return {name: round(value, 4) for name, value in found.items()}
+    return {**{name: round(value, 4) for name, value in found.items()}, "by_seed": changes}
 
 
-def compare(args: argparse.Namespace, directory: Path) -> dict[str, dict[str, dict[str, float]]]:
+def compare(args: argparse.Namespace, directory: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """By mode and family."""
-    target = Target.load(directory)
-    drafters = {when: load_for(target, getattr(args, when)) for when in ("before", "after")}
-    families = recorded(args, directory, Target.load(directory))
+    target = Target.load(directory, device=args.device)
+    drafters = [(path, load_for(target, path)) for path in (args.before, *args.after)]
+    families = recorded(args, directory, Target.load(directory, device=args.device))
     everything = [answer for family in families.values() for answer in family]
-    replaying = RecordedTarget(target, drafters["before"].config.aux_layers, everything)
-    table: dict[str, dict[str, dict[str, float]]] = {}
+    replaying = RecordedTarget(target, drafters[0][1].config.aux_layers, everything)
+    table: dict[str, dict[str, dict[str, Any]]] = {}
     for mode, options in settings(args.max_tokens, TrainJob.measure_tree).items():
-        said = {}
-        for when, drafter in drafters.items():
-            engine = EmbeddedEngine(replaying, drafter, Calibration.beside(getattr(args, when)))
-            said[when] = replayed(engine, families, options, EVAL_BATCH)
-        table[mode] = {name: row(said["before"][name], said["after"][name]) for name in families}
+        engines = [EmbeddedEngine(replaying, drafter, Calibration.beside(path)) for path, drafter in drafters]
+        before, *after = [replayed(engine, families, options, EVAL_BATCH) for engine in engines]
+        table[mode] = {name: row(before[name], [one[name] for one in after]) for name in families}
     return table
 
 
-def means(table: dict[str, dict[str, dict[str, float]]], own: Sequence[str]) -> dict[str, dict[str, float]]:
+def means(table: dict[str, dict[str, dict[str, Any]]], own: Sequence[str]) -> dict[str, dict[str, float]]:
     """By mode: the mean change of the families trained for, and of the others."""
     found: dict[str, dict[str, float]] = {}
     for mode, families in table.items():
@@ -110,16 +112,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--before", type=Path, required=True, help="the drafter that was gone on from")
-    parser.add_argument("--after", type=Path, required=True, help="what came of it")
+    parser.add_argument("--after", type=Path, nargs="+", required=True, help="what came of it, a drafter a seed")
     parser.add_argument("--own", nargs="+", default=[], metavar="FAMILY", help="families that were trained for")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="held-out prompts, with families")
     parser.add_argument("--limit", type=int, default=8, help="prompts of each family (default 8)")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens of an answer (default 128)")
+    parser.add_argument("--device", default="cpu", help="of target and drafters (default cpu)")
     parser.add_argument("--work", type=Path, required=True, help="where the target's answers are kept")
     parser.add_argument("--out", type=Path, required=True, help="the figures (JSON)")
     args = parser.parse_args(arguments)
     table = compare(args, args.target or fetch_target())
     about = {"own": args.own, "limit": args.limit, "max_tokens": args.max_tokens, "tree": TrainJob.measure_tree}
+    about["seeds"] = len(args.after)
     record = {"about": about, "means": means(table, args.own), "table": table}
     write_json(args.out, record)
     print_table(record, Console())

@@ -52,6 +52,7 @@ from benchmarks.train_data import (
     boundaries,
     check_setting,
     first_tokens,
+    keeps_features,
     measure,
     prepare,
 )
@@ -68,6 +69,7 @@ from eagle3_serving.train.job import fit
 from eagle3_serving.train.options import TrainJob, TrainOptions
 
 TTT_STEPS = 5
+TOKENS_PER_BATCH = 1024
 
 
 def top(num_layers: int) -> tuple[int, ...]:
@@ -121,12 +123,12 @@ COMMON = "paper"  # what every group is held against, and the whole of the data
 GROUPS = ("ablation", "scaling", "objectives", "shape")
 
 
-def options_of(variant: Variant, seed: int, tokens: int) -> TrainOptions:
-    """Small batches and a short warm-up, since a run is a few hundred steps."""
+def options_of(variant: Variant, seed: int, tokens: int, batch: int) -> TrainOptions:
+    """Batches of `batch` rows and a short warm-up, since a run is a few hundred steps."""
     fixed: dict[str, Any] = {"ttt_steps": TTT_STEPS, **variant.options}
     return TrainOptions(
         tokens=round(tokens * variant.share),
-        tokens_per_batch=1024,
+        tokens_per_batch=batch,
         warmup=8,
         ema=0.98,
         save_every=1_000_000,
@@ -142,7 +144,8 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
     out = place.run(name, seed)
     answers = first_tokens(read_answers([place.answers], MAX_LENGTH), round(args.tokens * SPARE * variant.share))
     write_whole(out / "answers.jsonl", "".join(map(answer_line, answers)))
-    target = Target.load(directory)
+    target = Target.load(directory, device=args.device)
+    kept = place.features if keeps_features(args.device) else None
     aux_layers = variant.reads(target.num_layers)
     job = TrainJob(
         directory,
@@ -154,9 +157,11 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
         max_length=MAX_LENGTH,
         max_prompt=MAX_PROMPT,
         held_out=0,
-        features=place.features,
+        device=args.device,
+        cache_features=kept is not None,
+        features=kept,
         watched=boundaries(target),
-        options=options_of(variant, seed, args.tokens),
+        options=options_of(variant, seed, args.tokens, args.tokens_per_batch),
         **variant.job,
     )
     begun = time.perf_counter()
@@ -168,8 +173,8 @@ def run_one(args: argparse.Namespace, directory: Path, name: str, seed: int) -> 
     if variant.calibrated:
         # a target of its own: this one watches other boundaries
         spare = read_answers([place.calibration], MAX_LENGTH)
-        calibration = calibrate(drafter, Target.load(directory), spare, progress=False).calibration
-    source = FeatureSource(target, aux_layers, place.features, watched=boundaries(target))
+        calibration = calibrate(drafter, Target.load(directory, device=args.device), spare, progress=False).calibration
+    source = FeatureSource(target, aux_layers, kept, watched=boundaries(target))
     figures = measure(place, target, source, drafter, args.max_tokens, calibration)
     (out / "state.pt").unlink(missing_ok=True)
     return {
@@ -209,6 +214,7 @@ def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
             todo.append((name, seed))
     threads = max(1, cores() // args.workers)
     own = ["--tokens", args.tokens, "--max-tokens", args.max_tokens, "--draft-vocab-size", args.draft_vocab_size]
+    own += ["--tokens-per-batch", args.tokens_per_batch, "--device", args.device]
 
     stopped, running = threading.Event(), list[subprocess.Popen[bytes]]()
 
@@ -253,6 +259,8 @@ def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
 def about(args: argparse.Namespace) -> dict[str, Any]:
     """What every run has in common."""
     found = {name: getattr(args, name) for name in ("tokens", "draft_vocab_size", "limit", "max_tokens")}
+    if args.tokens_per_batch != TOKENS_PER_BATCH:
+        found["tokens_per_batch"] = args.tokens_per_batch
     found |= {"chain": f"{CHAIN_K}", "tree": f"{NODES} nodes", "small_tree": f"{SMALL_NODES} nodes", "common": COMMON}
     answers = Place(args.work).answers
     return found | {"answers": sha256(answers.read_bytes()).hexdigest()[:16] if answers.exists() else None}
@@ -291,6 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, default=min(4, cores()), help="runs at once (default: the cores, 4 at most)"
     )
+    parser.add_argument(
+        "--tokens-per-batch", type=int, default=TOKENS_PER_BATCH, help=f"rows of a batch (default {TOKENS_PER_BATCH})"
+    )
+    parser.add_argument("--device", default="cpu", help="of target and drafters (default cpu)")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     directory = args.target or fetch_target()
@@ -303,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (args.answers and args.prompts and args.out):
         parser.error("--answers, --prompts and --out are needed")
     check_setting(args, place)
-    prepare(args, directory, place)
+    prepare(args, directory, place, args.device)
     records = run_all(args, directory)
     report(args, records)
     print_table(summary(records, COMMON), Console())

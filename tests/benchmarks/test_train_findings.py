@@ -27,6 +27,7 @@ def args(directory: Path, make_work: MakeWork, tmp_path_factory: pytest.TempPath
     """A prepared `--work`: held-out answers are there, so that no tokenizer is asked."""
     made = make_work(tmp_path_factory.mktemp("findings"), 60, 600)
     made.seeds, made.only, made.out = 2, ["ablation"], made.work / "table.json"
+    made.tokens_per_batch, made.device = 1024, "cpu"
     findings.prepare(made, directory, Place(made.work))
     return made
 
@@ -88,6 +89,7 @@ def test_a_run_that_fails_names_its_log(directory: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "executable", false)
     args = argparse.Namespace(work=tmp_path, only=["scaling"], seeds=1, workers=2, out=tmp_path / "table.json")
     args.tokens, args.max_tokens, args.draft_vocab_size = 600, 24, VOCAB
+    args.tokens_per_batch, args.device = 1024, "cpu"
     with pytest.raises(CheckError, match=r"of seed 0 ended with 1: .*run.log says why"):
         findings.run_all(args, directory)
     assert not args.out.exists()
@@ -116,5 +118,5 @@ def test_a_whole_seed_comes_before_the_next() -> None:
         (30,),
         (2, 15, 30),
     ]
-    assert options_of(VARIANTS["eagle-2"], 1, 800).ttt_steps == 1
-    assert options_of(VARIANTS["data-1/8"], 1, 800).tokens == 100
+    assert options_of(VARIANTS["eagle-2"], 1, 800, 1024).ttt_steps == 1
+    assert options_of(VARIANTS["data-1/8"], 1, 800, 1024).tokens == 100
