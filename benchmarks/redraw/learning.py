@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Mapping
-from statistics import median
+from math import log2
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.redraw import raw
@@ -24,7 +25,10 @@ NAMES = {
     "data-1/8": "1/8",
     "total-variation": "objective: total variation (one seed)",
     "acceptance": "objective: likelihood of acceptance (one seed)",
-    "norm-output": "post-norm state fed back (one seed)",
+    "fc-norm": "EAGLE-3.1's norm on each feature",
+    "post-norm": "EAGLE-3.1's post-norm state fed back",
+    "eagle-3.1": "both, EAGLE-3.1's shape",
+    "eagle-3.1-steps-3": "the same, 3 steps",
     "calibrated": "calibrated (one seed)",
 }
 COMMON = "paper"
@@ -67,8 +71,50 @@ def findings() -> str:
 @text("train-findings-short")
 def findings_short() -> str:
     chosen = ("paper", "steps-1", "eagle-2", "top", "low-middle-top", "data-1/2", "data-1/4", "data-1/8")
-    rows = [row for name, row in zip(NAMES, _table("train-findings"), strict=True) if name in chosen]
+    measured = _rows("train-findings")
+    named = zip((name for name in NAMES if name in measured), _table("train-findings"), strict=True)
+    rows = [row for name, row in named if name in chosen]
     return markdown(["", "tokens a pass", "against the paper's method, seed by seed"], [row[:3] for row in rows])
+
+
+@text("train-findings-h100")
+def on_h100() -> str:
+    """One seed at ten times the tokens, on an H100."""
+    runs = {run["name"]: run for run in raw.table("train-findings-h100")["runs"]}
+    rows = [
+        [NAMES[name], f"{run['tokens']:,}", f"{run['tree']:.3f}", f"{run['chain']:.3f}"]
+        for name in NAMES
+        if (run := runs.get(name)) is not None
+    ]
+    return markdown(["", "answer tokens", "tree of 60", "chain of 5"], rows)
+
+
+@text("train-domain")
+def domain() -> str:
+    """Before and after by family, mean of three seeds."""
+    record = raw.table("train-domain")
+    modes, own = record["table"], record["about"]["own"]
+    rows = []
+    for family, tree in modes["tree"].items():
+        chain = modes["chain"][family]
+        name = f"**{family}** (trained for)" if family in own else family
+        rows.append([name, *(cell for one in (chain, tree) for cell in (f"{one['before']:.2f}", _change(one)))])
+    return markdown(["", "chain of 5, before", "after", "tree of 60, before", "after"], rows)
+
+
+def _change(found: Mapping[str, Any]) -> str:
+    """After, the change with its error over prompts, and the seeds' range."""
+    seeds = found["by_seed"]
+    return f"{found['after']:.2f} ({found['change']:+.2f}, error {found['error']:.2f}; seeds {min(seeds):+.2f} to {max(seeds):+.2f})"
+
+
+@text("answer-domain")
+def domain_answer() -> str:
+    means = raw.table("train-domain")["means"]
+    return (
+        f"In the domain {means['tree']['own']:+.2f} tokens a pass as a tree and {means['chain']['own']:+.2f} as a chain, elsewhere "
+        f"{means['tree']['elsewhere']:+.2f} and {means['chain']['elsewhere']:+.2f} on average."
+    )
 
 
 @text("train-fusion")
@@ -168,3 +214,21 @@ def doublings() -> str:
     curve = [rows[name]["tree"]["mean"] for name in ("data-1/8", "data-1/4", "data-1/2", COMMON)]
     gains = [f"{more - less:.2f}" for less, more in itertools.pairwise(curve)]
     return f"Each doubling of the data gave {listed(gains)} tokens a pass."
+
+
+@text("data-doublings-h100")
+def doublings_h100() -> str:
+    """What each doubling gave, and what a straight line over all or the last of them would foretell for ten times as many."""
+    runs = {run["name"]: run for run in raw.table("train-findings-h100")["runs"]}
+    curve = [(runs[name]["tokens"], runs[name]["tree"]) for name in ("data-1/8", "data-1/4", "data-1/2", COMMON)]
+    steps = [(more[1] - less[1]) / log2(more[0] / less[0]) for less, more in itertools.pairwise(curve)]
+    low, high = fmean(steps) * log2(10), steps[-1] * log2(10)
+    now, before = (
+        next(r for r in raw.table(name)["rows"] if (r["weights"], r["draft"]) == ("as it is", "tree of 60"))
+        for name in ("fp8-drafter", "third-drafter")
+    )
+    gained = now["accepted_length"] - before["accepted_length"]
+    return (
+        f"Each doubling gave {listed([f'{step:.2f}' for step in steps])} tokens a pass as a tree, more each time: nothing flattens yet, so that no law with an end fits. A straight line over doublings foretells "
+        f"{low:.1f} more for ten times the tokens, the last doubling's slope {high:.1f}; the drafter that ships gained {gained:.2f} by seeing 3.5 million more after 5.8."
+    )

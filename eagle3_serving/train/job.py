@@ -85,8 +85,13 @@ def _compare(job: TrainJob, run: TrainedRun, directory: Path, answers: Families)
     assert job.init is not None
     aux_layers = run.drafter.config.aux_layers
     comparer = Comparer(run.target, aux_layers, answers, job.measure_tree, run.extract)
-    own = {path.stem for path in (*job.prompts, *job.answers)} | {family_name(job)}
+    own = _own_names(job)
     return Comparison(comparer(job.init), comparer(directory), tuple(name for name in answers if name in own))
+
+
+def _own_names(job: TrainJob) -> set[str]:
+    """The families that the run is for, as against those that --general names."""
+    return {path.stem for path in (*job.prompts, *job.answers)} | {family_name(job)}
 
 
 def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
@@ -190,7 +195,8 @@ def _served(
         if not recording.tokens:
             return None
         recording.save(path)
-    return ServedMeasure(target, drafter.config.aux_layers, recording, job.measure_tree, extract)
+    own = sorted(_own_names(job)) if job.general else ()
+    return ServedMeasure(target, drafter.config.aux_layers, recording, job.measure_tree, extract, own)
 
 
 def _require_fit(job: TrainJob) -> int | None:

@@ -6,6 +6,7 @@ that each measurement costs drafting alone.
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -32,15 +33,19 @@ PART = 100
 
 @dataclass(frozen=True)
 class Served:
-    """`accepted_length` by mode and family: tokens a target pass, bonus included; plain decoding has 1."""
+    """`accepted_length` by mode and family: tokens a target pass, bonus included; plain decoding has 1. `own`: the families
+    that the run is for, where others are mixed in that nothing be forgotten."""
 
     accepted_length: Lengths
     calibration: Calibration
+    own: tuple[str, ...] = ()
 
     def mean(self, mode: str) -> float:
-        """Over the families, each counted alike."""
+        """Over the families, each counted alike; those that the run is for count for a half, the others for the other half."""
         families = self.accepted_length[mode]
-        return sum(families.values()) / len(families)
+        parts = [[v for name, v in families.items() if (name in self.own) == mine] for mine in (True, False)]
+        means = [statistics.fmean(part) for part in parts if part]
+        return statistics.fmean(means)
 
     @property
     def score(self) -> float:
@@ -49,11 +54,12 @@ class Served:
 
     def state(self) -> dict[str, Any]:
         """Plain values, for a run's state."""
-        return {"accepted_length": self.accepted_length, "calibration": asdict(self.calibration)}
+        return {"accepted_length": self.accepted_length, "calibration": asdict(self.calibration), "own": list(self.own)}
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "Served":
-        return cls(state["accepted_length"], Calibration(**state["calibration"]))
+        own = tuple(state.get("own", ()))
+        return cls(state["accepted_length"], Calibration(**state["calibration"]), own)
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,10 @@ class ServedMeasure:
         recording: Recording,
         tree: tuple[int, int, int],
         extract: Extract,
+        own: Sequence[str] = (),
     ) -> None:
-        """`extract`: where the target's features come from."""
-        self.target, self.recording = target, recording
+        """`extract`: where the target's features come from. `own`: see `Served`."""
+        self.target, self.recording, self.own = target, recording, tuple(own)
         # asked for again at every measurement, and a cache on disk may be off
         kept = cache(lambda answers: extract(answers).to(target.device))
         self.extract: Extract = lambda answers: _copied(kept(tuple(answers)))
@@ -138,7 +145,7 @@ class ServedMeasure:
     def __call__(self, drafter: Drafter) -> Served:
         fitted = calibrate(drafter, self.target, self.recording.calibrated, progress=False, extract=self.extract)
         engine = EmbeddedEngine(self.recorded, drafter, fitted.calibration)
-        return Served(accepted_lengths(engine, self.recording.measured, self.settings), fitted.calibration)
+        return Served(accepted_lengths(engine, self.recording.measured, self.settings), fitted.calibration, self.own)
 
 
 def settings(max_tokens: int, tree: tuple[int, int, int]) -> dict[str, DecodeOptions]:

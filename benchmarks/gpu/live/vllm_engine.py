@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.live.load import Load
+from benchmarks.gpu.live.load import Load, steady
 from benchmarks.gpu.live.profile import graph_gib, parts_of, profiled
 from benchmarks.gpu.timing import synchronize
 
@@ -150,6 +150,7 @@ class Engine:
             engine.step()
         synchronize(self.device)
         done.seconds = time.perf_counter() - begun
+        done.step_ms = steady(done.step_ms, done.seconds)
         return done
 
 

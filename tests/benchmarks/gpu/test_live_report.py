@@ -14,7 +14,7 @@ from benchmarks.gpu.live import report, sglang_engine
 from benchmarks.gpu.live.bars import PAIR, bars
 from benchmarks.gpu.live.contenders import Contender, Pair
 from benchmarks.gpu.live.identity import compare
-from benchmarks.gpu.live.load import Load, figures, spread
+from benchmarks.gpu.live.load import Load, figures, spread, steady
 from benchmarks.gpu.live.pairs import SMALL, pairs
 from benchmarks.gpu.live.profile import Profile, counted, parts_of
 from benchmarks.gpu.live.step import course, in_turn, kv_gib, seconds_for
@@ -159,6 +159,7 @@ def test_figures_of_a_load() -> None:
     assert done["tokens_per_second"] == 3000.0
     assert spread([])["step_ms"] is None
     assert figures(Load([[1]], 2.0), 1)["tokens_per_second"] is None
+    assert steady([5.0, 6.0], 0.1) == [5.0, 6.0] and not steady([5.0, 4.0], 0.1), "steps that ran ahead are no figure"
 
 
 def test_a_step_of_sglang_is_the_difference_of_two_batches() -> None:

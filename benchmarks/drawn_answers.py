@@ -1,0 +1,126 @@
+"""Tokens a target pass where answers are drawn, on as many prompts as a few dozen sampled runs would not reach.
+
+    python -m benchmarks.drawn_answers --prompts EVAL... --drafter checkpoints/smollm2-135m-instruct --work runs/drawn --out ...
+
+Plain decoding's answers at `--temperature` are drawn once and played back (`eval/replay.py`): the target's own token after every
+row decides what of a tree is accepted, as in vLLM's trees. So any drafter is held against the same texts, and a difference is
+the drafter's; two runs of `eagle3 eval --temperature 1` differ by what was drawn. Errors: bootstrap over prompts.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks.common import accepted_length, replayed, write_json
+from benchmarks.train_data import EVAL_BATCH, answer_line
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling, Target
+from eagle3_serving.engine.pair import load_for
+from eagle3_serving.errors import Eagle3Error, InputError
+from eagle3_serving.eval.prompts import by_family, read_prompts
+from eagle3_serving.eval.replay import RecordedTarget
+from eagle3_serving.files import write_whole
+from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+from eagle3_serving.targets.smollm2 import fetch_target
+from eagle3_serving.train.data import MIN_TOKENS, Answer
+from eagle3_serving.train.mixture import Families
+from eagle3_serving.train.options import TrainJob
+from eagle3_serving.train.served import settings
+from eagle3_serving.tree.calibrate import Calibration
+
+RESAMPLES = 2000
+
+
+def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families:
+    """Answers by family, a file each in `--work`."""
+    answers: Families = {}
+    engine, tokenizer = EmbeddedEngine(target), load_tokenizer(directory)
+    asked = by_family(read_prompts(args.prompts, args.limit))
+    for family, prompts in tqdm(asked.items(), unit="family", desc="drawing"):
+        path = args.work / f"{family}.jsonl"
+        if not path.exists():
+            ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
+            options = DecodeOptions(args.max_tokens, "plain", sampling=Sampling(args.temperature, seed=args.seed))
+            said = engine.generate_many(ids, options, EVAL_BATCH)
+            lines = [
+                answer_line(Answer(str(n), tuple(prompt), tuple(one.token_ids), args.temperature))
+                for n, (prompt, one) in enumerate(zip(ids, said, strict=True))
+            ]
+            args.work.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(lines))
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        answers[family] = [
+            Answer(row["id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]))
+            for row in rows
+            if len(row["response_ids"]) >= MIN_TOKENS
+        ]
+    return answers
+
+
+def figures(said: dict[str, list[Generation]]) -> dict[str, Any]:
+    """By family and their mean, with its error over prompts."""
+    families = {name: accepted_length(part) for name, part in said.items()}
+    dice, means = random.Random(0), []
+    for _ in range(RESAMPLES):
+        means.append(
+            statistics.fmean(accepted_length(dice.choices(part, k=len(part))) for part in said.values() if part)
+        )
+    mean = statistics.fmean(families.values())
+    rounded = {name: round(value, 4) for name, value in families.items()}
+    return {"families": rounded, "mean": round(mean, 4), "error": round(statistics.stdev(means), 4)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, help="directory of the target (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--drafter", type=Path, nargs="+", required=True, help="one or more, of the same boundaries")
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="held-out prompts, with families")
+    parser.add_argument("--temperature", type=float, default=1.0, help="(default 1)")
+    parser.add_argument("--limit", type=int, default=40, help="prompts of each family (default 40)")
+    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of an answer (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
+    parser.add_argument("--device", default="cpu", help="of target and drafters (default cpu)")
+    parser.add_argument("--work", type=Path, required=True, help="where the answers are kept")
+    parser.add_argument("--out", type=Path, required=True, help="the figures (JSON)")
+    args = parser.parse_args(arguments)
+    if args.temperature <= 0:
+        raise InputError(f"--temperature {args.temperature:g}: greedy answers are `eagle3 eval`'s; give more than 0")
+    directory = args.target or fetch_target()
+    target = Target.load(directory, device=args.device)
+    families = drawn(args, directory, Target.load(directory, device=args.device))
+    drafters = [(path, load_for(target, path)) for path in args.drafter]
+    everything = [answer for family in families.values() for answer in family]
+    playing = RecordedTarget(target, drafters[0][1].config.aux_layers, everything)
+    rows = []
+    for path, drafter in drafters:
+        engine = EmbeddedEngine(playing, drafter, Calibration.beside(path))
+        for mode, options in settings(args.max_tokens, TrainJob.measure_tree).items():
+            found = figures(replayed(engine, families, options, EVAL_BATCH))
+            rows.append({"drafter": path.name, "mode": mode, **found})
+    about = {name: getattr(args, name) for name in ("temperature", "limit", "max_tokens", "seed")}
+    counts = {"prompts": len(everything), "tokens": sum(len(answer.response_ids) for answer in everything)}
+    write_json(args.out, {"about": {**about, **counts, "tree": TrainJob.measure_tree}, "rows": rows})
+    table = Table(title=f"tokens a target pass, T = {args.temperature:g}", title_justify="left")
+    for heading in ("drafter", "draft", *families, "mean", "±"):
+        table.add_column(heading, justify="left" if heading in ("drafter", "draft") else "right")
+    for row in rows:
+        cells = [f"{value:.2f}" for value in row["families"].values()]
+        table.add_row(row["drafter"], row["mode"], *cells, f"{row['mean']:.3f}", f"{row['error']:.3f}")
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except Eagle3Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
