@@ -60,7 +60,7 @@ def pairs(args: argparse.Namespace, directory: Path) -> list[tuple[str, int, str
         family, _, file = named.partition("=")
         if not file:
             raise InputError(f"--filler {named!r}: it is written FAMILY=FILE")
-        texts[family] = [prompt.turns[0] for prompt in read_prompts([Path(file)])]
+        texts[family] = [prompt.turns[0] for prompt in read_prompts([Path(file)], family=family)]
     made = []
     for family, prompts in by_family(read_prompts(args.prompts, args.limit)).items():
         if family not in texts:
