@@ -3,12 +3,16 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import random
+import statistics
+import sys
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation
+from eagle3_serving.errors import Eagle3Error
 from eagle3_serving.files import write_whole
 from eagle3_serving.train.data import Answer
 
@@ -47,6 +51,21 @@ def by_family_accepted(
 ) -> dict[str, float]:
     """Tokens a target pass, by family."""
     return {name: accepted_length(part) for name, part in replayed(engine, answers, options, batch).items()}
+
+
+def bootstrap(once: Callable[[random.Random], float], draws: int = 2000) -> float:
+    """The standard error of a figure: the deviation over `draws` of `once`, which takes it of a sample drawn with the dice."""
+    dice = random.Random(0)
+    return statistics.stdev(once(dice) for _ in range(draws))
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """`main` as a script: an error of ours is one line and its exit code."""
+    try:
+        raise SystemExit(main())
+    except Eagle3Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,8 +13,8 @@ import argparse
 import json
 import random
 import statistics
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.common import write_json
+from benchmarks.common import bootstrap, run_script, write_json
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.engine import EmbeddedEngine, Target
 from eagle3_serving.engine.pair import load_for
-from eagle3_serving.errors import Eagle3Error, InputError
+from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.files import write_whole
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
@@ -40,7 +40,6 @@ from eagle3_serving.train.ttt import ttt_loss
 CHAIN_K = 5
 LENGTHS = ("short", "long")
 ROOM = 40  # tokens that the chat template takes
-RESAMPLES = 2000
 
 
 class Asked(NamedTuple):
@@ -135,6 +134,12 @@ def _length(rows: Sequence[dict[str, Any]], name: str) -> float:
     return 1 + hits / max(1, chains)
 
 
+def _drawn_ratio(both: Sequence[dict[str, dict[str, Any]]], name: str, dice: random.Random) -> float:
+    chosen = dice.choices(both, k=len(both))
+    short, long = (_length([pair[length] for pair in chosen], name) for length in LENGTHS)
+    return long / short
+
+
 def summary(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """By drafter and family, and of all: tokens a pass at both lengths, their ratio with its error (bootstrap over
     questions), and the target's own certainty."""
@@ -150,11 +155,6 @@ def summary(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, 
                 continue
             of = {length: [pair[length] for pair in both] for length in LENGTHS}
             figure = {length: round(_length(of[length], name), 4) for length in LENGTHS}
-            dice, ratios = random.Random(0), []
-            for _ in range(RESAMPLES if len(both) > 1 else 0):
-                chosen = dice.choices(both, k=len(both))
-                parts = [_length([pair[length] for pair in chosen], name) for length in LENGTHS]
-                ratios.append(parts[1] / parts[0])
             made.append(
                 {
                     "drafter": name,
@@ -162,7 +162,7 @@ def summary(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, 
                     "questions": len(both),
                     **figure,
                     "ratio": round(figure["long"] / figure["short"], 4),
-                    "error": round(statistics.stdev(ratios), 4) if ratios else None,
+                    "error": round(bootstrap(partial(_drawn_ratio, both, name)), 4) if len(both) > 1 else None,
                     **{f"top_{k}": round(statistics.mean(row["top"] for row in of[k]), 4) for k in LENGTHS},
                 }
             )
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     directory = args.target or fetch_target()
     target = Target.load(directory, device=args.device)
-    asked = answered(args, directory, Target.load(directory, device=args.device))
+    asked = answered(args, directory, target)
     drafters = [(path.name, load_for(target, path).eval()) for path in args.drafter]
     if len({name for name, _ in drafters}) < len(drafters):
         raise InputError("--drafter: two folders of one name; their figures bear the folders' names")
@@ -206,8 +206,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except Eagle3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_script(main)

@@ -8,10 +8,8 @@ the drafter's; two runs of `eagle3 eval --temperature 1` differ by what was draw
 """
 
 import argparse
-import json
 import random
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,23 +18,21 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.common import accepted_length, replayed, write_json
+from benchmarks.common import accepted_length, bootstrap, replayed, run_script, write_json
 from benchmarks.train_data import EVAL_BATCH, answer_line
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling, Target
 from eagle3_serving.engine.pair import load_for
-from eagle3_serving.errors import Eagle3Error, InputError
+from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.replay import RecordedTarget
 from eagle3_serving.files import write_whole
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
-from eagle3_serving.train.data import MIN_TOKENS, Answer
+from eagle3_serving.train.data import Answer, read_answers
 from eagle3_serving.train.mixture import Families
 from eagle3_serving.train.options import TrainJob
 from eagle3_serving.train.served import settings
 from eagle3_serving.tree.calibrate import Calibration
-
-RESAMPLES = 2000
 
 
 def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families:
@@ -56,26 +52,20 @@ def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families
             ]
             args.work.mkdir(parents=True, exist_ok=True)
             write_whole(path, "".join(lines))
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        answers[family] = [
-            Answer(row["id"], tuple(row["prompt_ids"]), tuple(row["response_ids"]))
-            for row in rows
-            if len(row["response_ids"]) >= MIN_TOKENS
-        ]
+        answers[family] = read_answers([path], target.max_positions)
     return answers
 
 
 def figures(said: dict[str, list[Generation]]) -> dict[str, Any]:
     """By family and their mean, with its error over prompts."""
     families = {name: accepted_length(part) for name, part in said.items()}
-    dice, means = random.Random(0), []
-    for _ in range(RESAMPLES):
-        means.append(
-            statistics.fmean(accepted_length(dice.choices(part, k=len(part))) for part in said.values() if part)
-        )
+
+    def once(dice: random.Random) -> float:
+        return statistics.fmean(accepted_length(dice.choices(part, k=len(part))) for part in said.values() if part)
+
     mean = statistics.fmean(families.values())
     rounded = {name: round(value, 4) for name, value in families.items()}
-    return {"families": rounded, "mean": round(mean, 4), "error": round(statistics.stdev(means), 4)}
+    return {"families": rounded, "mean": round(mean, 4), "error": round(bootstrap(once), 4)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"--temperature {args.temperature:g}: greedy answers are `eagle3 eval`'s; give more than 0")
     directory = args.target or fetch_target()
     target = Target.load(directory, device=args.device)
-    families = drawn(args, directory, Target.load(directory, device=args.device))
+    families = drawn(args, directory, target)
     drafters = [(path, load_for(target, path)) for path in args.drafter]
     everything = [answer for family in families.values() for answer in family]
     playing = RecordedTarget(target, drafters[0][1].config.aux_layers, everything)
@@ -119,8 +109,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except Eagle3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_script(main)

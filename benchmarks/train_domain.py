@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import accepted_length, replayed, write_json
+from benchmarks.common import accepted_length, bootstrap, replayed, run_script, write_json
 from benchmarks.train_data import EVAL_BATCH, answer_line
 from eagle3_serving.engine import EmbeddedEngine, Generation, Target
 from eagle3_serving.engine.pair import load_for
-from eagle3_serving.errors import Eagle3Error
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.replay import RecordedTarget
 from eagle3_serving.files import write_whole
@@ -38,8 +36,6 @@ from eagle3_serving.train.options import TrainJob
 from eagle3_serving.train.replies import greedy_answers
 from eagle3_serving.train.served import settings
 from eagle3_serving.tree.calibrate import Calibration
-
-RESAMPLES = 2000
 
 
 def recorded(args: argparse.Namespace, directory: Path, target: Target) -> Families:
@@ -58,16 +54,16 @@ def recorded(args: argparse.Namespace, directory: Path, target: Target) -> Famil
 
 def row(before: Sequence[Generation], after: Sequence[Sequence[Generation]]) -> dict[str, Any]:
     """One family in one mode; `after` holds a list of answers a seed."""
-    dice, places = random.Random(0), range(len(before))
-    differences = []
-    for _ in range(RESAMPLES):
-        chosen = dice.choices(places, k=len(before))
-        lengths = [accepted_length([one[n] for n in chosen]) for one in after]
-        differences.append(statistics.mean(lengths) - accepted_length([before[n] for n in chosen]))
+
+    def once(dice: random.Random) -> float:
+        chosen = dice.choices(range(len(before)), k=len(before))
+        drawn = [accepted_length([one[n] for n in chosen]) for one in after]
+        return statistics.mean(drawn) - accepted_length([before[n] for n in chosen])
+
     lengths = [accepted_length(one) for one in after]
     found = {"before": accepted_length(before), "after": statistics.mean(lengths)}
     changes = [round(length - found["before"], 4) for length in lengths]
-    found |= {"change": found["after"] - found["before"], "error": statistics.stdev(differences)}
+    found |= {"change": found["after"] - found["before"], "error": bootstrap(once)}
     return {**{name: round(value, 4) for name, value in found.items()}, "by_seed": changes}
 
 
@@ -132,8 +128,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except Eagle3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_script(main)

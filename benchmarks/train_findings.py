@@ -259,7 +259,7 @@ def run_all(args: argparse.Namespace, directory: Path) -> list[dict[str, Any]]:
 def about(args: argparse.Namespace) -> dict[str, Any]:
     """What every run has in common."""
     found = {name: getattr(args, name) for name in ("tokens", "draft_vocab_size", "limit", "max_tokens")}
-    if args.tokens_per_batch != TOKENS_PER_BATCH:
+    if args.tokens_per_batch != TOKENS_PER_BATCH:  # tables from before it could be told hold to the default
         found["tokens_per_batch"] = args.tokens_per_batch
     found |= {"chain": f"{CHAIN_K}", "tree": f"{NODES} nodes", "small_tree": f"{SMALL_NODES} nodes", "common": COMMON}
     answers = Place(args.work).answers

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from benchmarks.common import cores, write_json
+from benchmarks.common import cores, run_script, write_json
 from benchmarks.train_data import (
     MAX_LENGTH,
     MAX_PROMPT,
@@ -44,7 +44,7 @@ from eagle3_serving.checkpoint.aux_layers import default_aux_layers
 from eagle3_serving.checkpoint.save import save_drafter
 from eagle3_serving.engine import Target
 from eagle3_serving.engine.pair import load_for
-from eagle3_serving.errors import CheckError, Eagle3Error
+from eagle3_serving.errors import CheckError
 from eagle3_serving.files import write_whole
 from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.data import Answer, choose_vocabulary, read_answers
@@ -213,8 +213,4 @@ def show(records: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except Eagle3Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    run_script(main)

@@ -7,19 +7,24 @@ from benchmarks.redraw.catalogue import listed, markdown, picture, text
 from eagle3_serving.plotting import PLAIN, Line, canvas, line, places, png
 
 # law's accepted length (best child 0.8, siblings 0.75 of the rest): `python -m benchmarks.gpu`'s default, for these shapes
-LENGTHS = {"chain of 3": 2.95, "depth 8": 4.99, "same tree": 4.99, "depth 5": 4.386}
+LENGTHS = {"chain of 3": 2.95, "depth 8": 4.99, "same tree": 4.99}
+FIRST_CHAIN, BEFORE = (
+    "vLLM's own chain of 3, our drafter, full graphs",
+    "our tree of 16 (depth 8, top-k 10), before CUDA graphs",
+)
+FOURTH_PLAIN, FOURTH_CHAIN = "plain, fourth visit", "vLLM's own chain of 3 without our plugin, fourth visit"
 NOW = "our trees, chosen by load, in CUDA graphs"
 STEPS = {
     "plain": ("vllm", "B plain"),
-    "vLLM's own chain of 3, our drafter, full graphs": ("vllm", "B chain 3"),
-    "our tree of 16 (depth 8, top-k 10), before CUDA graphs": ("vllm", "B tree 16"),
+    FIRST_CHAIN: ("vllm", "B chain 3"),
+    BEFORE: ("vllm", "B tree 16"),
     "prototype: the same tree in CUDA graphs": ("vllm-prototype", "B tree 16 proto"),
     "our tree of 16 (depth 5, top-k 4), in CUDA graphs": ("third-vllm", "tree-16"),
-    "plain, fourth visit": ("fourth-vllm", "plain"),
-    "vLLM's own chain of 3 without our plugin, fourth visit": ("fourth-vllm", "vllm-chain-3"),
+    FOURTH_PLAIN: ("fourth-vllm", "plain"),
+    FOURTH_CHAIN: ("fourth-vllm", "vllm-chain-3"),
     NOW: ("fourth-vllm", "load"),
 }
-VISITS = {"third": "third-vllm", "fourth": "fourth-vllm"}  # of which every row tells its own ratio
+KIT = ("third-vllm", "fourth-vllm")  # rows of `benchmarks.gpu` as it is now, which tell their own ratio
 IN_FLIGHT = (1, 4, 16, 64)
 
 
@@ -34,7 +39,7 @@ class Step(NamedTuple):
 def _steps(name: str) -> dict[int, Step]:
     file, engine = STEPS[name]
     rows = raw.lines(f"h100/{file}")
-    if file in VISITS.values():
+    if file in KIT:
         found = [row for row in rows if row.get("key", "").startswith(f"8B shape/{engine}/at ") and "round" in row]
         return {row["in_flight"]: Step(row["step_ms"], row["step_ms_p10"], row["step_ms_p90"]) for row in found}
     found = [row for row in rows if row["engine"] == engine and "ms_median" in row]
@@ -45,7 +50,7 @@ def _profile(name: str) -> tuple[float, float, float]:
     """Launches, copies and stream waits of a step at one in flight."""
     file, engine = STEPS[name]
     rows = raw.lines(f"h100/{file}")
-    if file in VISITS.values():
+    if file in KIT:
         row = next(r for r in rows if r.get("key") == f"8B shape/{engine}/detail at 1")
         return row["launches"], row["memcpys"], row["syncs"]
     found = next(r for r in rows if (r["engine"], r.get("part"), r.get("flight")) == (engine, "profile", 1))
@@ -56,7 +61,7 @@ def _profile(name: str) -> tuple[float, float, float]:
 def _simulated(name: str) -> dict[int, float]:
     """Speed over the plain decoding of the same visit, by the law's accepted length."""
     file, engine = STEPS[name]
-    if file in VISITS.values():
+    if file in KIT:
         rows = {row["key"]: row for row in raw.lines(f"h100/{file}") if "key" in row}
         return {n: rows[f"8B shape/{engine}/at {n}"]["to_plain"] for n in _steps(name)}
     length = next(length for words, length in LENGTHS.items() if words in name)
@@ -84,7 +89,7 @@ def steps() -> str:
 
 @picture("h100-steps.png")
 def steps_png() -> bytes:
-    shown = [name for name in STEPS if name not in (STEPS_OF["plain"], list(STEPS)[1])]
+    shown = [name for name in STEPS if name not in (FOURTH_PLAIN, FIRST_CHAIN)]
     figure, axes = canvas("One H100, vLLM 0.32, shape of Llama-3.1-8B", panels=2, across=True, size=(7.6, 4.8))
     for number, name in enumerate(shown):
         found = _steps(name)
@@ -108,21 +113,12 @@ def steps_png() -> bytes:
 
 @text("answer-h100")
 def answer() -> str:
-    before, plain, chain, now = (STEPS_OF[name] for name in ("before", "plain", "chain", "now"))
-    gains, theirs = _simulated(now), _simulated(chain)
+    gains, theirs = _simulated(NOW), _simulated(FOURTH_CHAIN)
     return (
         f"It pays by simulated acceptance, for no published 8B pair was at hand: vLLM with our trees, which the load chooses among, is {_listed(gains)} times plain decoding at 1, 4, 16 and 64 in flight, its own chain "
-        f"{_listed(theirs)} in the same run (a step at 1: {_steps(now)[1].median:.1f} ms, plain {_steps(plain)[1].median:.1f}; {_steps(before)[1].median:.1f} before CUDA graphs). SGLang's tree of 8 tokens takes what SGLang's own does, and "
+        f"{_listed(theirs)} in the same run (a step at 1: {_steps(NOW)[1].median:.1f} ms, plain {_steps(FOURTH_PLAIN)[1].median:.1f}; {_steps(BEFORE)[1].median:.1f} before CUDA graphs). SGLang's tree of 8 tokens takes what SGLang's own does, and "
         f"wins nothing at 64. It is right up to rounding: answers part from plain decoding's where two tokens are nearly level, a tree's oftener than a chain's."
     )
-
-
-STEPS_OF = {
-    "before": "our tree of 16 (depth 8, top-k 10), before CUDA graphs",
-    "plain": "plain, fourth visit",
-    "chain": "vLLM's own chain of 3 without our plugin, fourth visit",
-    "now": NOW,
-}
 
 
 def _listed(gains: dict[int, float]) -> str:

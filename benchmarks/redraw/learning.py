@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.redraw import raw
 from benchmarks.redraw.catalogue import PICTURES, listed, markdown, picture, text
+from benchmarks.redraw.lengths import drafter_row
 from benchmarks.train_findings_report import findings_png
 from eagle3_serving.plotting import bars, canvas, places, png
 
@@ -223,10 +224,7 @@ def doublings_h100() -> str:
     curve = [(runs[name]["tokens"], runs[name]["tree"]) for name in ("data-1/8", "data-1/4", "data-1/2", COMMON)]
     steps = [(more[1] - less[1]) / log2(more[0] / less[0]) for less, more in itertools.pairwise(curve)]
     low, high = fmean(steps) * log2(10), steps[-1] * log2(10)
-    now, before = (
-        next(r for r in raw.table(name)["rows"] if (r["weights"], r["draft"]) == ("as it is", "tree of 60"))
-        for name in ("fp8-drafter", "third-drafter")
-    )
+    now, before = (drafter_row("as it is", "tree of 60", file) for file in ("fp8-drafter", "third-drafter"))
     gained = now["accepted_length"] - before["accepted_length"]
     return (
         f"Each doubling gave {listed([f'{step:.2f}' for step in steps])} tokens a pass as a tree, more each time: nothing flattens yet, so that no law with an end fits. A straight line over doublings foretells "

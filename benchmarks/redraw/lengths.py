@@ -24,7 +24,7 @@ METHODS = {
 }
 
 
-def _drafter(weights: str, draft: str, file: str = "fp8-drafter") -> dict[str, Any]:
+def drafter_row(weights: str, draft: str, file: str = "fp8-drafter") -> dict[str, Any]:
     """A row of the drafter that ships, or of another file's: what benchmarks.fp8_drafter measured."""
     rows = raw.table(file)["rows"]
     return next(row for row in rows if (row["weights"], row["draft"]) == (weights, draft))
@@ -32,7 +32,7 @@ def _drafter(weights: str, draft: str, file: str = "fp8-drafter") -> dict[str, A
 
 @text("answer-accepted-length")
 def answer() -> str:
-    chain, tree = _drafter("as it is", "chain of 5"), _drafter("as it is", "tree of 60")
+    chain, tree = drafter_row("as it is", "chain of 5"), drafter_row("as it is", "tree of 60")
     least = min(tree["families"], key=tree["families"].__getitem__)
     return (
         f"The drafter that ships yields {chain['accepted_length']:.2f} tokens a target pass as a chain of 5 and {tree['accepted_length']:.2f} as a "
@@ -44,11 +44,11 @@ def answer() -> str:
 def by_family() -> str:
     shapes = ("chain of 5", "tree of 60")
     found = [
-        *((shape, _lengths(_drafter("as it is", shape))) for shape in shapes),
+        *((shape, _lengths(drafter_row("as it is", shape))) for shape in shapes),
         ("chain of 5, sampled at T = 1", _lengths(raw.table("embedded-T1-chain5"))),
         ("tree of 60, sampled at T = 1", _lengths(raw.table("embedded-T1-tree60"))),
         *(
-            (f"{shape}, the {which} drafter", _lengths(_drafter("as it is", shape, f"{which}-drafter")))
+            (f"{shape}, the {which} drafter", _lengths(drafter_row("as it is", shape, f"{which}-drafter")))
             for which in ("third", "second")
             for shape in shapes
         ),
@@ -143,7 +143,7 @@ def sampled() -> str:
 def by_family_png() -> bytes:
     figure, axes = canvas("Tokens a target pass, the drafter that ships, T = 0")
     for number, name in enumerate(("chain of 5", "tree of 60")):
-        found = _drafter("as it is", name)["families"]
+        found = drafter_row("as it is", name)["families"]
         values = [found[family] for family in FAMILIES]
         bars(axes[0], values, number, 2, name, ours=name.startswith("tree"), shown="%.2f")
     plain_at_one(axes[0])
@@ -186,7 +186,7 @@ def budgets_png() -> bytes:
 @text("answer-drafter-fp8")
 def fp8_answer() -> str:
     chain, tree = (
-        tuple(_drafter(w, d)["accepted_length"] for w in ("as it is", "fp8")) for d in ("chain of 5", "tree of 60")
+        tuple(drafter_row(w, d)["accepted_length"] for w in ("as it is", "fp8")) for d in ("chain of 5", "tree of 60")
     )
     return (
         f"It loses {100 * (1 - chain[1] / chain[0]):.1f}% of the tokens a pass as a chain of 5 ({chain[1]:.3f} against {chain[0]:.3f}) and "
@@ -216,7 +216,7 @@ def fp8() -> str:
 def going_on() -> str:
     """What the second drafter won and lost by going on with long prompts, most of them news."""
     before = raw.table("embedded-chain5")["families"]
-    now = _drafter("as it is", "chain of 5", "second-drafter")["families"]
+    now = drafter_row("as it is", "chain of 5", "second-drafter")["families"]
     told = [
         f"{name} from {before[family]['accepted_length']:.2f} to {now[family]:.2f}"
         for family, name in (
@@ -236,7 +236,7 @@ def fp8_by_prompt() -> str:
     for weights, words in (("fp8", ""), ("fp8, the head as it is", "with the head as it is ")):
         parts, clear = [], False
         for draft in ("chain of 5", "tree of 60"):
-            found = _drafter(weights, draft)["a_prompt_against_as_it_is"]
+            found = drafter_row(weights, draft)["a_prompt_against_as_it_is"]
             clear = clear or abs(found["mean"]) > 2 * found["standard_error"]
             parts.append(f"{found['mean']:+.3f} as a {draft} (standard error {found['standard_error']:.3f})")
         told.append(f"{words}{listed(parts)}, {'more than the spread' if clear else 'within the spread'}")

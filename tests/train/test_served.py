@@ -20,11 +20,10 @@ from eagle3_serving.train.plot import plot_training
 from eagle3_serving.train.replies import greedy_answers
 from eagle3_serving.train.run import Trainer
 from eagle3_serving.train.served import Recording, Served, ServedMeasure, record
+from eagle3_serving.tree.calibrate import Calibration
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from tiny import VOCAB, tiny_drafter, tiny_target
-
-from eagle3_serving.tree.calibrate import Calibration
 
 TREE = (3, 3, 8)
 
