@@ -187,8 +187,9 @@ def _count(what: str, read: bool = False, upload: bool = False, blocks: bool = T
 
 
 def _tensor(data: Any, *, device: Any = None, **more: Any) -> torch.Tensor:
-    made = _real_tensor(data, **more)
-    return made if device is None else made.to(device)
+    # `with torch.device(...)` names it too: transformers asks a tensor of its own whether it is on "meta", and would take
+    # the CPU for an answer and leave rotary frequencies unwritten
+    return _real_tensor(data, device="cpu", **more).to(torch.empty(0).device if device is None else device)
 
 
 class _Generator:

@@ -21,6 +21,15 @@ from eagle3_serving.engine import EmbeddedEngine
 SETTINGS = Settings(device=f"{NAME}:0", tiny=True, batches=(2,), tokens=4)
 
 
+@pytest.fixture(autouse=True)
+def unwritten_memory_holds_nan() -> Iterator[None]:
+    """What reads memory that nobody wrote is seen at once, not on the day that it held a NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def device() -> Iterator[type[Crossings]]:
     with pretend_device() as crossings:
