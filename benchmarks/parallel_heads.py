@@ -1,8 +1,9 @@
-"""A drafter that goes a token a pass beside one that drafts every depth in one pass: what is accepted, and what a step takes.
+"""A drafter that goes a token a pass beside such as draft every depth in one pass: what is accepted, and what a step takes.
 
-    eagle3 train --target TARGET --init DRAFTER --preset p-eagle --answers ANSWERS... --calibrate --out runs/parallel
-    python -m benchmarks.parallel_heads --drafter DRAFTER --parallel runs/parallel/drafter --prompts EVAL/*.jsonl \\
-        --out benchmarks/results/parallel-heads.json
+    eagle3 train --target TARGET --init DRAFTER --preset p-eagle --answers ANSWERS... --out runs/masks
+    eagle3 train --target TARGET --init DRAFTER --preset p-eagle --layers 1 --causal-head --answers ANSWERS... --out runs/causal
+    python -m benchmarks.parallel_heads --drafter DRAFTER --parallel runs/masks/drafter runs/causal/drafter \\
+        --prompts EVAL/*.jsonl --out benchmarks/results/parallel-heads.json
 
 Each drafter as a chain of 5 and as a tree of 60, with the calibration beside it, greedy, in two parts. What is accepted: the target's
 answers are recorded once and replayed, which costs drafting alone. What a step takes: the first `--timed` prompts of each family
@@ -81,10 +82,9 @@ def times(steps: Seconds) -> dict[str, float]:
 
 def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     target, tokenizer = Target.load(directory), load_tokenizer(directory)
-    drafters = {
-        name: (load_for(target, path), Calibration.beside(path))
-        for name, path in (("autoregressive", args.drafter), ("parallel", args.parallel))
-    }
+    drafters = {"autoregressive": (load_for(target, args.drafter), Calibration.beside(args.drafter))}
+    for path in args.parallel:
+        drafters[path.parent.name] = load_for(target, path), Calibration.beside(path)
     shapes = {
         "chain": DecodeOptions(args.max_tokens, "chain", k=args.k),
         "tree": DecodeOptions(args.max_tokens, "tree", nodes=args.nodes, depth=args.depth, top_k=args.top_k),
@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     recorder = EmbeddedEngine(Target.load(directory))
     answers = {name: greedy_answers(recorder, prompts, args.max_tokens, BATCH) for name, prompts in families.items()}
     everything = [answer for family in answers.values() for answer in family]
-    replaying = RecordedTarget(target, drafters["parallel"][0].config.aux_layers, everything)
+    replaying = RecordedTarget(target, drafters["autoregressive"][0].config.aux_layers, everything)
     found: dict[str, dict[str, Any]] = {"plain": {"step_ms": round(1000 * statistics.median(plain_s), 2)}}
     for name, (drafter, shape) in settings.items():
         said = replayed(EmbeddedEngine(replaying, *drafters[drafter]), answers, shape, BATCH)
@@ -122,7 +122,8 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
             "timed_a_family": args.timed,
             "max_tokens": args.max_tokens,
             "shapes": {"chain": args.k, "tree": [args.nodes, args.depth, args.top_k]},
-            "parallel_layers": drafters["parallel"][0].config.num_layers,
+            "layers": {name: drafter.config.num_layers for name, (drafter, _) in drafters.items()},
+            "causal_heads": [name for name, (drafter, _) in drafters.items() if drafter.config.causal_head],
         },
         "identical": identical,
         "settings": found,
@@ -143,7 +144,13 @@ def show(found: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_pair(parser)
-    parser.add_argument("--parallel", type=Path, required=True, help="a drafter of --preset p-eagle")
+    parser.add_argument(
+        "--parallel",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="drafters of --preset p-eagle, named by their runs' folders",
+    )
     parser.add_argument("--out", type=Path, required=True)
     for name, default in (
         ("limit", 4),

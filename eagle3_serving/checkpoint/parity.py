@@ -84,9 +84,10 @@ def trace(
     positions_L = rows + _FIRST_POSITION
     order = drafter.vocabulary.target_ids.argsort()
     said, logits = [], []
-    for _ in range(STEPS):
+    for n in range(STEPS):
         step = drafter.step(tokens_L[None], hidden_BLH, positions_L[None], attend)
-        logits_LV = drafter.logits(step.hidden_BLH)[0]
+        state_BLH = drafter.follow(tokens_L[None], hidden_BLH, step.hidden_BLH) if n else step.hidden_BLH
+        logits_LV = drafter.logits(state_BLH)[0]
         drafted_L = drafter.vocabulary.to_target(logits_LV.argmax(-1))
         said.append(drafted_L)
         logits.append(logits_LV[:, order])

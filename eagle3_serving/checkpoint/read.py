@@ -157,6 +157,7 @@ def read(
         attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
         mlp_bias="layers.0.mlp.gate_proj.bias" in tensors,
         own_embedding="embed_tokens.weight" in tensors,
+        causal_head=parts.mask_hidden is not None and "causal.proj.weight" in tensors,
     )
     target_ids = absolute_ids(parts, vocab, draft_vocab)
     check_tensors(parts, config)

@@ -96,6 +96,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
         "--init those beyond its own are added",
     )
     parser.add_argument(
+        "--causal-head",
+        action=argparse.BooleanOptionalAction,
+        help="of a drafter of --preset p-eagle: children depend on their node's token, by a head beside the one pass (default: no)",
+    )
+    parser.add_argument(
         "--fc-norm",
         action=argparse.BooleanOptionalAction,
         help="a norm on each feature before they are fused, as eagle3.1 has it (default: the preset's)",
@@ -181,6 +186,7 @@ def run(args: argparse.Namespace) -> int:
         norm_output=args.norm_output,
         sliding_window=args.sliding_window,
         layers=args.layers,
+        causal_head=args.causal_head,
         draft_vocab_size=args.draft_vocab_size,
         max_length=args.max_length,
         max_prompt=args.max_prompt,

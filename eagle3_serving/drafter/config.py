@@ -52,6 +52,8 @@ class DrafterConfig:
     own_embedding: bool = False
     # P-EAGLE: the token that stands where none is drafted yet, so that one pass drafts a whole chain; None: a token a pass
     mask_token_id: int | None = None
+    # of a parallel drafter: a node's state depends on its token (`causal`), else all nodes of a depth have the same children
+    causal_head: bool = False
 
     @property
     def parallel(self) -> bool:

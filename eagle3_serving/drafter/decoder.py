@@ -58,11 +58,13 @@ class DraftAttention(nn.Module):
 
 
 class DraftMLP(nn.Module):
-    def __init__(self, config: DrafterConfig, layer: int, factory: LayerFactory) -> None:
+    """`name`: its path inside the drafter."""
+
+    def __init__(self, config: DrafterConfig, name: str, factory: LayerFactory) -> None:
         super().__init__()
         if config.hidden_act not in ACTIVATIONS:
             raise InputError(f"hidden_act {config.hidden_act!r} is not supported; known are {', '.join(ACTIVATIONS)}")
-        name, bias, wide = f"layers.{layer}.mlp", config.mlp_bias, config.intermediate_size
+        bias, wide = config.mlp_bias, config.intermediate_size
         self.act = ACTIVATIONS[config.hidden_act]
         self.gate_proj = factory.linear(f"{name}.gate_proj", config.hidden_size, wide, bias)
         self.up_proj = factory.linear(f"{name}.up_proj", config.hidden_size, wide, bias)
@@ -85,7 +87,7 @@ class DraftLayer(nn.Module):
             self.input_layernorm = factory.norm(f"{name}.input_layernorm", size, eps)
         self.self_attn = DraftAttention(config, layer, factory)
         self.post_attention_layernorm = factory.norm(f"{name}.post_attention_layernorm", size, eps)
-        self.mlp = DraftMLP(config, layer, factory)
+        self.mlp = DraftMLP(config, f"{name}.mlp", factory)
 
     def forward(self, embedding_BLH: Tensor, hidden_BLH: Tensor, positions_BL: Tensor, attend: Attend) -> Tensor:
         normed_BLH = self.hidden_norm(hidden_BLH)

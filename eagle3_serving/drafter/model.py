@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from eagle3_serving.drafter.causal import CausalHead
 from eagle3_serving.drafter.config import DrafterConfig
 from eagle3_serving.drafter.decoder import DraftLayer
 from eagle3_serving.drafter.fusion import FeatureFusion
@@ -38,6 +39,7 @@ class Drafter(nn.Module):
         self.mask_hidden: nn.Parameter | None = None
         if config.parallel:
             self.mask_hidden = nn.Parameter(torch.zeros(config.num_aux * config.target_hidden_size))
+        self.causal = CausalHead(config, factory) if config.causal_head else None
         self.norm = factory.norm("norm", config.hidden_size, config.rms_norm_eps)
         self.lm_head = factory.linear("lm_head", config.hidden_size, config.draft_vocab_size, False)
 
@@ -60,6 +62,14 @@ class Drafter(nn.Module):
         assert self.mask_hidden is not None and self.config.mask_token_id is not None
         ids_L = torch.full((count,), self.config.mask_token_id, dtype=torch.long, device=self.mask_hidden.device)
         return self.mask_hidden.expand(count, -1), ids_L
+
+    def follow(self, token_ids: Tensor, state_XH: Tensor, masked_XH: Tensor) -> Tensor:
+        """States [..., H] of a parallel drafter's nodes [...]: `masked_XH` is what the one pass gave at their depth, `state_XH` their
+        parents' states. Without a causal head a node's token changes nothing."""
+        if self.causal is None:
+            return masked_XH
+        out_XH: Tensor = self.causal(self.embed_tokens(token_ids), state_XH, masked_XH)
+        return out_XH
 
     def keys_values(self, token_ids_BL: Tensor, hidden_BLH: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
         """What `step` would cache of these rows in its first layer, each [B, L, K, D]: all that a drafter of one layer

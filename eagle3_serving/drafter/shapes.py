@@ -7,7 +7,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def parameter_shapes(config: DrafterConfig) -> Shapes:
     """Name -> shape of every parameter of `Drafter(config)`; what a whole checkpoint holds, the vocabulary map aside."""
-    hidden, wide, aux = config.hidden_size, config.intermediate_size, config.num_aux * config.target_hidden_size
+    hidden, aux = config.hidden_size, config.num_aux * config.target_hidden_size
     shapes: Shapes = {
         "embed_tokens.weight": (config.vocab_size, hidden),
         "fusion.fc.weight": (hidden, aux),
@@ -26,19 +26,29 @@ def parameter_shapes(config: DrafterConfig) -> Shapes:
         shapes |= {f"{layer}.{norm}.weight": (hidden,) for norm in ("hidden_norm", "post_attention_layernorm")}
         if i == 0:
             shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-        projections = {
-            "self_attn.q_proj": (queries, width, config.attention_bias),
-            "self_attn.k_proj": (keys, width, config.attention_bias),
-            "self_attn.v_proj": (keys, width, config.attention_bias),
-            "self_attn.o_proj": (hidden, queries, config.attention_bias),
-            "mlp.gate_proj": (wide, hidden, config.mlp_bias),
-            "mlp.up_proj": (wide, hidden, config.mlp_bias),
-            "mlp.down_proj": (hidden, wide, config.mlp_bias),
-        }
-        for name, (rows, columns, bias) in projections.items():
-            shapes[f"{layer}.{name}.weight"] = (rows, columns)
-            if bias:
-                shapes[f"{layer}.{name}.bias"] = (rows,)
+        for name, rows, columns in (
+            ("q_proj", queries, width),
+            ("k_proj", keys, width),
+            ("v_proj", keys, width),
+            ("o_proj", hidden, queries),
+        ):
+            shapes |= _linear(f"{layer}.self_attn.{name}", rows, columns, config.attention_bias)
+        shapes |= _mlp(config, layer)
         if config.qk_norm:
             shapes |= {f"{layer}.self_attn.{norm}.weight": (config.head_dim,) for norm in ("q_norm", "k_norm")}
+    if config.causal_head:
+        shapes |= {f"causal.{norm}.weight": (hidden,) for norm in ("embedding_norm", "state_norm", "mlp_norm")}
+        shapes |= _linear("causal.proj", hidden, 2 * hidden, False) | _mlp(config, "causal")
     return shapes
+
+
+def _mlp(config: DrafterConfig, within: str) -> Shapes:
+    hidden, wide, shapes = config.hidden_size, config.intermediate_size, Shapes()
+    for name, rows, columns in (("gate_proj", wide, hidden), ("up_proj", wide, hidden), ("down_proj", hidden, wide)):
+        shapes |= _linear(f"{within}.mlp.{name}", rows, columns, config.mlp_bias)
+    return shapes
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    weight: Shapes = {f"{name}.weight": (rows, columns)}
+    return weight | {f"{name}.bias": (rows,)} if bias else weight

@@ -53,8 +53,9 @@ class DraftSession:
         # masks stand after a request's last row, and the next rows overwrite them in the cache
         self.ahead = depth - 1 if config.parallel else 0
         self.masks = [drafter.masks(self.ahead)] if self.ahead else []
-        self.logits_BDV = torch.zeros(
-            slots, 1 + self.ahead, config.draft_vocab_size, dtype=drafter.dtype, device=self.device
+        # what the pass that took in the last rows gave at the last of them, and at each mask
+        self.hidden_BDH = torch.zeros(
+            slots, 1 + self.ahead, config.hidden_size, dtype=drafter.dtype, device=self.device
         )
         self.feedback_BH = torch.zeros(slots, config.hidden_size, dtype=drafter.dtype, device=self.device)
 
@@ -69,7 +70,7 @@ class DraftSession:
         self.pool.copy_slot(source, destination, self.committed[source])
         for numbers in (self.committed, self.position):
             numbers[destination] = numbers[source]
-        for states in (self.logits_BDV, self.feedback_BH):
+        for states in (self.hidden_BDH, self.feedback_BH):
             states[destination] = states[source]
         self.pending[destination] = self.pending[source]
         self.pending[source] = []
@@ -116,7 +117,7 @@ class DraftSession:
         plan.look_back(self.drafter.config.sliding_window, plan.place_T)
         step = self.drafter.step(tokens_T[None], hidden_TH[None], positions_T[None], self._attend(plan))
         slots = torch.tensor(ended, device=self.device)
-        self.logits_BDV[slots] = self.drafter.logits(step.hidden_BLH[0, last_ED])
+        self.hidden_BDH[slots] = step.hidden_BLH[0, last_ED]
         self.feedback_BH[slots] = step.feedback_BLH[0, last_ED[:, 0]]
         for slot, count in enumerate(counts):
             self.committed[slot] += count
@@ -127,19 +128,24 @@ class DraftSession:
     @torch.inference_mode()
     def propose(self, batch: int, top_k: int, depth: int, grow: Grow, keep: Keep) -> Draft:
         """A pool of candidates for each of slots 0 .. batch - 1, in target ids."""
-        logits_BV, state_BH = self.logits_BDV[:batch, 0], self.feedback_BH[:batch]
+        logits_BV, state_BH = self.drafter.logits(self.hidden_BDH[:batch, 0]), self.feedback_BH[:batch]
         if self.drafter.config.parallel:
             reached = min(depth, 1 + self.ahead)
-            draft = grow_draft(logits_BV, state_BH, top_k, reached, _once_a_depth(grow), keep, self._drafted)
+            grow = grow if self.drafter.config.causal_head else _once_a_depth(grow)
+            draft = grow_draft(logits_BV, state_BH, top_k, reached, grow, keep, self._drafted)
         else:
             draft = grow_draft(logits_BV, state_BH, top_k, depth, grow, keep, self._step)
         tokens_BC = self.drafter.vocabulary.to_target(draft.candidates.tokens_BC)
         return draft._replace(candidates=draft.candidates._replace(tokens_BC=tokens_BC))
 
     def _drafted(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
-        """What the one pass gave at `depth`, whatever stands before it."""
-        batch, width = draft_ids_BK.shape
-        return self.logits_BDV[:batch, depth, None].expand(-1, width, -1), hidden_BKH
+        """From what the one pass gave at `depth`."""
+        masked_B1H = self.hidden_BDH[: len(hidden_BKH), depth, None]
+        if not self.drafter.config.causal_head:
+            return self.drafter.logits(masked_B1H).expand(-1, draft_ids_BK.shape[1], -1), hidden_BKH
+        tokens_BK = self.drafter.vocabulary.to_target(draft_ids_BK)
+        state_BKH = self.drafter.follow(tokens_BK, hidden_BKH, masked_B1H.expand_as(hidden_BKH))
+        return self.drafter.logits(state_BKH), state_BKH
 
     def _step(self, draft_ids_BK: Tensor, hidden_BKH: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
         batch, width = draft_ids_BK.shape

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eagle3_serving.checkpoint import Finding, check, convert
 from eagle3_serving.checkpoint.engines.sglang import WINDOW_FLAG
-from eagle3_serving.checkpoint.engines.vllm import PARALLEL
+from eagle3_serving.checkpoint.engines.vllm import CAUSAL, PARALLEL
 from eagle3_serving.checkpoint.findings import verdict
 from eagle3_serving.checkpoint.read import read
 from eagle3_serving.checkpoint.source import open_source
@@ -64,7 +64,7 @@ def require_pair(drafter: Path, target: Path) -> None:
 
 
 def _as_it_is(directory: Path, mended: Finding | None, found: list[Finding]) -> Servable:
-    parallel = [finding for finding in found if finding.unjudged and PARALLEL in finding.what]
+    parallel = [f for f in found if f.unjudged and (PARALLEL in f.what or f.where == CAUSAL)]
     untold = [finding for finding in found if WINDOW_FLAG in finding.fix]
     return Servable(
         directory,

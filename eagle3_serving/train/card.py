@@ -41,7 +41,8 @@ def _head(job: TrainJob, run: TrainedRun) -> str:
     layers = "one layer" if config.num_layers == 1 else f"{config.num_layers} layers"
     feedback = f"{'post' if config.norm_output else 'pre'}-norm feedback"
     if config.parallel:
-        feedback = f"every depth in one pass (P-EAGLE; trained {job.options.ttt_steps} deep)"
+        head = ", children by a causal head" if config.causal_head else ""
+        feedback = f"every depth in one pass (P-EAGLE; trained {job.options.ttt_steps} deep){head}"
     return (
         f"# EAGLE-3 drafter for {target}\n\n"
         f"- **Target**: {target}, {run.target.num_layers} layers. It reads the boundaries "

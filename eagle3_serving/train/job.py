@@ -128,7 +128,7 @@ def fit(job: TrainJob, target: Target | None = None) -> TrainedRun:
     coverage = _coverage(drafter, mixture.train)
     say(f"the draft vocabulary covers {coverage:.1%} of the answers' tokens")
     if job.preset == "p-eagle" and not drafter.config.parallel:
-        drafter = as_parallel(drafter, mask_token(target), job.layers or PARALLEL_LAYERS)
+        drafter = as_parallel(drafter, mask_token(target), job.layers or PARALLEL_LAYERS, bool(job.causal_head))
     dialect = dialect_for(drafter)  # before hours are spent on what cannot be saved
     # what one process finds in a cache another may not, and then waits for it in the target's pass
     cached = job.cache_features and not job.shard_target

@@ -113,7 +113,7 @@ class TrainJob:
     `vocabulary`: files of answers whose tokens choose the draft vocabulary (default: those trained on). `preset`: the shape of
     a new drafter by name, which `fc_norm` (a norm on each feature) and `norm_output` (the post-norm state is fed back)
     override one by one. `aux_layers`: the boundaries that it reads (default: low, middle, high); `sliding_window`: tokens
-    that it looks back on (default: all); `layers` of a parallel drafter. `eval_prompts`: what the drafter is measured on in the end (default: held-out
+    that it looks back on (default: all); `layers` of a parallel drafter, `causal_head`: its children depend on their node's token. `eval_prompts`: what the drafter is measured on in the end (default: held-out
     answers' prompts), `eval_limit` of each family, 0 for none. `measure_tree`: depth, top-k and nodes of the tree that it is
     measured with while it is trained. `calibrate` fits a calibration on the other held-out prompts. `cache_features` keeps
     the target's features on disk, which pays where its passes are the slow part (CPUs), in `features` (default: under `out`),
@@ -141,6 +141,7 @@ class TrainJob:
     aux_layers: tuple[int, ...] | None = None
     sliding_window: int | None = None
     layers: int | None = None
+    causal_head: bool | None = None
     max_length: int = 640
     max_prompt: int = 400
     held_out: int = 60
@@ -189,8 +190,9 @@ class TrainJob:
         if self.shard_drafter and (self.preset == "p-eagle" or self.options.compile):
             other = "--compile" if self.options.compile else "--preset p-eagle"
             raise InputError(f"--shard-drafter is not written for {other}: leave one of them out")
-        if self.layers is not None and self.preset != "p-eagle":
-            raise InputError("--layers are of a parallel drafter: give --preset p-eagle, or leave it out")
+        for flag, verb, said in (("--layers", "are", self.layers), ("--causal-head", "is", self.causal_head)):
+            if said is not None and self.preset != "p-eagle":
+                raise InputError(f"{flag} {verb} of a parallel drafter: give --preset p-eagle, or leave it out")
         if not 0 < self.general_share < 1:
             raise InputError(f"--general-share is {self.general_share}: it must be above 0 and below 1")
         if min(self.measure_tree) < 1:
@@ -205,7 +207,7 @@ class TrainJob:
     def asked(self) -> Asked:
         """What is asked for of the drafter's shape."""
         shape = (self.fc_norm, self.norm_output, self.aux_layers, self.sliding_window, self.draft_vocab_size)
-        return Asked(self.preset, *shape, self.layers)
+        return Asked(self.preset, *shape, self.layers, self.causal_head)
 
     def require_data(self) -> None:
         """Raise InputError where there is nothing to train on."""

@@ -16,7 +16,6 @@ from eagle3_serving.drafter.rope import inverse_frequencies
 from eagle3_serving.engine.target import Target
 from eagle3_serving.train.closed_form import Moments, carry
 from eagle3_serving.train.features import FeatureBatch
-from eagle3_serving.train.objectives import target_state
 from eagle3_serving.train.ttt import shift, unroll
 
 _SHARPNESS = 25.0  # the largest score of a mask's look at the last true row
@@ -28,15 +27,25 @@ def mask_token(target: Target) -> int:
     return int(padding) if padding is not None else min(target.eos_ids, default=0)
 
 
-def as_parallel(drafter: Drafter, mask_token_id: int, layers: int) -> Drafter:
-    """The same with masks that are still to begin (`begin_masks`), and layers beyond its own that add next to nothing."""
+def as_parallel(drafter: Drafter, mask_token_id: int, layers: int, causal_head: bool = False) -> Drafter:
+    """The same with masks that are still to begin (`begin_masks`), layers beyond its own that add next to nothing, and a causal
+    head that adds nothing yet (`begin_following`)."""
     own = drafter.config.num_layers
-    config = replace(drafter.config, num_layers=max(layers, own), mask_token_id=mask_token_id, norm_output=False)
+    config = replace(
+        drafter.config,
+        num_layers=max(layers, own),
+        mask_token_id=mask_token_id,
+        causal_head=causal_head,
+        norm_output=False,
+    )
     made = Drafter(config, drafter.vocabulary.target_ids.cpu())
-    for name, parameter in made.layers[own:].named_parameters():
+    fresh = [*made.layers[own:].named_parameters()]
+    if made.causal is not None:
+        fresh += made.causal.named_parameters()
+    for name, parameter in fresh:
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.002 if name.endswith("down_proj.weight") else 0.02)
-        if name.endswith("o_proj.weight"):
+        if name.endswith("o_proj.weight") or name == "proj.weight":
             nn.init.zeros_(parameter)
     made.load_state_dict(drafter.state_dict(), strict=False)
     return made.to(drafter.vocabulary.target_ids.device)
@@ -56,12 +65,12 @@ def begin_masks(drafter: Drafter, batches: list[FeatureBatch]) -> None:
 
 
 @torch.no_grad()
-def begin_reading(drafter: Drafter, batches: list[FeatureBatch], norm_weight_H: Tensor, depth: int) -> None:
+def begin_reading(drafter: Drafter, batches: list[FeatureBatch], depth: int) -> None:
     """Let masks look at the last true row in the first layer of those that add nothing yet, in place: without gradients, since
     from a start where they see no row apart from others they were seen to learn little more than what tokens are frequent.
 
-    What that row's state foretells of the target's states to come is a ridge regression, over all depths alike; it passes
-    through the heads' values (`closed_form.carry`). `norm_weight_H`: the target's final norm.
+    What that row's state foretells of the true rows' states to come is a ridge regression, over all depths alike; it passes
+    through the heads' values (`closed_form.carry`).
     """
     config = drafter.config
     layers = [layer for layer in drafter.layers if isinstance(layer, DraftLayer)]
@@ -70,15 +79,14 @@ def begin_reading(drafter: Drafter, batches: list[FeatureBatch], norm_weight_H: 
         return
     true, masked, ahead = [], [], []
     for batch in batches:
-        state_BRH, taught_BR = target_state(batch.final_BRH, norm_weight_H), batch.taught_BR
-        said_BRH = torch.zeros_like(state_BRH)
-        for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, taught_BR, depth)):
+        said_BRH = torch.zeros_like(batch.final_BRH)
+        for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, batch.taught_BR, depth)):
             if step == 0:
                 said_BRH[mask_BR] = hidden_NH
                 continue
             true.append(shift(said_BRH, step)[mask_BR])
             masked.append(hidden_NH)
-            ahead.append(state_BRH[mask_BR] - hidden_NH)
+            ahead.append(said_BRH[mask_BR] - hidden_NH)
     true_NH, masked_NH = fresh.hidden_norm(torch.cat(true)), fresh.hidden_norm(torch.cat(masked))
     attention, groups = fresh.self_attn, config.num_attention_heads // config.num_key_value_heads
     _look_at_true(drafter, attention, true_NH, masked_NH, depth)
@@ -117,6 +125,31 @@ def _look_at_true(drafter: Drafter, attention: DraftAttention, true_NH: Tensor, 
             (weight_of(attention.k_proj), kv, key_H),
         ):
             weight[head * head_dim : (head + 1) * head_dim] = strength * pattern[:, None] * seen_H
+
+
+@torch.no_grad()
+def begin_following(drafter: Drafter, batches: list[FeatureBatch], depth: int) -> None:
+    """Let a causal head that adds nothing yet foretell, from a node's token and its parent's state, what the drafter's state would be
+    had it read the true row, in place: a ridge regression on what masks leave open, over all depths alike. Below the
+    first a parent's state is such a head's own, so a first map makes what the second is fitted on."""
+    head = drafter.causal
+    if head is None or bool(weight_of(head.proj).any()) or depth == 1:
+        return
+    size = drafter.config.hidden_size
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    hook = head.register_forward_pre_hook(lambda _, given: seen.append(given))
+    for _ in range(2):
+        moments = Moments(2 * size, size, batches[0].aux_BLF.device)
+        for batch in batches:
+            seen.clear()
+            (true_NH, taught_BR), *later = unroll(drafter, batch, batch.taught_BR, depth)
+            true_BRH = torch.zeros_like(batch.final_BRH)
+            true_BRH[taught_BR] = true_NH
+            for (embedding_BRH, before_BRH, masked_BRH), (_, mask_BR) in zip(seen, later, strict=True):
+                read_NI = head.read(embedding_BRH[mask_BR], before_BRH[mask_BR])
+                moments.add(read_NI, true_BRH[mask_BR] - masked_BRH[mask_BR])
+        weight_of(head.proj).copy_(moments.solve(ridge=0.01).T)
+    hook.remove()
 
 
 def known_before(drafter: Drafter) -> set[int]:

@@ -29,6 +29,7 @@ class Asked:
     sliding_window: int | None = None
     draft_vocab_size: int | None = None
     layers: int | None = None
+    causal_head: bool | None = None
 
     @property
     def norms_features(self) -> bool | None:
@@ -74,6 +75,9 @@ class Asked:
         turns_back = parallel and self.preset not in (None, "p-eagle")
         grows = self.preset == "p-eagle" and not parallel and (self.layers or 0) > config.num_layers
 
+        # a causal head is made where masks are, and never added to a drafter that has masks alone
+        headed = None if not parallel else self.causal_head
+
         def of_preset(own: bool | None, flag: str) -> str:
             return f"--preset {self.preset}" if own is None else f"--{'' if own else 'no-'}{flag}"
 
@@ -93,6 +97,12 @@ class Asked:
                 f"{'post' if feedback else 'pre'}-norm feedback (norm_output)",
             ),
             ("--layers", None if grows else self.layers, config.num_layers, f"{config.num_layers} of them"),
+            (
+                "--causal-head" if headed else "--no-causal-head",
+                headed,
+                config.causal_head,
+                f"{'a' if config.causal_head else 'no'} causal head",
+            ),
             ("--aux-layers", self.aux_layers, config.aux_layers, f"layers {' '.join(map(str, config.aux_layers))}"),
             ("--sliding-window", self.sliding_window, config.sliding_window, f"a window of {config.sliding_window}"),
         ]

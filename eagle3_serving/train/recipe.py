@@ -22,6 +22,7 @@ _SHAPE = (
     "sliding_window",
     "num_layers",
     "mask_token_id",
+    "causal_head",
 )
 _CONTENT = {  # remembered by content: the words for another
     "target": "for another target (weights or config.json differ)",
@@ -64,6 +65,7 @@ def require_same(directory: Path, before: Recipe, now: Recipe, pre_fc_norm: str)
         "sliding_window": None,
         "num_layers": 1,
         "mask_token_id": None,
+        "causal_head": False,
         "ranks": 1,
         **{name: now[name] for name in _CONTENT},
         **before,

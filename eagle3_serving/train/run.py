@@ -25,7 +25,7 @@ from eagle3_serving.train.data import Answer, make_batches
 from eagle3_serving.train.features import FeatureBatch, FeatureSource, norm_weight, precision
 from eagle3_serving.train.log import RunLog
 from eagle3_serving.train.options import TrainOptions
-from eagle3_serving.train.parallel import begin_masks, begin_reading, known_before, read_scaled
+from eagle3_serving.train.parallel import begin_following, begin_masks, begin_reading, known_before, read_scaled
 from eagle3_serving.train.ranks import Ranks
 from eagle3_serving.train.recipe import Recipe, recipe, require_same
 from eagle3_serving.train.served import ServedMeasure
@@ -247,7 +247,8 @@ class Trainer:
             read_scaled(self.drafter, self.scale_F)
         if self.drafter.config.parallel:
             begin_masks(self.drafter, first)
-            begin_reading(self.drafter, first, self.target_norm_H, self.options.ttt_steps)
+            begin_reading(self.drafter, first, self.options.ttt_steps)
+            begin_following(self.drafter, first, self.options.ttt_steps)
         self.average = [p.detach().clone() for p in self.parameters]
         self.log({"options": asdict(self.options), "batches": len(self.batches)})
 

@@ -138,10 +138,13 @@ def unroll(
 
     tokens_BR = next_BL.gather(1, positions_BR)
     hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
+    nodes_BR = tokens_BR
+    state_BRH = hidden_BRH
     for step in range(steps):
         out = draft(tokens_BR, hidden_BRH, positions_BR, attend)
+        state_BRH = drafter.follow(nodes_BR, shift(state_BRH, 1), out.hidden_BLH) if step else out.hidden_BLH
         mask_BR = counted_BR & (offsets_R >= step)
-        yield UnrolledStep(out.hidden_BLH[mask_BR], mask_BR)
+        yield UnrolledStep(state_BRH[mask_BR], mask_BR)
         if not config.parallel:
             hidden_BRH = shift(out.feedback_BLH, 1)
         elif step == 0:

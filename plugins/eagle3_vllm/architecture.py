@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eagle3_serving.checkpoint import check
+from eagle3_serving.checkpoint.engines.vllm import CAUSAL
 from eagle3_serving.checkpoint.findings import verdict
 from eagle3_serving.checkpoint.load import load_drafter
 from eagle3_serving.drafter import Drafter
@@ -39,7 +40,7 @@ class Eagle3ServingForCausalLM(Eagle3LlamaForCausalLM):
         """vLLM's own class for a drafter that may be right, and means what is not computed here."""
         assert vllm_config.speculative_config is not None
         draft = vllm_config.speculative_config.draft_model_config
-        if why := not_judged(draft):
+        if why := not_judged(vllm_config.speculative_config):
             logger.warning("eagle3: vLLM's own EAGLE-3 drafts: what this drafter means is not known here: %s", why)
             return own_drafter(draft.hf_config.architectures)(vllm_config=vllm_config, prefix=prefix)
         return super().__new__(cls)
@@ -168,11 +169,15 @@ def wanted_weights() -> str:
         return Settings.drafter_weights
 
 
-def not_judged(draft_model_config: Any) -> str:
-    """What our reader does not know of a drafter that may be right, "" where it knows it all or knows it wrong."""
-    directory = checkpoint_directory(str(draft_model_config.model), draft_model_config.revision)
+def not_judged(speculative: Any) -> str:
+    """What our reader does not know of a drafter that may be right, "" where it knows it all or knows it wrong. A parallel one is
+    vLLM's own to draft chains with, and trees are ours."""
+    draft = speculative.draft_model_config
+    directory = checkpoint_directory(str(draft.model), draft.revision)
     with on_the_cpu():
         found = check(directory, engine="vllm", values=False)
+    if not speculative.parallel_drafting:
+        found = [finding for finding in found if finding.where not in ("mask_hidden", CAUSAL)]
     return "" if verdict(found) is not None else next(finding.line() for finding in found if finding.unjudged)
 
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from eagle3_serving.checkpoint.source import open_source
+from eagle3_serving.checkpoint.engines.vllm import CAUSAL
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.servable import require_pair
 from eagle3_vllm.choice import first_schedule
 from eagle3_vllm.compat import current_platform, supports_eagle3
-from eagle3_vllm.fallback import config_reasons
+from eagle3_vllm.fallback import config_reasons, parallel_drafter
 from eagle3_vllm.schedule import Profile
 from eagle3_vllm.settings import Settings
 
@@ -28,13 +28,17 @@ def require_right(config: Any) -> None:
         require_pair(drafter, target)
 
 
-def draft_in_one_pass(speculative: Any, logger: Any) -> None:
+def draft_in_one_pass(speculative: Any, trees: bool, logger: Any) -> None:
     """A parallel drafter (P-EAGLE) is told by its masks, and vLLM wants to be told once more: else it drafts a token a pass with
-    weights that were trained for masks."""
-    drafter = getattr(speculative.draft_model_config, "model", None)  # a hub's name is vLLM's to find first
-    if drafter is None or not Path(drafter).is_dir() or speculative.parallel_drafting:
+    weights that were trained for masks. Trees of ours need no telling, and vLLM's Model Runner V2 refuses to be told."""
+    drafter = parallel_drafter(speculative)
+    if drafter is None:
         return
-    if "mask_hidden" in open_source(Path(drafter)).tensors:
+    if trees:
+        speculative.parallel_drafting = False
+        logger.info("eagle3: a parallel drafter: every depth of a tree from one pass over its masks")
+        return
+    if not speculative.parallel_drafting:
         speculative.parallel_drafting = True
         logger.info("eagle3: a parallel drafter: all draft tokens in one pass, as parallel_drafting would say")
 
@@ -77,9 +81,14 @@ def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
         logger.warning("eagle3: nothing is drafted: %s", reason)
         config.speculative_config = None
         return
-    draft_in_one_pass(speculative, logger)
     keep_last_block(config, logger)
     reasons = config_reasons(config, settings)
+    drafter = parallel_drafter(speculative)
+    if reasons and drafter is not None and CAUSAL in drafter.tensors:
+        logger.warning("eagle3: nothing is drafted: a causal head is for trees alone (%s)", "; ".join(reasons))
+        config.speculative_config = None
+        return
+    draft_in_one_pass(speculative, not reasons, logger)
     if not reasons:
         with_trees.add(id(speculative))
         most = max((shape.tokens - 1 for shape in settings.trees), default=speculative.num_speculative_tokens)

@@ -7,11 +7,12 @@ size, D head size, V draft vocabulary.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from eagle3_serving.drafter import DraftStep
 from eagle3_serving.serve.shape import Shape
 from eagle3_serving.tree import (
     PADDING,
@@ -50,6 +51,15 @@ class Start(NamedTuple):
     longest: int
 
 
+class Rows(Protocol):
+    """One draft's depths, one after the other."""
+
+    def step(
+        self, tokens_BK: Tensor, state_BKH: Tensor, position_BK: Tensor, mask_BKS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Target ids [B, K], their parents' states, positions and what each row sees -> logits [B, K, V], states."""
+
+
 class DraftRows:
     """The drafter's steps over one draft of at most `rows` draft rows: each sees its request's prefix, its ancestors among
     the draft, and itself."""
@@ -66,7 +76,12 @@ class DraftRows:
     def step(
         self, tokens_BK: Tensor, state_BKH: Tensor, position_BK: Tensor, mask_BKS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Target ids [B, K], their parents' states, positions and what each row sees -> logits [B, K, V], states."""
+        step = self.states(tokens_BK, state_BKH, position_BK, mask_BKS)
+        logits_TV = self.model.draft_logits(step.hidden_BLH.flatten(0, 1))
+        return logits_TV.unflatten(0, tokens_BK.shape), step.feedback_BLH
+
+    def states(self, tokens_BK: Tensor, state_BKH: Tensor, position_BK: Tensor, mask_BKS: Tensor) -> DraftStep:
+        """The same without logits."""
         end = mask_BKS.shape[2]
 
         def attend_over(layer: int, q_BKAD: Tensor, k_BKXD: Tensor, v_BKXD: Tensor) -> Tensor:
@@ -80,8 +95,44 @@ class DraftRows:
 
         step = self.model.model.step(tokens_BK, state_BKH, position_BK, attend_over)
         self.size, self.steps = end, self.steps + 1
-        logits_TV = self.model.draft_logits(step.hidden_BLH.flatten(0, 1))
-        return logits_TV.unflatten(0, tokens_BK.shape), step.feedback_BLH
+        return step
+
+
+class MaskRows:
+    """A parallel drafter's depths: one pass over masks, which stand behind what was taken in, gives the states of all of them.
+
+    Masks see the prefix and the masks before them. A node's token is for the causal head alone, where there is one.
+    """
+
+    def __init__(self, model: Eagle3ServingForCausalLM, start: Start, depths: int) -> None:
+        self.model, self.depth = model, 0
+        if not depths:
+            return
+        batch, device = len(start.prefix_B), start.prefix_B.device
+        masked_LF, tokens_L = model.model.masks(depths)
+        state_LH = model.combine_hidden_states(masked_LF)
+        ahead_L = torch.arange(depths, device=device)
+        seen_LL = ahead_L <= ahead_L[:, None]
+        self.hidden_BLH = (
+            DraftRows(model, start, depths)
+            .states(
+                tokens_L.expand(batch, -1),
+                state_LH.expand(batch, -1, -1),
+                start.prefix_B[:, None].long() + ahead_L,
+                seen_LL.expand(batch, -1, -1),
+            )
+            .hidden_BLH
+        )
+
+    def step(
+        self, tokens_BK: Tensor, state_BKH: Tensor, position_BK: Tensor, mask_BKS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, K, V] and states of the next depth's nodes; positions and mask were the masks' own."""
+        masked_B1H = self.hidden_BLH[:, self.depth, None]
+        self.depth += 1
+        state_BKH = self.model.model.follow(tokens_BK, state_BKH, masked_B1H.expand_as(state_BKH))
+        logits_TV = self.model.draft_logits(state_BKH.flatten(0, 1))
+        return logits_TV.unflatten(0, tokens_BK.shape), state_BKH
 
 
 class TreeDrafter:
@@ -119,7 +170,7 @@ class TreeDrafter:
     def _by_kernels(self, shape: Shape, start: Start, draft_tokens_BN: Tensor) -> None:
         trees, batch = self.trees, len(start.slots_B)
         draft = self.buffers[shape].first(batch)
-        rows = DraftRows(self.model, start, draft.shape.rows)
+        rows = self._rows(shape, start)
         logits_XV, state_XH = self.model.draft_logits(start.hidden_BH), start.feedback_BH
         for depth in range(1, shape.steps + 1):
             expand(draft, depth, logits_XV, start.prefix_B, self.target_ids_V, self.calibration_tables)
@@ -144,7 +195,7 @@ class TreeDrafter:
     def _by_core(self, shape: Shape, start: Start, draft_tokens_BN: Tensor) -> None:
         trees, nodes = self.trees, shape.tokens - 1
         slots_B = torch.where(start.slots_B < 0, trees.parents_SK.shape[0] - 1, start.slots_B)
-        rows = DraftRows(self.model, start, shape.top_k * max(1, shape.steps - 1))
+        rows = self._rows(shape, start)
         vocabulary = self.model.model.vocabulary
 
         def step(draft_ids_BK: Tensor, state_BKH: Tensor, depth: int, mask_BKS: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,6 +218,11 @@ class TreeDrafter:
         most = trees.settings.batch_nodes
         tree = select(candidates, nodes) if most is None else select_over_batch(candidates, most, nodes)
         self._keep(tree, slots_B, start.drafting_B, draft_tokens_BN)
+
+    def _rows(self, shape: Shape, start: Start) -> Rows:
+        if self.model.model.config.parallel:
+            return MaskRows(self.model, start, shape.steps - 1)
+        return DraftRows(self.model, start, shape.top_k * max(1, shape.steps - 1))
 
     def _keep(self, tree: DraftTree, slots_B: Tensor, drafting_B: Tensor, draft_tokens_BN: Tensor) -> None:
         width = tree.parents_BN.shape[1]

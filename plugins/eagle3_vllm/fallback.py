@@ -1,9 +1,12 @@
 """What a tree cannot do: for a whole server, or for one request, which is then drafted a chain."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from eagle3_serving.checkpoint.read import read
+from eagle3_serving.checkpoint.source import Source, open_source
 from eagle3_serving.notice import in_a_line
 from eagle3_serving.serve.gates import FIELDS, Asked
 from eagle3_vllm.compat import VllmConfig, cpu_attn, current_platform
@@ -48,6 +51,7 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         return wrong
     if not config.use_v2_model_runner:
         return ["Model Runner V1 runs: it verifies chains only"]
+    masks = parallel_drafter(speculative)
     checks = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
@@ -71,9 +75,23 @@ def _config_reasons(config: VllmConfig, settings: Settings) -> list[str]:
         f"rejection_sample_method {speculative.rejection_sample_method}": speculative.rejection_sample_method
         != "standard",
         "draft_sample_method probabilistic": speculative.draft_sample_method != "greedy",
-        "parallel drafting": speculative.parallel_drafting,
+        "parallel drafting": speculative.parallel_drafting and masks is None,
+        "a parallel drafter that looks back on a window": masks is not None and has_window(masks),
     }
     return [what for what, there in checks.items() if there]
+
+
+def parallel_drafter(speculative: Any) -> Source | None:
+    """A drafter with masks (P-EAGLE); None for any other, and for a hub's name, which is vLLM's to find first."""
+    drafter = getattr(speculative.draft_model_config, "model", None)
+    if drafter is None or not Path(drafter).is_dir():
+        return None
+    source = open_source(Path(drafter))
+    return source if "mask_hidden" in source.tensors else None
+
+
+def has_window(drafter: Source) -> bool:
+    return read(drafter).config.sliding_window is not None
 
 
 def connector(config: VllmConfig) -> str | None:

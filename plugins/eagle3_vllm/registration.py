@@ -201,7 +201,7 @@ def _tree_speculator(
     from eagle3_vllm.speculator import TreeSpeculator
     from eagle3_vllm.trees import Trees
 
-    if not_judged(vllm_config.speculative_config.draft_model_config):
+    if not_judged(vllm_config.speculative_config):
         return None  # said when the model is made
     announce_boundaries(vllm_config)
     if reasons := server_reasons(vllm_config, settings):

@@ -10,9 +10,11 @@ from drafters import N, known, with_tensors
 from safetensors.torch import load_file, save_file
 
 from eagle3_serving.checkpoint import Finding, check, convert
+from eagle3_serving.checkpoint.facts import TargetFacts
 from eagle3_serving.checkpoint.findings import verdict
+from eagle3_serving.checkpoint.parity import trace
 from eagle3_serving.checkpoint.read import read
-from eagle3_serving.checkpoint.source import open_source
+from eagle3_serving.checkpoint.source import in_memory, open_source
 from eagle3_serving.cli.main import main
 from eagle3_serving.errors import CheckError
 from eagle3_serving.serve.servable import servable
@@ -105,6 +107,27 @@ def test_a_parallel_drafter_needs_the_servers_word(tmp_path: Path) -> None:
     assert not said(check(tmp_path / "v", engine="vllm", num_target_layers=N), "architectures")
     drafters.edit(folder, architectures=["LlamaForCausalLMEagle3"])
     assert verdict(check(drafters.edit(folder, mask_token_id=...), engine="vllm", num_target_layers=N)) is False
+
+
+def test_a_causal_head_is_for_this_packages_trees(tmp_path: Path) -> None:
+    """No other reader has its tensors; without masks they are no part of a drafter; a conversion is proved by what it drafts."""
+    folder = drafters.as_vllm(tmp_path / "d", known(causal_head=True))
+    with_tensors(folder, mask_hidden=torch.randn(1, 96))
+    drafters.edit(folder, mask_token_id=7)
+    found = check(folder, engine="vllm", num_target_layers=N)
+    assert verdict(found) is None and "Model Runner V2" in said(found, "causal.proj.weight")[0].what
+    served = servable(folder, "vllm")
+    assert served.parallel and not served.unjudged
+    assert verdict(check(folder, engine="sglang", num_target_layers=N)) is False
+    with pytest.raises(CheckError, match="a causal head"):
+        convert(folder, tmp_path / "s", to="speculators", num_target_layers=N)
+    assert convert(folder, tmp_path / "v", to="vllm", num_target_layers=N).parity[0].max_difference == 0
+    meant, bent = (read(open_source(path), num_target_layers=N) for path in (folder, tmp_path / "v"))
+    name = "causal.mlp.down_proj.weight"
+    bent.tensors[name] = in_memory(name, bent.tensors[name].read() + 0.1)
+    assert not torch.allclose(*(trace(meaning, TargetFacts()).logits_SV for meaning in (meant, bent)))
+    with_tensors(folder, drop="mask_hidden")
+    assert verdict(check(folder, engine="vllm", num_target_layers=N)) is False
 
 
 def test_layers_that_are_not_there_are_said_once(tmp_path: Path) -> None:

@@ -71,10 +71,25 @@ def test_tree_scores_equal_path_by_path_recomputation_in_a_ragged_batch(window: 
             assert abs(float(tree.scores_BN[slot, node]) - want) < 1e-4
 
 
-@pytest.mark.parametrize(("layers", "window"), [(1, None), (2, None), (2, 5)])
-def test_a_parallel_draft_is_one_pass_over_masks(layers: int, window: int | None) -> None:
-    """In a ragged batch, taken in in two parts; every path of the tree scores what its tokens do at their depths."""
-    drafter = tiny_drafter(0, layers=layers, mask_token_id=3)
+def follow(drafter: Drafter, hidden_DH: Tensor, path: list[int]) -> float:
+    """Log-probability of a path whose depths one pass gave the states of."""
+    state_H, total = hidden_DH[0], 0.0
+    for depth, token in enumerate(path):
+        if depth and drafter.causal is not None:
+            state_H = drafter.causal(drafter.embed_tokens.weight[path[depth - 1]], state_H, hidden_DH[depth])
+        elif depth:
+            state_H = hidden_DH[depth]
+        total += float(drafter.logits(state_H).log_softmax(-1)[token])
+    return total
+
+
+@pytest.mark.parametrize(
+    ("layers", "window", "head"), [(1, None, False), (2, None, False), (2, 5, False), (1, None, True), (2, 5, True)]
+)
+def test_a_parallel_draft_is_one_pass_over_masks(layers: int, window: int | None, head: bool) -> None:
+    """In a ragged batch, taken in in two parts; every path of the tree scores what its tokens do at their depths, after one another
+    where there is a causal head."""
+    drafter = tiny_drafter(0, layers=layers, mask_token_id=3, causal_head=head)
     drafter.config = replace(drafter.config, sliding_window=window)
     draws = torch.Generator().manual_seed(0)
     lengths = (11, 4, 7)
@@ -98,10 +113,9 @@ def test_a_parallel_draft_is_one_pass_over_masks(layers: int, window: int | None
         tokens = torch.cat([after[slot], masks_L])[None]
         positions = torch.arange(tokens.shape[1])[None]
         step = drafter.step(tokens, drafter.fuse(aux_BLF), positions, causal(window))
-        wanted_DV = drafter.logits(step.hidden_BLH[0, -4:]).log_softmax(-1)
         for node in range(tree.tokens_BN.shape[1]):
-            path = tree.tokens_BN[slot, layout.ancestors_BNN[slot, node]]
-            want = float(wanted_DV[: len(path)].gather(1, path[:, None]).sum())
+            path = tree.tokens_BN[slot, layout.ancestors_BNN[slot, node]].tolist()
+            want = follow(drafter, step.hidden_BLH[0, -4:], path)
             assert abs(float(tree.scores_BN[slot, node]) - want) < 1e-4
 
 
@@ -109,8 +123,9 @@ def test_a_parallel_draft_is_one_pass_over_masks(layers: int, window: int | None
     "options", [{"mode": "chain", "k": 4}, {"mode": "tree", "nodes": 12, "depth": 4, "top_k": 3}], ids=str
 )
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_parallel_drafter_changes_no_token(options: dict[str, Any], sampled: bool) -> None:
-    engine = EmbeddedEngine(tiny_target(0), tiny_drafter(0, layers=2, mask_token_id=3))
+@pytest.mark.parametrize("head", [False, True], ids=["masks", "causal head"])
+def test_a_parallel_drafter_changes_no_token(options: dict[str, Any], sampled: bool, head: bool) -> None:
+    engine = EmbeddedEngine(tiny_target(0), tiny_drafter(0, layers=2, mask_token_id=3, causal_head=head))
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9], [2], [7, 7]]
     plain = engine.generate_many(prompts, DecodeOptions(24, "plain"), 2)
     drafted = engine.generate_many(prompts, DecodeOptions(24, **options), 2)

@@ -53,6 +53,7 @@ def tiny_drafter(
     layers: int = 1,
     norm_output: bool = False,
     mask_token_id: int | None = None,
+    causal_head: bool = False,
 ) -> Drafter:
     torch.manual_seed(seed + 1000)
     config = DrafterConfig(
@@ -68,6 +69,7 @@ def tiny_drafter(
         num_layers=layers,
         norm_output=norm_output,
         mask_token_id=mask_token_id,
+        causal_head=causal_head,
     )
     drafter = Drafter(config, torch.tensor(draft_ids) if draft_ids else None)
     for parameter in drafter.parameters():

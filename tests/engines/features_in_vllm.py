@@ -29,16 +29,21 @@ RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 @dataclass(frozen=True)
 class Case:
-    """`kind` of `odd_targets.KINDS`, or a method of quantisation of `METHODS`. `engine`: arguments of `vllm.LLM`."""
+    """`kind` of `odd_targets.KINDS`, or a method of quantisation of `METHODS`. `engine`: arguments of `vllm.LLM`. `drafter`: the
+    usual one, a parallel one, or one with a causal head, of which it is told too what the embedded engine drafts with it."""
 
     kind: str
     engine: dict[str, Any] = field(default_factory=dict)
     runner: int = 2
     adapter: bool = False
     logprobs: int | None = None
+    drafter: str = "drafter"
+    tokens: int = TOKENS
 
 
 CASES = {
+    "causal head": Case("llama", drafter="causal head", tokens=24),
+    "masks": Case("llama", runner=1, drafter="masks"),
     "1:1": Case("as many key heads as query heads"),
     "8:1": Case("eight query heads a key head"),
     "experts": Case("experts, four query heads a key head"),
@@ -73,21 +78,43 @@ def main(folder: Path, names: list[str]) -> None:
     gc.freeze()  # vLLM collects a dozen times an engine, each time through all modules
     lines = Lines()
     known: dict[str, Any] = {}  # plain answers
-    drafter, adapter = odd_targets.drawn_drafter(folder / "drafter"), odd_targets.drawn_adapter(folder / "adapter")
+    adapter = odd_targets.drawn_adapter(folder / "adapter")
     for name in names or CASES:
         case = CASES[name]
         draw = odd_targets.quantised if case.kind in odd_targets.METHODS else odd_targets.drawn
         target = folder / case.kind.replace(" ", "-")
         if not target.exists():
             draw(target, case.kind)
-        asked = replace(case, runner=1)
+        asked = replace(case, runner=1, drafter="")
         if str(asked) not in known:
             known[str(asked)] = ask(target, asked, adapter)
         plain = known[str(asked)]
         lines.said.clear()
         logging.getLogger("vllm.eagle3").addHandler(lines)  # once the first engine has set logging up
+        kinds = {"masks": case.drafter != "drafter", "causal_head": case.drafter == "causal head"}
+        drafter = odd_targets.drawn_drafter(folder / case.drafter.replace(" ", "-"), **kinds)
         ours = ask(target, case, adapter, drafter)
+        if kinds["causal_head"]:
+            ours["embedded"] = embedded(target, drafter, case.tokens)
         print("\n" + json.dumps({name: {"plain": plain, **ours, "lines": list(lines.said)}}), flush=True)
+
+
+def texts() -> list[list[int]]:
+    dice = random.Random(3)
+    return [[dice.randrange(8) for _ in range(length)] for length in LENGTHS]
+
+
+def embedded(target: Path, drafter: Path, tokens: int) -> dict[str, list[list[int]]]:
+    """What the embedded engine accepts of the same trees in each step, with the drafter's causal head and without."""
+    from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
+
+    engine = EmbeddedEngine.load(target, drafter)
+    options = DecodeOptions(tokens, "tree", nodes=NODES, depth=3, top_k=6, eos_ids=())
+    said = [engine.generate_many(texts(), options, len(LENGTHS))]
+    engine.drafter.causal, engine.drafter.config = None, replace(engine.drafter.config, causal_head=False)
+    said.append(engine.generate_many(texts(), options, len(LENGTHS)))
+    headed, masks = ([list(one.accepted) for one in part] for part in said)
+    return {"steps": headed, "by masks": masks}
 
 
 def ask(target: Path, case: Case, adapter: Path, drafter: Path | None = None) -> dict[str, Any]:
@@ -115,10 +142,12 @@ def ask(target: Path, case: Case, adapter: Path, drafter: Path | None = None) ->
     }
     if drafter is not None:
         arguments["speculative_config"] = {"method": "eagle3", "model": str(drafter), "num_speculative_tokens": NODES}
+        arguments["per_request_spec_decode_metrics"] = "detailed"
     llm = LLM(str(target), **arguments)
-    dice = random.Random(3)
-    prompts: Any = [{"prompt_token_ids": [dice.randrange(8) for _ in range(length)]} for length in LENGTHS]
-    params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False, logprobs=case.logprobs)
+    prompts: Any = [{"prompt_token_ids": text} for text in texts()]
+    params = SamplingParams(
+        temperature=0, max_tokens=case.tokens, ignore_eos=True, detokenize=False, logprobs=case.logprobs
+    )
     # one of the batch by the adapter, the others by the target alone
     wanted = [LoRARequest("adapter", 1, str(adapter)), None, None] if case.adapter else None
     outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=wanted)
@@ -128,7 +157,9 @@ def ask(target: Path, case: Case, adapter: Path, drafter: Path | None = None) ->
     del llm
     gc.collect()
     cleanup_dist_env_and_memory()
+    told = [getattr(answer, "spec_decode_metrics", None) for answer in answers]
     return {
+        "steps": [list(one.per_step_accepted) for one in told if one],
         "tokens": [list(answer.token_ids) for answer in answers],
         "logprobs": [
             [row[token].logprob for row, token in zip(answer.logprobs, answer.token_ids, strict=True)]

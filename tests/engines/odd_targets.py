@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eagle3_serving.checkpoint.save import save_drafter
+from eagle3_serving.checkpoint.save import dialect_for, save_drafter
 from eagle3_serving.drafter import Drafter, DrafterConfig
 
 VOCAB, HIDDEN, LAYERS, HEAD = 8, 128, 4, 32
@@ -69,8 +69,9 @@ def drawn(folder: Path, kind: str) -> Path:
     return folder
 
 
-def drawn_drafter(folder: Path, window: int | None = None) -> Path:
-    """For any of these targets: they have one width and one vocabulary. `window`: tokens that it looks back on."""
+def drawn_drafter(folder: Path, window: int | None = None, masks: bool = False, causal_head: bool = False) -> Path:
+    """For any of these targets: they have one width and one vocabulary. `window`: tokens that it looks back on; `masks`: a
+    parallel one."""
     torch.manual_seed(1)
     config = DrafterConfig(
         hidden_size=HIDDEN,
@@ -84,12 +85,16 @@ def drawn_drafter(folder: Path, window: int | None = None) -> Path:
         aux_layers=(1, 2, 3),
         max_position_embeddings=512,
         sliding_window=window,
+        mask_token_id=0 if masks else None,
+        causal_head=causal_head,
     )
     drafter = Drafter(config, None)
+    if drafter.mask_hidden is not None:
+        torch.nn.init.normal_(drafter.mask_hidden)
     for name, parameter in drafter.named_parameters():
         if parameter.dim() == 2:  # a small head makes all tokens about as likely, so that trees are broad
             torch.nn.init.normal_(parameter, std=0.02 if name.startswith("lm_head") else 0.3)
-    save_drafter(drafter, folder, torch.float32)
+    save_drafter(drafter, folder, torch.float32, to=dialect_for(drafter))
     return folder
 
 

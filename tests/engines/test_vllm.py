@@ -6,16 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
-from eagle3_serving.checkpoint.save import save_drafter
-from eagle3_serving.engine import Target
-from eagle3_serving.engine.pair import load_for
 from eagle3_serving.eval.law import BOUND, DRAWS, PROMPTS, TOKENS, compare
 from eagle3_serving.serve.client import ChatClient
 from eagle3_serving.serve.server import Server, ServerCommand
 from eagle3_serving.serve.vllm import VllmOptions, vllm_command
-from eagle3_serving.train.parallel import as_parallel, mask_token
 
 pytest.importorskip("vllm")
 
@@ -146,24 +141,3 @@ def test_a_vllm_that_is_not_as_known_serves_its_own_eagle3(
     [line] = [line for line in text.splitlines() if "eagle3: " in line]  # of all its processes
     assert "vLLM's own EAGLE-3 serves" in line and "the proposer's propose takes (unknown, others)" in line
     assert "Traceback" not in text
-
-
-@pytest.mark.supports("vllm", "chain", "parallel drafting (P-EAGLE)")
-def test_a_parallel_drafter_drafts_in_one_pass_and_changes_no_token(
-    plain: ChatClient, target_dir: Path, drafter_dir: Path, prompts: tuple[str, ...], tmp_path: Path
-) -> None:
-    """Its masks are not trained: what vLLM accepts is what the first depth is worth, and every answer is plain decoding's. Nobody
-    tells vLLM that it is parallel but the plugin."""
-    target = Target.load(target_dir)
-    drafter = as_parallel(load_for(target, drafter_dir), mask_token(target), 2)
-    for parameter in (drafter.mask_hidden, drafter.layers[1].self_attn.o_proj.weight):
-        torch.nn.init.normal_(parameter, std=0.002)
-    save_drafter(drafter, tmp_path / "drafter", to="vllm")
-    log = tmp_path / "server.log"
-    command = vllm_command(VllmOptions(target_dir, tmp_path / "drafter", k=4))
-    with Server(command, log) as server, ChatClient(server.url) as client:
-        said, _ = client.ask_all(prompts[:6], MAX_TOKENS, concurrency=3)
-        spent, text = client.counters(), log.read_text()
-    assert [answer.token_ids for answer in said] == [plain.ask(prompt, MAX_TOKENS).token_ids for prompt in prompts[:6]]
-    assert len(spent.accepted_by_position) == 4 and spent.accepted_by_position[0] > 0.3 * spent.drafts
-    assert text.count("eagle3: a parallel drafter: all draft tokens in one pass") == 1

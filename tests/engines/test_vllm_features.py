@@ -57,6 +57,30 @@ def test_as_many_key_heads_as_query_heads(said: dict[str, Any]) -> None:
     tree(said, "1:1")
 
 
+@pytest.mark.supports("vllm", "tree", "parallel drafting (P-EAGLE)", "a causal head over masks")
+def test_a_parallel_drafters_tree_comes_from_one_pass_and_its_causal_head(said: dict[str, Any]) -> None:
+    one = said["causal head"]
+    assert one["tokens"] == one["plain"]["tokens"]
+    assert one["lines"][0] == "eagle3: a parallel drafter: every depth of a tree from one pass over its masks"
+    sides = one["steps"], one["embedded"]["steps"], one["embedded"]["by masks"]
+    ours, embedded, masks = (
+        [steps[:-1] for steps in side] for side in sides
+    )  # the last is cut off by the answer's end
+    assert ours == embedded != masks
+
+
+@pytest.mark.supports("vllm", "chain", "parallel drafting (P-EAGLE)")
+def test_a_parallel_drafter_drafts_a_chain_in_one_pass(said: dict[str, Any]) -> None:
+    """Nobody tells vLLM that it is parallel but the plugin."""
+    chain(said, "masks", "Model Runner V1 runs: it verifies chains only")
+    assert (
+        said["masks"]["lines"].count(
+            "eagle3: a parallel drafter: all draft tokens in one pass, as parallel_drafting would say"
+        )
+        == 1
+    )
+
+
 @pytest.mark.supports("vllm", "tree", "grouped heads, 8 queries a key (8:1)")
 def test_eight_query_heads_a_key_head(said: dict[str, Any]) -> None:
     tree(said, "8:1")

@@ -11,20 +11,22 @@ import pytest
 import torch
 
 from eagle3_serving.checkpoint.dialects import WRITABLE
-from eagle3_serving.checkpoint.save import refusals
+from eagle3_serving.checkpoint.save import refusals, save_drafter
 from eagle3_serving.cli.main import main
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.target import Target
 from eagle3_serving.errors import InputError
-from eagle3_serving.train.data import Answer
+from eagle3_serving.train.data import Answer, read_answers
+from eagle3_serving.train.features import extract_features
 from eagle3_serving.train.grow import grow_vocabulary
 from eagle3_serving.train.job import fit, train
 from eagle3_serving.train.mixture import mix, split
 from eagle3_serving.train.options import TrainJob, TrainOptions
-from eagle3_serving.train.parallel import as_parallel, mask_token
+from eagle3_serving.train.parallel import as_parallel, begin_following, begin_masks, mask_token
 from eagle3_serving.train.replies import greedy_answers
+from eagle3_serving.train.ttt import unroll
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 from tiny import VOCAB, tiny_drafter, tiny_target
@@ -203,6 +205,28 @@ def test_a_drafter_becomes_a_parallel_one(
         load_for(target, made.directory)
 
 
+def test_a_parallel_drafter_gets_a_causal_head(
+    directory: Path, answers: tuple[Path, Path], init: Path, tmp_path: Path
+) -> None:
+    """Which is saved, read back and gone on from."""
+    asked: dict[str, Any] = {"preset": "p-eagle", "layers": 1, "options": {"ttt_steps": 3, "tokens": 60}}
+    made = train(job(directory, tmp_path / "run", answers[0], init=init, causal_head=True, **asked))
+    assert made.right and made.measured is not None and made.measured.identical
+    target = Target.load(directory)
+    drafter = load_for(target, made.directory)
+    assert drafter.causal is not None and bool(weight_of(drafter.causal.proj).any())
+    assert "by a causal head" in (made.directory / "README.md").read_text()
+    fit(job(directory, tmp_path / "on", answers[0], init=made.directory, options={"ttt_steps": 3, "tokens": 60}))
+    for flag, start in (("--no-causal-head", made.directory), ("--causal-head", tmp_path / "masks")):
+        if not start.exists():
+            save_drafter(as_parallel(load_for(target, init), mask_token(target), 1), start, to="vllm")
+        head = flag == "--causal-head"
+        with pytest.raises(InputError, match=f"{flag} contradicts --init .* a drafter with (a|no) causal head"):
+            fit(job(directory, tmp_path / "other", answers[0], init=start, preset="p-eagle", causal_head=head))
+    with pytest.raises(InputError, match="--causal-head is of a parallel drafter: give --preset p-eagle"):
+        job(directory, tmp_path / "none", answers[0], init=init, causal_head=True)
+
+
 def test_a_parallel_drafter_begins_as_the_drafter_that_it_was(
     directory: Path, answers: tuple[Path, Path], init: Path
 ) -> None:
@@ -214,6 +238,31 @@ def test_a_parallel_drafter_begins_as_the_drafter_that_it_was(
     one = DecodeOptions(12, "chain", k=1)
     first, second = (EmbeddedEngine(target, d).generate_many(prompts, one, 2) for d in (before, begun))
     assert [(a.token_ids, a.accepted) for a in first] == [(b.token_ids, b.accepted) for b in second]
+
+
+def test_a_causal_head_begins_by_foretelling_what_true_rows_would_say(
+    directory: Path, answers: tuple[Path, Path], init: Path
+) -> None:
+    target = Target.load(directory)
+    drafter = as_parallel(load_for(target, init), mask_token(target), 1, causal_head=True)
+    target.watch(drafter.config.aux_layers)
+    batch = extract_features(target, read_answers([answers[0]], 100)[:20])
+    begin_masks(drafter, [batch])
+
+    def apart() -> float:
+        """Squared distance of the second and third depth's states to the first's at the same rows."""
+        true_BRH = torch.zeros_like(batch.final_BRH)
+        (true_NH, mask_BR), *later = unroll(drafter, batch, batch.taught_BR, 3)
+        true_BRH[mask_BR] = true_NH
+        return sum(float((hidden_NH - true_BRH[mask_BR]).square().mean()) for hidden_NH, mask_BR in later)
+
+    with torch.no_grad():
+        before = apart()
+        begin_following(drafter, [batch], 3)
+        after = apart()
+        assert after < 0.7 * before
+        begin_following(drafter, [batch], 3)  # what has begun is left as it is
+        assert apart() == after
 
 
 def test_answers_of_another_target_are_told_from_its_own(

@@ -92,7 +92,15 @@ def test_an_unrolled_step_is_a_drafted_step(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"num_layers": 2}, {"num_layers": 2, "sliding_window": 4}, {"num_layers": 3, "qk_norm": True}]
+    "changes",
+    [
+        {},
+        {"num_layers": 2},
+        {"num_layers": 2, "sliding_window": 4},
+        {"num_layers": 3, "qk_norm": True},
+        {"causal_head": True},
+        {"num_layers": 2, "sliding_window": 4, "causal_head": True},
+    ],
 )
 def test_a_parallel_unrolled_step_is_a_mask_of_one_pass(changes: dict[str, Any]) -> None:
     drafter, batch = make_batch(mask_token_id=3, **changes)
@@ -107,6 +115,12 @@ def test_a_parallel_unrolled_step_is_a_mask_of_one_pass(changes: dict[str, Any])
         tokens = torch.cat([after[:1, : row + 1], masks_L[None]], dim=1)
         causal = TrueRows(drafter.config.sliding_window)
         alone = drafter.step(tokens, hidden, torch.arange(row + 3)[None], causal).hidden_BLH[0, row:]
+        if drafter.causal is not None:  # the answer's own tokens are the chain's
+            states = [alone[0]]
+            for step in (1, 2):
+                embedding_H = drafter.embed_tokens(after[0, row + step])
+                states.append(drafter.causal(embedding_H, states[-1], alone[step]))
+            alone = torch.stack(states)
         for step, (hidden_NH, mask_BR) in enumerate(unrolled):
             place = int(mask_BR[0, : start + step].sum())
             torch.testing.assert_close(hidden_NH[place], alone[step], atol=1e-5, rtol=1e-4)

@@ -22,6 +22,8 @@ def refusals(neutral: Neutral, facts: TargetFacts) -> list[str]:
         found.append("both norms before fc: its config takes norm_before_fc or fc_norm")
     if neutral.mask_hidden is not None and (neutral.config.norms_features or neutral.config.norm_output):
         found.append("fc_norm or norm_output of a parallel drafter: vLLM reads neither in its config")
+    if neutral.config.causal_head:
+        found.append("a causal head: the library has none")
     return found
 
 

@@ -101,6 +101,8 @@ def _keys(reader: Reader, keys: Json, nested: Json, tied: bool, neutral: Neutral
         )
     if neutral.mask_hidden is not None:
         reader.silent("mask_hidden", "a parallel drafter (P-EAGLE): SGLang drafts one token after the other", _NO_PLACE)
+    if config.causal_head:
+        reader.silent("causal.proj.weight", "a causal head: SGLang skips its tensors", _NO_PLACE)
 
 
 def _rope(reader: Reader, keys: Json) -> RopeConfig:

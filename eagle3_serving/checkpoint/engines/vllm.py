@@ -25,6 +25,7 @@ _LLAMA = (
     "Eagle3Qwen3vlForCausalLM",
 )
 _QWEN3 = ("Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM")
+CAUSAL = "causal.proj.weight"
 PARALLEL = '"parallel_drafting": true'
 _LATER = re.compile(r"layers\.[1-9]\d*\.hidden_norm\.")
 
@@ -191,6 +192,10 @@ def _parallel(reader: Reader, keys: Json, neutral: Neutral) -> None:
     """A parallel drafter is one by the server's command alone: config.json cannot say it to vLLM."""
     if neutral.mask_hidden is None:
         return
+    if neutral.config.causal_head:
+        reader.say("unjudged", CAUSAL, "a causal head: trees of this package's plugin draft with it, on vLLM's Model Runner V2; "
+                   "vLLM's own drafter has no such parameter and refuses the checkpoint",
+                   "eagle3 serve --engine vllm with a tree's --k")  # fmt: skip
     reader.say("unjudged", "mask_hidden", f'a parallel drafter (P-EAGLE): right where {PARALLEL} stands in '
                "--speculative-config; without it vLLM skips mask_hidden in silence, and little is accepted",
                "eagle3 serve --engine vllm says it")  # fmt: skip

@@ -15,7 +15,7 @@ def test_where_a_model_is_made_on_a_gpu(drafter_dir: Path) -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("meta"):  # refuses the CPU's tensors as a GPU does, and has no values
-            assert not_judged(draft) == ""
+            assert not_judged(SimpleNamespace(draft_model_config=draft, parallel_drafting=False)) == ""
             drafter = read_checkpoint(draft, 30)
             assert torch.get_default_device() == torch.device("meta") and torch.get_default_dtype() == torch.bfloat16
     finally:

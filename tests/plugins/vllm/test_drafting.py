@@ -1,17 +1,22 @@
 """Who draws which tree: kernels where they can count it, else PyTorch's own operations, which can do any."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from drafters import HIDDEN, VOCAB, known
+from pretend_device import capture, pretend_device
+from torch import Tensor
 
 pytest.importorskip("vllm")
 
 from eagle3_vllm import drafting
-from eagle3_vllm.drafting import TreeDrafter
+from eagle3_vllm.drafting import MaskRows, Start, TreeDrafter
 
+from eagle3_serving.drafter import Drafter
 from eagle3_serving.serve.shape import Shape
 
 
@@ -36,3 +41,54 @@ def test_what_kernels_cannot_count_is_drawn_without(
         drafter.draw(shape, None, None)  # type: ignore[arg-type]
     assert drawn == [*(["kernels"] * by_kernels), *(["core"] * (2 - by_kernels))]
     assert len(caplog.messages) == 2 - by_kernels and all("at most 45" in line for line in caplog.messages)
+
+
+class Alone:
+    """A prefix of no rows."""
+
+    def attend(self, q_BKAD: Tensor, k_BSXD: Tensor, v_BSXD: Tensor, mask_BKS: Tensor, past: int) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q_BKAD, k_BSXD, v_BSXD))
+        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
+        weights = scores.masked_fill(~mask_BKS[:, None], -torch.inf).softmax(-1)
+        return (weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["masks", "causal head"])
+def test_a_parallel_draft_obeys_a_captures_rules(monkeypatch: pytest.MonkeyPatch, head: bool) -> None:
+    """Its pass over masks and every depth after it, replayed on other tokens, give what an eager draft of those gives."""
+    monkeypatch.setattr(drafting, "prefix_of", lambda *_: Alone())
+    drafter = Drafter(replace(known().config, mask_token_id=7, causal_head=head), known().ids)
+    for parameter in drafter.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    drafter.requires_grad_(False)
+
+    def depths(state_BH: Tensor, tokens_BK: Tensor, prefix_B: Tensor) -> list[Tensor]:
+        model: Any = SimpleNamespace(
+            model=drafter,
+            attention=[None],
+            window=None,
+            draft_logits=drafter.logits,
+            combine_hidden_states=drafter.fuse,
+        )
+        start = Start(state_BH, state_BH, [tokens_BK], prefix_B, prefix_B, prefix_B > 0, 64)
+        rows = MaskRows(model, start, 2)
+        state_BKH, found = state_BH[:, None].expand(-1, tokens_BK.shape[1], -1), []
+        for _ in range(2):
+            logits_BKV, state_BKH = rows.step(tokens_BK, state_BKH, tokens_BK, tokens_BK > 0)
+            found.append(logits_BKV)
+        return found
+
+    states, tokens = torch.randn(2, 3, HIDDEN), torch.randint(VOCAB, (2, 3, 4))
+    prefixes = torch.tensor([[5, 9, 2], [11, 3, 7]])
+    eager = depths(states[1], tokens[1], prefixes[1])
+    assert torch.equal(eager[1][:, 0], eager[1][:, 1]) is not head
+    with pretend_device():
+        drafter.to("pretend")
+        given = [x[0].to("pretend") for x in (states, tokens, prefixes)]
+        with capture() as graph:
+            replayed = depths(*given)
+        for buffer, value in zip(given, (states[1], tokens[1], prefixes[1]), strict=True):
+            buffer.copy_(value.to("pretend"))
+        graph.replay()
+        for mine, want in zip(replayed, eager, strict=True):
+            torch.testing.assert_close(mine.to("cpu"), want)

@@ -20,6 +20,8 @@ from eagle3_vllm.settings import Settings, read_trees
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
+from eagle3_serving.checkpoint.engines.vllm import CAUSAL
+
 
 @pytest.mark.parametrize(
     "params, reason",
@@ -240,8 +242,35 @@ def test_a_parallel_drafter_drafts_in_one_pass_without_being_told(masks: bool, t
     speculative = SimpleNamespace(draft_model_config=draft, parallel_drafting=False)
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            configure.draft_in_one_pass(speculative, logging.getLogger("test"))
+            configure.draft_in_one_pass(speculative, False, logging.getLogger("test"))
     assert speculative.parallel_drafting is masks and len(caplog.messages) == masks
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        configure.draft_in_one_pass(speculative, True, logging.getLogger("test"))
+    assert not speculative.parallel_drafting, "Model Runner V2 would refuse it"
+    assert len(caplog.messages) == masks and all("every depth of a tree" in line for line in caplog.messages)
+
+
+def test_a_causal_head_drafts_trees_or_nothing(monkeypatch: pytest.MonkeyPatch, caplog: Any, tmp_path: Path) -> None:
+    """vLLM's own drafter would end the server at its tensors."""
+    draft = with_masks(tmp_path / "d")
+    save_file({"mask_hidden": torch.zeros(1), CAUSAL: torch.zeros(1)}, tmp_path / "d" / "model.safetensors")
+    for reasons in ([], ["EAGLE3_MODE is chain"]):
+        monkeypatch.setattr(configure, "config_reasons", lambda *_, said=reasons: said)
+        speculative = SimpleNamespace(
+            method="eagle3",
+            draft_model_config=draft,
+            parallel_drafting=True,
+            num_speculative_tokens=16,
+            num_speculative_tokens_per_batch_size=[],
+        )
+        whole = SimpleNamespace(**WHOLE, speculative_config=speculative)
+        with caplog.at_level(logging.WARNING):
+            configure.configure_speculation(whole, Settings(), logging.getLogger("test"))
+        assert (whole.speculative_config is None) is bool(reasons)
+        assert reasons or not speculative.parallel_drafting
+    [line] = caplog.messages
+    assert line == "eagle3: nothing is drafted: a causal head is for trees alone (EAGLE3_MODE is chain)"
 
 
 def test_a_parallel_drafter_has_no_schedule(monkeypatch: pytest.MonkeyPatch, caplog: Any, tmp_path: Path) -> None:

@@ -150,10 +150,10 @@ def test_a_drafter_that_is_not_judged_is_vllms_own_to_draft_with(
     draft = SimpleNamespace(
         model=str(tmp_path), revision=None, hf_config=SimpleNamespace(architectures=["Other", "Known"])
     )
-    config: Any = SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=draft))
+    config: Any = SimpleNamespace(speculative_config=SimpleNamespace(draft_model_config=draft, parallel_drafting=False))
     assert isinstance(architecture.Eagle3ServingForCausalLM(vllm_config=config), Own)
     draft.model = str(drafter_dir)
-    assert architecture.not_judged(draft) == ""
+    assert architecture.not_judged(config.speculative_config) == ""
 
 
 def test_a_broken_drafter_ends_the_server_before_anything_loads(drafter_dir: Path, target_dir: Path) -> None:
