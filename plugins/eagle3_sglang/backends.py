@@ -36,7 +36,20 @@ def tree_problem(top_k: int, backends: Iterable[str], page_size: int) -> str:
 
 
 def window_problem(top_k: int, backends: Iterable[str], page_size: int, sliding_window: bool) -> str:
-    """The same for a target some of whose layers see a window, known once it is loaded."""
-    if top_k > 1 and page_size > 1 and sliding_window and "fa3" in set(backends):
+    """The same for a target some of whose layers see a window, known once it is loaded. Of these backends FA3 alone slides
+    a window by a row's depth in the tree; `windows` does so for intel_amx."""
+    if not sliding_window:
+        return ""
+    named = set(backends)
+    if "flashinfer" in named:
+        # its plan leaves out where the window begins (`generate_attn_arg_prefill` without `kv_start_idx`)
+        way = "--attention-backend fa3, or triton with --speculative-eagle-topk 1"
+        return f"flashinfer verifies over the first tokens of a text where a sliding window has the last: {way}"
+    if top_k > 1 and "triton" in named:
+        way = "--attention-backend fa3, or --speculative-eagle-topk 1"
+        return (
+            f"triton slides a window by the rows of a tree, not by their depth, and texts past it would change: {way}"
+        )
+    if top_k > 1 and page_size > 1 and "fa3" in named:
         return f"fa3 verifies no tree over a sliding window with pages of {page_size}: --page-size 1, or top-k 1"
     return ""

@@ -33,11 +33,13 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.patches import Patches
 from eagle3_serving.serve.shape import Shape
 from eagle3_sglang import compat_graphs
-from eagle3_sglang.compat_check import SAMPLED, name_problem
+from eagle3_sglang.compat_check import FEATURES, SAMPLED, WINDOWS, name_problem
+from eagle3_sglang.features import WholeFeatures, decoder_of
 from eagle3_sglang.host import to_device
 from eagle3_sglang.reserve import Reserve
 from eagle3_sglang.sampled import Sampling
 from eagle3_sglang.settings import Settings
+from eagle3_sglang.windows import WindowedTrees
 
 __all__ = ["EAGLEWorkerV2", "EagleDraftWorker"]
 
@@ -116,7 +118,8 @@ def attention_of_server(worker: Any) -> tuple[list[str], int, bool]:
     return (
         [str(name) for name in names],
         int(worker.page_size),
-        getattr(runner, "sliding_window_size", None) is not None,
+        # -1 and 0 are none, as in SGLang's own backends
+        (getattr(runner, "sliding_window_size", None) or 0) > 0,
     )
 
 
@@ -195,6 +198,28 @@ def sample_on_cpu(patches: Patches) -> str:
     )
     patches.attribute(eagle_worker_common, "eagle_sample", around.sampling)
     patches.attribute(eagle_utils, "verify_tree_greedy_func", around.verifying)
+    return ""
+
+
+def windows_by_depth(patches: Patches) -> str:
+    """On a CPU a sliding window slides with a row's depth in a tree; why not, "" where it does."""
+    if problem := name_problem(WINDOWS):
+        return problem
+    from sglang.srt.layers.attention.intel_amx_backend import IntelAMXAttnBackend
+
+    around = WindowedTrees(IntelAMXAttnBackend.forward_extend).around()
+    patches.attribute(IntelAMXAttnBackend, "forward_extend", around)
+    return ""
+
+
+def whole_features(worker: Any, patches: Patches) -> str:
+    """Gemma 3's features with their residual; why not, "" where they are, and for every other target."""
+    decoder = decoder_of(worker._target_worker.model_runner.model)
+    if decoder is None:
+        return ""
+    if problem := name_problem(FEATURES):
+        return problem
+    WholeFeatures(decoder, patches)
     return ""
 
 

@@ -100,6 +100,20 @@ SAMPLED = (
     ),
 )
 
+# what trees over a target's sliding windows stand on, on a CPU; without it none are served there
+_CPU = "sglang.srt.layers.attention.intel_amx_backend"
+WINDOWS = (
+    Name(_CPU, "IntelAMXAttnBackend.forward_extend", ("q", "k", "v", "layer", "forward_batch")),
+    Name(_CPU, "IntelAMXAttnBackend.forward_decode", ("q", "k", "v", "layer", "forward_batch")),
+    Name(_CPU, "IntelAMXAttnBackend._get_attn_logits_buffer", ("num_seqs", "num_heads", "v_head_dim")),
+)
+
+# what Gemma 3's whole features stand on; without it the drafter is given SGLang's
+FEATURES = (
+    Name("sglang.srt.models.gemma3_causal", "Gemma3DecoderLayer.forward", ("hidden_states", "residual")),
+    Name("sglang.srt.models.gemma3_causal", "Gemma3TextModel.forward", ("input_ids", "positions", "forward_batch")),
+)
+
 
 def version_problem(version: str) -> str:
     """Why this version is not served, "" where it is."""
@@ -154,5 +168,5 @@ def attention_of(server_args: Any) -> Attention:
 
 if __name__ == "__main__":
     found = importlib.import_module("sglang").__version__
-    lines = [line for line in (version_problem(found), name_problem(NAMES + SAMPLED)) if line]
+    lines = [line for line in (version_problem(found), name_problem(NAMES + SAMPLED + WINDOWS + FEATURES)) if line]
     print("\n".join(lines) or f"SGLang {found}: every private name is as known")

@@ -84,6 +84,20 @@ SEAMS = (
         )
     ),
     Seam(
+        "Gemma3TextModel.forward",
+        "Of a loaded Gemma 3: the auxiliary hidden states with their residual, by its decoder, layers and last norm.",
+        "SGLang keeps the residual apart between layers and captures the state without it (pull request #39286).",
+        "tests/engines/test_gemma3.py",
+        "SGLang captures the whole state.",
+    ),
+    Seam(
+        "sglang.srt.layers.attention.intel_amx_backend.IntelAMXAttnBackend.forward_extend",
+        "On a CPU, for a target with sliding windows: a tree's rows in windowed layers are decoding rows, each with its own slots.",
+        "SGLang's kernel slides a window by the rows of a tree, not by their depth: texts past the window would change.",
+        "tests/engines/test_gemma3.py",
+        "SGLang's kernels take each row's position.",
+    ),
+    Seam(
         "environment SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND",
         "SGLang's own switch, set before every step: whether the draft's pass is left out after a step that drafted nothing.",
         "While nothing is drafted the draft's pass costs and gains nothing; before drafting goes on it must run.",

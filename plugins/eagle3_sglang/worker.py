@@ -61,6 +61,8 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
     def _prepare(self, server_args: Any) -> None:
         if self.device == "cpu" and (problem := compat.sample_on_cpu(self._patches)):
             log.warning("eagle3: sampled requests get the likeliest tokens on a CPU, as SGLang has it: %s", problem)
+        if problem := compat.whole_features(self, self._patches):
+            log.warning("eagle3: Gemma 3's features lack their residual, as SGLang has them: %s", problem)
         self.settings = read_settings()
         self.shape = Shape(self.speculative_num_steps, self.topk, self.speculative_num_draft_tokens)
         self.shapes = compat.shapes_of(self, self.settings)
@@ -89,8 +91,16 @@ class TreeWorker(compat.EAGLEWorkerV2):  # type: ignore[misc]
 
     def _build_states(self) -> None:
         arguments = self._server_args
-        if problem := window_problem(self.topk, *compat.attention_of_server(self)):
+        backends, page_size, windowed = compat.attention_of_server(self)
+        if problem := window_problem(self.topk, backends, page_size, windowed):
             stop(problem)
+        if (
+            windowed
+            and self.topk > 1
+            and "intel_amx" in backends
+            and (problem := compat.windows_by_depth(self._patches))
+        ):
+            stop(f"trees over a sliding window cannot be verified here: {problem}")
         calibration = _calibration(Path(arguments.speculative_draft_model_path))
         theirs = type(self._draft_worker)
         self._patches.undone_by(lambda: setattr(self._draft_worker, "__class__", theirs))

@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
@@ -130,7 +131,7 @@ def attention(generator: torch.Generator) -> None:
     k_cache, v_cache = (torch.randn(256, kv_heads, size, generator=generator) for _ in range(2))
     requests_B = torch.tensor([2, 0, 3])
     prefix_B = torch.tensor([9, 0, 30])
-    for rows, tree in ((1, False), (6, False), (6, True)):
+    for rows, tree, window in product((1, 6), (False, True), (0, 5)):
         count_B = torch.full((3,), rows)
         length_B = prefix_B + count_B
         query = torch.randn(3 * rows, heads, size, generator=generator)
@@ -142,7 +143,7 @@ def attention(generator: torch.Generator) -> None:
         start_B = torch.arange(3) * rows
         torch.ops.sgl_kernel.extend_attention_cpu(
             query, None, None, ours, k_cache, v_cache, 1.0, 1.0, pool, requests_B, length_B, count_B, start_B, rows,
-            scale, 0.0, False, 0, None, None, mask_BRR.flatten() if tree else None, True,
+            scale, 0.0, False, window, None, None, mask_BRR.flatten() if tree else None, True,
         )  # fmt: skip
         spans = list(zip(requests_B.tolist(), prefix_B.tolist(), strict=True))
         new = torch.cat([pool[request, before : before + rows] for request, before in spans]).long()
@@ -154,9 +155,10 @@ def attention(generator: torch.Generator) -> None:
         extend_attention_fwd(
             query, k_cache[new].contiguous(), v_cache[new].contiguous(), theirs, k_cache, v_cache, qo_indptr, kv_indptr,
             old, torch.cat(full) if tree else None, True, mask_indptr if tree else None, rows, 1.0, 1.0, sm_scale=scale,
+            sliding_window_size=window - 1, window_kv_offsets=torch.zeros(3, dtype=torch.int32),
         )  # fmt: skip
         hold("extend_attention", ours, theirs, 1e-4)
-        if rows == 1:
+        if rows == 1 and not window:
             again, keys = torch.zeros_like(query), (k_cache[new], v_cache[new])
             caches = k_cache.clone(), v_cache.clone()
             for cache in caches:

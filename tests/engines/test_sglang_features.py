@@ -1,12 +1,10 @@
 """Targets beyond a plain Llama on real SGLang with trees. Plain decoding is the embedded engine's: a server more would say the same."""
 
 import random
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import httpx
 import odd_targets
+import passes
 import pytest
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
@@ -40,27 +38,16 @@ def test_experts_and_eight_query_heads_a_key_head_and_a_drafters_window(tmp_path
         target, drafter, Shape(3, 4, 12), max_requests=4, context=256, kv_tokens=2048, extra=("--skip-tokenizer-init",)
     )
     with Server(sglang_command(options), tmp_path / "server.log") as server:
-        said = [ask(server.url, prompt) for prompt in prompts]
+        said = [passes.ask(server.url, prompt, TOKENS) for prompt in prompts]
         log = (tmp_path / "server.log").read_text()
     assert f"the drafter looks back {WINDOW} tokens: --speculative-draft-window-size {WINDOW - 1}" in log
     plain = EmbeddedEngine.load(target).generate_many(prompts, DecodeOptions(TOKENS, "plain", eos_ids=()), 3)
     assert [one["output_ids"] for one in said] == [list(answer.token_ids) for answer in plain]
-    passes = [one["meta_info"]["spec_correct_drafts_histogram"] for one in said]
-    assert sum(sum(by_number[1:]) for by_number in passes) > 5, passes  # that something was accepted in
+    counts = [passes.of_reply(one) for one in said]
+    assert sum(sum(by_number[1:]) for by_number in counts) > 5, counts  # that something was accepted in
     whole = odd_targets.drawn_drafter(tmp_path / "whole")
-    windowed, unbounded = (by_accepted(EmbeddedEngine.load(target, path), prompts) for path in (drafter, whole))
-    assert passes == windowed != unbounded
-
-
-def by_accepted(engine: EmbeddedEngine, prompts: list[list[int]]) -> list[list[int]]:
-    """Of each answer in trees of the same shape how many passes accepted 0, 1, 2 and 3 draft tokens."""
-    options = DecodeOptions(TOKENS, "tree", nodes=11, depth=3, top_k=4, eos_ids=())
-    counts = [Counter(engine.generate(prompt, options).accepted) for prompt in prompts]
-    return [[count[accepted] for accepted in range(1 + max(count))] for count in counts]
-
-
-def ask(url: str, prompt: list[int]) -> dict[str, Any]:
-    sampling = {"temperature": 0, "max_new_tokens": TOKENS, "ignore_eos": True}
-    reply = httpx.post(f"{url}/generate", json={"input_ids": prompt, "sampling_params": sampling}, timeout=120.0)
-    found: dict[str, Any] = reply.raise_for_status().json()
-    return found
+    same = DecodeOptions(TOKENS, "tree", nodes=11, depth=3, top_k=4, eos_ids=())
+    windowed, unbounded = (
+        passes.of_embedded(EmbeddedEngine.load(target, path), prompts, same) for path in (drafter, whole)
+    )
+    assert counts == windowed != unbounded

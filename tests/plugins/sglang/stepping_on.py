@@ -127,6 +127,7 @@ for name, value in {
     "build_state": lambda worker, shape, reserve: state_of(shape),
     "free_bytes": lambda worker: None,
     "attention_of_server": lambda worker: (["triton"], 1, False),
+    "whole_features": lambda worker, patches: "",
     "all_ranks_agree": bool,
     "ranks": lambda: 1,
     "broadcast_choice": lambda shape, shapes: shape,

@@ -133,8 +133,27 @@ def test_where_trees_are_not_known_to_work_sglangs_own_worker_serves(
 def test_trees_are_served_where_sglang_verifies_them(name: str, page_size: int) -> None:
     assert tree_problem(4, [name, name], page_size) == ""
     assert tree_problem(1, ["trtllm_mha"], page_size) == ""
-    assert bool(window_problem(4, [name], page_size, True)) == (name == "fa3" and page_size > 1)
     assert window_problem(4, [name], page_size, False) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "top_k", "page_size", "why"),
+    [
+        ("fa3", 4, 1, ""),
+        ("fa3", 1, 16, ""),
+        ("fa3", 4, 16, "pages of 16"),
+        ("triton", 1, 1, ""),
+        ("triton", 4, 1, "by the rows of a tree"),
+        ("flashinfer", 4, 1, "the first tokens"),
+        ("flashinfer", 1, 1, "the first tokens"),
+        ("intel_amx", 4, 1, ""),
+    ],
+)
+def test_over_a_sliding_window_what_the_backend_verifies_rightly(
+    name: str, top_k: int, page_size: int, why: str
+) -> None:
+    said = window_problem(top_k, [name, name], page_size, True)
+    assert why in said and bool(said) == bool(why)
 
 
 class Registry:

@@ -158,10 +158,8 @@ def extend(
         before_B = length_B - rows
         seen_BRS = (place_S < before_B[:, None])[:, None].repeat(1, rows, 1)
         seen_BRS.scatter_(2, (before_B[:, None] + torch.arange(rows))[:, None].expand(-1, rows, -1), among_BRR)
-        if sliding_window_size > 0:
-            if tree_mask is not None:
-                raise NotImplementedError("the tests' attention has no window in a tree")
-            seen_BRS = _in_window(seen_BRS, before_B[:, None] + torch.arange(rows), sliding_window_size)
+        # by rows in a tree too, whatever their depth: so do SGLang's own kernels, on a CPU and in Triton
+        seen_BRS = _in_window(seen_BRS, before_B[:, None] + torch.arange(rows), sliding_window_size)
         start = int(extend_start_loc_B[first])
         end = start + rows * len(group)
         query_BRHD = q_extend_THD[start:end].unflatten(0, (len(group), rows))
