@@ -69,6 +69,28 @@ def findings() -> str:
     )
 
 
+@text("parallel-heads")
+def parallel_heads() -> str:
+    """Of one shape all verify the same rows: each is given the mean of their times, and its own of drafting."""
+    settings = {name: row for name, row in raw.table("parallel-heads")["settings"].items() if name != "plain"}
+    rows = []
+    for shape in ("chain", "tree"):
+        beside = {name.removesuffix(f" {shape}"): row for name, row in settings.items() if name.endswith(f" {shape}")}
+        verify = fmean(row["verify_ms"] for row in beside.values())
+        for name, row in beside.items():
+            speed = 1000 * row["accepted_length"] / (row["draft_ms"] + verify)
+            rows.append(
+                [
+                    f"{shape}, {name}",
+                    f"{row['accepted_length']:.2f}",
+                    f"{row['draft_ms']:.0f}",
+                    f"{verify:.0f}",
+                    f"{speed:.2f}",
+                ]
+            )
+    return markdown(["", "tokens a pass", "drafting, ms", "verifying, ms", "tokens/s"], rows)
+
+
 @text("train-findings-short")
 def findings_short() -> str:
     chosen = ("paper", "steps-1", "eagle-2", "top", "low-middle-top", "data-1/2", "data-1/4", "data-1/8")

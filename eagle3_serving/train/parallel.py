@@ -1,6 +1,6 @@
 """A parallel drafter (P-EAGLE, arXiv 2602.01469): learned masks stand where no token is drafted yet, and one pass drafts a chain.
 
-It is begun from a drafter that goes a token a pass. Layers beyond that one's own add nothing at first: the first depth is what
+It is begun from a drafter that goes a token a pass. A causal head lets children depend on their node's token (`drafter.causal`). Layers beyond that one's own add nothing at first: the first depth is what
 it was, and what a mask cannot read from the true rows of one layer it learns to read from the rows of the next.
 """
 
@@ -16,7 +16,7 @@ from eagle3_serving.drafter.rope import inverse_frequencies
 from eagle3_serving.engine.target import Target
 from eagle3_serving.train.closed_form import Moments, carry
 from eagle3_serving.train.features import FeatureBatch
-from eagle3_serving.train.ttt import shift, unroll
+from eagle3_serving.train.ttt import UnrolledStep, shift, unroll
 
 _SHARPNESS = 25.0  # the largest score of a mask's look at the last true row
 
@@ -79,11 +79,9 @@ def begin_reading(drafter: Drafter, batches: list[FeatureBatch], depth: int) -> 
         return
     true, masked, ahead = [], [], []
     for batch in batches:
-        said_BRH = torch.zeros_like(batch.final_BRH)
-        for step, (hidden_NH, mask_BR) in enumerate(unroll(drafter, batch, batch.taught_BR, depth)):
-            if step == 0:
-                said_BRH[mask_BR] = hidden_NH
-                continue
+        first, *later = unroll(drafter, batch, batch.taught_BR, depth)
+        said_BRH = _spread(first)
+        for step, (hidden_NH, mask_BR) in enumerate(later, 1):
             true.append(shift(said_BRH, step)[mask_BR])
             masked.append(hidden_NH)
             ahead.append(said_BRH[mask_BR] - hidden_NH)
@@ -142,14 +140,20 @@ def begin_following(drafter: Drafter, batches: list[FeatureBatch], depth: int) -
         moments = Moments(2 * size, size, batches[0].aux_BLF.device)
         for batch in batches:
             seen.clear()
-            (true_NH, taught_BR), *later = unroll(drafter, batch, batch.taught_BR, depth)
-            true_BRH = torch.zeros_like(batch.final_BRH)
-            true_BRH[taught_BR] = true_NH
+            first, *later = unroll(drafter, batch, batch.taught_BR, depth)
+            true_BRH = _spread(first)
             for (embedding_BRH, before_BRH, masked_BRH), (_, mask_BR) in zip(seen, later, strict=True):
                 read_NI = head.read(embedding_BRH[mask_BR], before_BRH[mask_BR])
                 moments.add(read_NI, true_BRH[mask_BR] - masked_BRH[mask_BR])
         weight_of(head.proj).copy_(moments.solve(ridge=0.01).T)
     hook.remove()
+
+
+def _spread(step: UnrolledStep) -> Tensor:
+    """[B, R, H] of the rows that count, zeros elsewhere."""
+    spread_BRH = step.hidden_NH.new_zeros(*step.mask_BR.shape, step.hidden_NH.shape[1])
+    spread_BRH[step.mask_BR] = step.hidden_NH
+    return spread_BRH
 
 
 def known_before(drafter: Drafter) -> set[int]:
