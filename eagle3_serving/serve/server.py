@@ -1,6 +1,7 @@
 """An engine's OpenAI server as a child process: started, waited for, and killed with all its children."""
 
 import os
+import random
 import re
 import shutil
 import socket
@@ -22,6 +23,8 @@ from eagle3_serving.serve.address import HOST, reached_at
 from eagle3_serving.serve.group import GRACE_S, Group, nothing, turn_sigterm_into_exit
 
 _LAST_LINES = 4
+_DICE = random.SystemRandom()  # two processes must not draw the same ports
+_OWN_PORTS, _TRIES = (12000, 30000), 20  # below what systems give connections: from 32768 on, elsewhere from 49152
 _EXCEPTION = re.compile(r"^\w[\w.]*(Error|Exception|Interrupt)\b|Killed|out of memory")
 # What vLLM and its loggers put before the message: "(EngineCore pid=12) ERROR 11-24 01:56:08 [core.py:9] ".
 _PREFIX = re.compile(r"^(\([\w ]+pid=\d+\) )?((ERROR|CRITICAL|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] )?\s*")
@@ -38,7 +41,15 @@ class ServerCommand:
 
 
 def claim_port(port: int | None = None, host: str = HOST) -> int:
-    """A port that can be bound now. Raises InputError where the wanted one is taken, or the host is none of this machine's."""
+    """A port that can be bound now. Raises InputError where the wanted one is taken, or the host is none of this machine's.
+
+    Without a wish one that the system gives no connection of its own accord: an engine binds it only once its model is loaded.
+    """
+    for _ in range(_TRIES if port is None else 0):
+        try:
+            return claim_port(_DICE.randrange(*_OWN_PORTS), host)
+        except InputError:  # another's
+            continue
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         # Without it a port whose last owner just ended looks taken (TIME_WAIT).
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -159,6 +170,7 @@ class Server:
     def _wait_until_ready(self) -> None:
         started = time.monotonic()
         progress = _ProgressLine(self.command.name, self.quiet)
+        taken = re.compile(rb"\b%d\b.*address already in use" % self.port, re.IGNORECASE)
         try:
             while (elapsed := time.monotonic() - started) < self.ready_s:
                 if (code := self.ended) is not None:
@@ -166,6 +178,8 @@ class Server:
                 if self._answers():
                     self.startup_s = elapsed
                     return
+                if taken.search(self.log.read_bytes()):  # SGLang's server stays, and listens nowhere
+                    raise CheckError(f"{self.command.name} found port {self.port} taken: start it again: {self._why()}")
                 progress.show(elapsed)
                 time.sleep(0.25)
         finally:

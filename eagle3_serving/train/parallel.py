@@ -1,7 +1,8 @@
 """A parallel drafter (P-EAGLE, arXiv 2602.01469): learned masks stand where no token is drafted yet, and one pass drafts a chain.
 
-It is begun from a drafter that goes a token a pass. A causal head lets children depend on their node's token (`drafter.causal`). Layers beyond that one's own add nothing at first: the first depth is what
-it was, and what a mask cannot read from the true rows of one layer it learns to read from the rows of the next.
+It is begun from a drafter that goes a token a pass. A causal head (`drafter.causal`) lets children depend on their node's token.
+Layers beyond the first drafter's own add nothing at first: the first depth is what it was, and what a mask cannot read
+from the true rows of one layer it learns to read from the rows of the next.
 """
 
 from dataclasses import replace

@@ -61,6 +61,14 @@ def nothing_drafts(config: Any) -> str:
     return f"vLLM's {target.__name__} gives a drafter no hidden states and stops at start with one"
 
 
+def draft_nothing(config: Any) -> None:
+    """Serve plainly; figures of drafts, which vLLM refuses to be asked for without any, are asked for no more."""
+    config.speculative_config = None
+    asked = getattr(config, "observability_config", None)
+    if asked is not None and getattr(asked, "per_request_spec_decode_metrics", "none") != "none":
+        asked.per_request_spec_decode_metrics = "none"
+
+
 def keep_last_block(config: Any, logger: Any) -> None:
     """Let a prefix found in the cache be taken whole. vLLM gives its last block back under speculation (vllm#53670), so that the
     drafter reads it anew. Ours need not: a row that the drafter caches hangs on that row and on the token after it, so of a
@@ -79,14 +87,14 @@ def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
         return
     if reason := nothing_drafts(config):
         logger.warning("eagle3: nothing is drafted: %s", reason)
-        config.speculative_config = None
+        draft_nothing(config)
         return
     keep_last_block(config, logger)
     reasons = config_reasons(config, settings)
     drafter = parallel_drafter(speculative)
     if reasons and drafter is not None and CAUSAL in drafter.tensors:
         logger.warning("eagle3: nothing is drafted: a causal head is for trees alone (%s)", "; ".join(reasons))
-        config.speculative_config = None
+        draft_nothing(config)
         return
     draft_in_one_pass(speculative, not reasons, logger)
     if not reasons:

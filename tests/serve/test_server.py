@@ -134,6 +134,20 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
             Server(command(GOOD), tmp_path / "log", port=port, quiet=True).__enter__()
 
 
+def test_a_port_that_nobody_wished_for_is_none_that_connections_are_given() -> None:
+    ports = {claim_port() for _ in range(20)}
+    assert len(ports) > 10 and max(ports) < 32768
+
+
+def test_a_server_that_found_its_port_taken_and_stays_is_told_at_once(tmp_path: Path) -> None:
+    said = "while attempting to bind on address ('127.0.0.1', %s): address already in use"
+    script = f"import sys; print({said!r} % sys.argv[1], flush=True)\n{SILENT}"
+    begun = time.monotonic()
+    with pytest.raises(CheckError, match=r"stand-in found port \d+ taken: start it again"):
+        Server(command(script), tmp_path / "log", quiet=True, ready_s=60).__enter__()
+    assert time.monotonic() - begun < 30
+
+
 def test_a_port_out_of_range_is_named() -> None:
     with pytest.raises(InputError, match="port 70000"):
         claim_port(70000)

@@ -264,10 +264,12 @@ def test_a_causal_head_drafts_trees_or_nothing(monkeypatch: pytest.MonkeyPatch, 
             num_speculative_tokens=16,
             num_speculative_tokens_per_batch_size=[],
         )
-        whole = SimpleNamespace(**WHOLE, speculative_config=speculative)
+        asked = SimpleNamespace(per_request_spec_decode_metrics="detailed")
+        whole = SimpleNamespace(**WHOLE, speculative_config=speculative, observability_config=asked)
         with caplog.at_level(logging.WARNING):
             configure.configure_speculation(whole, Settings(), logging.getLogger("test"))
         assert (whole.speculative_config is None) is bool(reasons)
+        assert (asked.per_request_spec_decode_metrics == "none") is bool(reasons), "vLLM would end at start"
         assert reasons or not speculative.parallel_drafting
     [line] = caplog.messages
     assert line == "eagle3: nothing is drafted: a causal head is for trees alone (EAGLE3_MODE is chain)"
