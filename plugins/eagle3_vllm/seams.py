@@ -156,10 +156,17 @@ VALUES = (
     ),
     Seam(
         "VllmConfig.speculative_config",
-        "None on runner V1 with several pipeline stages: such a server is served plainly, with a line.",
+        "None where nothing can be drafted (runner V1 with several pipeline stages; a causal head without trees), with a line.",
         "vLLM 0.32 makes a drafter on the last stage, asks every stage for one, and ends at start.",
         "tests/plugins/vllm/test_fallback.py",
         "vLLM's runner V1 drafts under pipeline parallelism.",
+    ),
+    Seam(
+        "ObservabilityConfig.per_request_spec_decode_metrics",
+        '"none" where nothing can be drafted.',
+        "vLLM refuses to be asked for figures of drafts without speculation, and ends at start.",
+        "tests/plugins/vllm/test_fallback.py",
+        "A server without drafts answers without their figures.",
     ),
     Seam(
         f"{_CONFIG}.num_speculative_tokens",
@@ -170,7 +177,7 @@ VALUES = (
     ),
     Seam(
         f"{_CONFIG}.parallel_drafting",
-        "True where the drafter has the masks of P-EAGLE.",
+        "True where the drafter has the masks of P-EAGLE and a chain is drafted; False where trees are, which need no telling.",
         "Without it vLLM skips the masks in silence, and drafts a token a pass with weights that were not trained for that.",
         "tests/plugins/vllm/test_fallback.py",
         "vLLM reads it from config.json, as it does of speculators' format.",
