@@ -29,7 +29,7 @@ from benchmarks.common import accepted_length, add_pair, cores, replayed, write_
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Target
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.engine.policy import FixedPolicy
-from eagle3_serving.errors import Eagle3Error
+from eagle3_serving.errors import Eagle3Error, InputError
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.replay import RecordedTarget
 from eagle3_serving.patches import Patches
@@ -84,6 +84,8 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     target, tokenizer = Target.load(directory), load_tokenizer(directory)
     drafters = {"autoregressive": (load_for(target, args.drafter), Calibration.beside(args.drafter))}
     for path in args.parallel:
+        if path.parent.name in drafters:
+            raise InputError("--parallel: two runs' folders of one name; their figures bear the folders' names")
         drafters[path.parent.name] = load_for(target, path), Calibration.beside(path)
     shapes = {
         "chain": DecodeOptions(args.max_tokens, "chain", k=args.k),

@@ -2,6 +2,7 @@
 
 import re
 
+CAUSAL = "causal.proj.weight"  # a drafter with this tensor has a causal head
 _ALIASES = {"aux_norm_low": "fc_norm.0", "aux_norm_mid": "fc_norm.1", "aux_norm_high": "fc_norm.2"}
 # DataParallel's and DDP's, torch.compile's, transformers' own
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")

@@ -10,6 +10,7 @@ from eagle3_serving.checkpoint.dialects import DIALECTS, recognise, specforge
 from eagle3_serving.checkpoint.dialects.base import Dialect, provenance
 from eagle3_serving.checkpoint.feedback import NormOutput
 from eagle3_serving.checkpoint.findings import Finding
+from eagle3_serving.checkpoint.names import CAUSAL
 from eagle3_serving.checkpoint.neutral import (
     MAX_LAYERS,
     Head,
@@ -157,7 +158,7 @@ def read(
         attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
         mlp_bias="layers.0.mlp.gate_proj.bias" in tensors,
         own_embedding="embed_tokens.weight" in tensors,
-        causal_head=parts.mask_hidden is not None and "causal.proj.weight" in tensors,
+        causal_head=parts.mask_hidden is not None and CAUSAL in tensors,
     )
     target_ids = absolute_ids(parts, vocab, draft_vocab)
     check_tensors(parts, config)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from eagle3_serving.checkpoint import Finding, check, convert
 from eagle3_serving.checkpoint.engines.sglang import WINDOW_FLAG
-from eagle3_serving.checkpoint.engines.vllm import CAUSAL, PARALLEL
+from eagle3_serving.checkpoint.engines.vllm import PARALLEL
 from eagle3_serving.checkpoint.findings import verdict
+from eagle3_serving.checkpoint.names import CAUSAL
 from eagle3_serving.checkpoint.read import read
 from eagle3_serving.checkpoint.source import open_source
 from eagle3_serving.errors import CheckError, Eagle3Error

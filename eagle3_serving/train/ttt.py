@@ -138,11 +138,12 @@ def unroll(
 
     tokens_BR = next_BL.gather(1, positions_BR)
     hidden_BRH = fused_BLH.gather(1, positions_BR[..., None].expand(-1, -1, fused_BLH.shape[-1]))
-    nodes_BR = tokens_BR
-    state_BRH = hidden_BRH
+    nodes_BR, state_BRH = tokens_BR, hidden_BRH
     for step in range(steps):
         out = draft(tokens_BR, hidden_BRH, positions_BR, attend)
-        state_BRH = drafter.follow(nodes_BR, shift(state_BRH, 1), out.hidden_BLH) if step else out.hidden_BLH
+        before_BRH, state_BRH = state_BRH, out.hidden_BLH
+        if step and config.causal_head:
+            state_BRH = drafter.follow(nodes_BR, shift(before_BRH, 1), state_BRH)
         mask_BR = counted_BR & (offsets_R >= step)
         yield UnrolledStep(state_BRH[mask_BR], mask_BR)
         if not config.parallel:

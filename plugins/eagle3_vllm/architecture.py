@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from eagle3_serving.checkpoint import check
-from eagle3_serving.checkpoint.engines.vllm import CAUSAL
 from eagle3_serving.checkpoint.findings import verdict
 from eagle3_serving.checkpoint.load import load_drafter
+from eagle3_serving.checkpoint.names import CAUSAL
 from eagle3_serving.drafter import Drafter
 from eagle3_serving.drafter.layers import weight_of
 from eagle3_serving.errors import InputError

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from eagle3_serving.checkpoint.engines.vllm import CAUSAL
+from eagle3_serving.checkpoint.names import CAUSAL
 from eagle3_serving.errors import InputError
 from eagle3_serving.serve.servable import require_pair
 from eagle3_vllm.choice import first_schedule
@@ -91,8 +91,7 @@ def configure_speculation(config: Any, settings: Settings, logger: Any) -> None:
         return
     keep_last_block(config, logger)
     reasons = config_reasons(config, settings)
-    drafter = parallel_drafter(speculative)
-    if reasons and drafter is not None and CAUSAL in drafter.tensors:
+    if reasons and (drafter := parallel_drafter(speculative)) is not None and CAUSAL in drafter.tensors:
         logger.warning("eagle3: nothing is drafted: a causal head is for trees alone (%s)", "; ".join(reasons))
         draft_nothing(config)
         return

@@ -9,7 +9,7 @@ from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
 from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant, scales_at_once
 from eagle3_serving.checkpoint.engines.base import Engine, Reader, View, pre_fc_norm, stored_zero_biases
 from eagle3_serving.checkpoint.facts import TargetFacts
-from eagle3_serving.checkpoint.names import sglang_name, wrapper
+from eagle3_serving.checkpoint.names import CAUSAL, sglang_name, wrapper
 from eagle3_serving.checkpoint.neutral import Head, Neutral
 from eagle3_serving.checkpoint.source import Json
 from eagle3_serving.drafter.config import DrafterConfig, RopeConfig
@@ -102,7 +102,7 @@ def _keys(reader: Reader, keys: Json, nested: Json, tied: bool, neutral: Neutral
     if neutral.mask_hidden is not None:
         reader.silent("mask_hidden", "a parallel drafter (P-EAGLE): SGLang drafts one token after the other", _NO_PLACE)
     if config.causal_head:
-        reader.silent("causal.proj.weight", "a causal head: SGLang skips its tensors", _NO_PLACE)
+        reader.silent(CAUSAL, "a causal head: SGLang skips its tensors", _NO_PLACE)
 
 
 def _rope(reader: Reader, keys: Json) -> RopeConfig:

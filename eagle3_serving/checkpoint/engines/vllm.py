@@ -9,7 +9,7 @@ from eagle3_serving.checkpoint.dialects.common import LITTLE, unlike_target
 from eagle3_serving.checkpoint.dialects.sglang import own_embedding_is_meant
 from eagle3_serving.checkpoint.engines.base import Engine, Reader, View, pre_fc_norm, stored_zero_biases
 from eagle3_serving.checkpoint.facts import TargetFacts
-from eagle3_serving.checkpoint.names import vllm_name, wrapper
+from eagle3_serving.checkpoint.names import CAUSAL, vllm_name, wrapper
 from eagle3_serving.checkpoint.neutral import Head, Neutral
 from eagle3_serving.checkpoint.source import Json
 from eagle3_serving.drafter.config import DrafterConfig
@@ -25,7 +25,6 @@ _LLAMA = (
     "Eagle3Qwen3vlForCausalLM",
 )
 _QWEN3 = ("Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM")
-CAUSAL = "causal.proj.weight"
 PARALLEL = '"parallel_drafting": true'
 _LATER = re.compile(r"layers\.[1-9]\d*\.hidden_norm\.")
 

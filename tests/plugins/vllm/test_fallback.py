@@ -20,7 +20,7 @@ from eagle3_vllm.settings import Settings, read_trees
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
-from eagle3_serving.checkpoint.engines.vllm import CAUSAL
+from eagle3_serving.checkpoint.names import CAUSAL
 
 
 @pytest.mark.parametrize(
