@@ -3,7 +3,9 @@
 Shape letters: B requests, T packed rows, S places of the text, F concatenated features.
 """
 
-from collections.abc import Sequence
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from eagle3_serving.engine.options import DecodeOptions, Step
 from eagle3_serving.engine.rows import plan_rows
 from eagle3_serving.engine.target import Target, TargetOutput
-from eagle3_serving.tree import SamplingParams, sample
+from eagle3_serving.tree import Noise, SamplingParams, sample
 
 
 class Follower(Protocol):
@@ -36,25 +38,29 @@ class Batch:
         self.lengths: list[int] = []  # rows in the pool
         self.roots_B = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.text_BS = torch.zeros(slots, capacity, dtype=torch.long, device=self.device) if options.lookup else None
-        self.generator: torch.Generator | None = None
-        if options.sampling.temperature > 0:
-            self.generator = torch.Generator(device=self.device)
-            if options.sampling.seed is not None:
-                self.generator.manual_seed(options.sampling.seed)
-
-    @property
-    def greedy(self) -> bool:
-        return self.generator is None
+        self.greedy = options.sampling.temperature == 0
+        self.seed = secrets.randbits(63) if options.sampling.seed is None else options.sampling.seed
+        # of what is drawn by no position: a draft's own tokens, and whether they are accepted
+        self.generator = torch.Generator(device=self.device).manual_seed(self.seed)
 
     def sampling(self, batch: int) -> SamplingParams:
         s = self.options.sampling
         return SamplingParams.uniform(batch, s.temperature, s.top_k, s.top_p, s.min_p, self.device)
 
-    def choose(self, logits_BV: Tensor) -> Tensor:
+    def noise(self, indices: Sequence[int], rows: Sequence[int]) -> Noise:
+        """Of the draws after `rows` rows of the requests of these indices: a request's own, whoever else is in the batch."""
+        seeds = [_seed(self.seed, index) for index in indices]
+        return Noise(torch.tensor(seeds, device=self.device), torch.tensor(rows, device=self.device) - 1)
+
+    def root_noise(self) -> Noise:
+        """Of the draws after the roots."""
+        return self.noise(self.indices, [length + 1 for length in self.lengths])
+
+    def choose(self, logits_BV: Tensor, noise: Callable[[], Noise]) -> Tensor:
         """One token a request [B]: the argmax, or a draw from the request's law."""
         if self.greedy:
             return logits_BV.argmax(-1)
-        return sample(logits_BV, self.sampling(len(logits_BV)), self.generator)
+        return sample(logits_BV, self.sampling(len(logits_BV)), noise())
 
     def admit(self, prompts: Sequence[tuple[int, Sequence[int]]], follower: Follower | None) -> list[tuple[int, Step]]:
         """Prefill prompts, each with its index, into the next free slots in one pass; their slots and first tokens."""
@@ -63,8 +69,9 @@ class Batch:
         plan = plan_rows(first, [0] * len(counts), counts, self.device)
         last_B = torch.tensor(counts, device=self.device).cumsum(0) - 1
         output = self.target.forward(tokens_T, plan.place_T, self.pool, plan, logits_rows=last_B)
-        roots_B = self.choose(output.logits_TV)
-        self.indices += [index for index, _ in prompts]
+        indices = [index for index, _ in prompts]
+        roots_B = self.choose(output.logits_TV, lambda: self.noise(indices, counts))
+        self.indices += indices
         self.lengths += counts
         self.size += len(prompts)
         self.roots_B[first : self.size] = roots_B
@@ -101,7 +108,7 @@ class Batch:
         """The same, and what the target's pass gave."""
         plan = plan_rows(0, self.lengths, [1] * self.size, self.device)
         output = self.target.forward(self.roots_B[: self.size].clone(), plan.place_T, self.pool, plan)
-        tokens_B = self.choose(output.logits_TV)
+        tokens_B = self.choose(output.logits_TV, self.root_noise)
         return [Step((token,)) for token in self.commit([1] * self.size, tokens_B, tokens_B)], output
 
     def commit(self, rows: Sequence[int], tokens_T: Tensor, roots_B: Tensor) -> list[int]:
@@ -114,3 +121,8 @@ class Batch:
         self.roots_B[: self.size] = roots_B
         tokens: list[int] = tokens_T.tolist()
         return tokens
+
+
+def _seed(seed: int, index: int) -> int:
+    """Of one request, int64: near seeds and near indices have nothing in common."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest(), "big", signed=True)

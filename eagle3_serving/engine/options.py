@@ -9,7 +9,7 @@ from eagle3_serving.engine.draft import TreeShape
 from eagle3_serving.errors import InputError
 
 Mode = Literal["plain", "chain", "tree", "auto"]
-Proposing = Literal["top", "drawn"]
+Proposing = Literal["coupled", "top", "drawn"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Sampling:
 class DecodeOptions:
     """`k` shapes a chain; `nodes`, `depth` and `top_k` a tree, and bound what auto may choose.
 
-    `proposals`: the drafter's most probable tokens, or draws from its law (a tree of fixed shape then).
+    `proposals` at a temperature: what the drafter takes to be the next draw, by the noise that decides it; its most probable
+    tokens; or draws from its law (a tree of fixed shape then).
     `lookup`: what followed the last tokens earlier in the text joins a tree. `calibrated`: rank by the measured chance
     of acceptance, where the drafter has a calibration. `eos_ids` None means the target's own.
     """
@@ -51,7 +52,7 @@ class DecodeOptions:
     top_k: int = 10
     eos_ids: Collection[int] | None = None
     sampling: Sampling = field(default_factory=Sampling)
-    proposals: Proposing = "top"
+    proposals: Proposing = "coupled"
     lookup: bool = False
     calibrated: bool = True
 
@@ -65,9 +66,13 @@ class DecodeOptions:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.proposals == "drawn" and self.mode == "auto":
-            raise InputError("mode auto chooses its tree by what was drafted: use proposals top, or mode chain or tree")
+            raise InputError(
+                "mode auto chooses its tree by what was drafted: use proposals coupled or top, or mode chain or tree"
+            )
         if self.lookup and (self.proposals == "drawn" or self.mode == "chain"):
-            raise InputError("lookup joins a tree of the drafter's top tokens: use mode tree or auto and proposals top")
+            raise InputError(
+                "lookup joins no drawn tree, and no chain: use mode tree or auto and proposals coupled or top"
+            )
 
     @property
     def shape(self) -> TreeShape:

@@ -25,10 +25,12 @@ from eagle3_serving.tree import (
     Draft,
     DraftTree,
     Grow,
+    Noise,
     Proposals,
     TreeLayout,
     accept_greedy,
     accept_sampled,
+    coupled_children,
     draw_children,
     graft,
     kv_moves,
@@ -124,10 +126,18 @@ class Speculator:
         top_k = self.options.shape.top_k
         if self.options.proposals == "drawn":
             return partial(self._drawn, top_k)
+        likely: Grow = lambda logits_BKV, depth: top_children(logits_BKV, top_k)  # noqa: E731
+        if self.options.proposals == "coupled" and self.options.sampling.temperature > 0:
+            likely = partial(self._coupled, top_k, self.batch.root_noise())
         if self.calibration is None:
-            return lambda logits_BKV, depth: top_children(logits_BKV, top_k)
+            return likely
         calibration = self.calibration
-        return lambda logits_BKV, depth: calibration.apply(top_children(logits_BKV, top_k), depth)
+        return lambda logits_BKV, depth: calibration.apply(likely(logits_BKV, depth), depth)
+
+    def _coupled(self, count: int, noise: Noise, logits_BKV: Tensor, depth: int) -> Children:
+        """By the noise that will decide what is drawn at this depth."""
+        gumbel_BV = noise.gumbel(depth - 1, self.draft.drafter.vocabulary.target_ids)
+        return coupled_children(logits_BKV, count, self.batch.sampling(self.batch.size).temperature_B, gumbel_BV)
 
     def _drawn(self, count: int, logits_BKV: Tensor, depth: int) -> Children:
         temperature_B = self.batch.sampling(self.batch.size).temperature_B
@@ -213,4 +223,5 @@ class Speculator:
             self.batch.generator,
             proposals,
             max_children=self.options.shape.top_k,
+            noise=self.batch.root_noise() if proposals is None else None,
         )

@@ -16,12 +16,14 @@ from eagle3_serving.tree.layout import (
 from eagle3_serving.tree.lookup import Lookup, graft, prompt_lookup
 from eagle3_serving.tree.mask import PackedMask, dense_mask, pack_mask, packed_bytes
 from eagle3_serving.tree.moves import KVMoves, committed_after, kv_moves
+from eagle3_serving.tree.noise import Noise, gumbel
 from eagle3_serving.tree.path import likeliest_path
 from eagle3_serving.tree.sampling import (
     Draw,
     Proposals,
     SamplingParams,
     accept_sampled,
+    coupled_children,
     draw_children,
     sample,
     target_law,
@@ -44,6 +46,7 @@ __all__ = [
     "KVMoves",
     "Keep",
     "Lookup",
+    "Noise",
     "PackedMask",
     "Proposals",
     "SamplingParams",
@@ -52,11 +55,13 @@ __all__ = [
     "accept_sampled",
     "chain_parents",
     "committed_after",
+    "coupled_children",
     "dense_mask",
     "draw_children",
     "expand",
     "graft",
     "grow_draft",
+    "gumbel",
     "kv_moves",
     "likeliest_path",
     "pack_mask",

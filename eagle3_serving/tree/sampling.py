@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from eagle3_serving.tree.accept import Acceptance
+from eagle3_serving.tree.expand import Children, top_children
 from eagle3_serving.tree.layout import TreeLayout, paths_of
+from eagle3_serving.tree.noise import Noise
 
 GREEDY_BELOW = 1e-5  # vLLM's bound: a lower temperature is the argmax
 _LIMITS = torch.finfo(torch.float32)
@@ -104,11 +106,22 @@ def target_law(logits_BV: Tensor, params: SamplingParams) -> Tensor:
     return weights_BV / weights_BV.sum(-1, keepdim=True)
 
 
-def sample(logits_BV: Tensor, params: SamplingParams, generator: torch.Generator | None = None) -> Tensor:
+def sample(logits_BV: Tensor, params: SamplingParams, noise: Noise) -> Tensor:
     """One token [B] int64 a request, drawn from `target_law`: plain decoding's step."""
-    law_BV = target_law(logits_BV, params)
-    shape = law_BV.shape[:1]
-    return _draw(law_BV, torch.rand(shape, dtype=torch.float64, device=law_BV.device, generator=generator))
+    return _likeliest(target_law(logits_BV, params), noise, 0)
+
+
+def coupled_children(logits_BKV: Tensor, top_k: int, temperature_B: Tensor, gumbel_BV: Tensor) -> Children:
+    """The `top_k` tokens of the drafter that are likeliest to be the next draw, which is known up to the target's law.
+
+    `gumbel_BV`: the noise of that draw for the drafter's tokens. Drawn is argmax log p + g, so that log q + g ranks; its
+    softmax is their chance, as far as the ranking goes. A request of temperature 0 gets `top_children`'s.
+    """
+    temperature_B11 = temperature_B[:, None, None]
+    greedy_B11 = temperature_B11 < GREEDY_BELOW
+    plain_BKV = logits_BKV.float()
+    warm_BKV = plain_BKV / torch.where(greedy_B11, 1.0, temperature_B11)
+    return top_children(torch.where(greedy_B11, plain_BKV, warm_BKV + gumbel_BV[:, None].float()), top_k)
 
 
 def draw_children(
@@ -140,6 +153,7 @@ def accept_sampled(
     generator: torch.Generator | None = None,
     proposals: Proposals | None = None,
     max_children: int | None = None,
+    noise: Noise | None = None,
 ) -> Acceptance:
     """A walk from the root that emits tokens exactly by `target_law`, one law of one row for each request and depth.
 
@@ -147,7 +161,9 @@ def accept_sampled(
     from the law p of the current row: a child y is entered, else y is the bonus. This is multi-round rejection with
     one-hot q: sibling x is accepted with min(1, p(x) / 1) = p(x), else p loses x and is renormalised, so each child is
     entered with its p(x) and the bonus is p given that no child came: the two outcomes of one draw y. Siblings of one
-    token are walked together, and of the longest paths the first row's wins.
+    token are walked together, and of the longest paths the first row's wins. With `noise`, of the draws after the roots,
+    y is what plain decoding with this noise draws, and the tree may be a function of the noise too (`coupled_children`):
+    y is one of p and the noise alone.
 
     With `proposals`, siblings in row order are the draws in their order. Sibling x is accepted with min(1, p(x)/q(x)),
     else p becomes norm((p - q)+) and q loses x; when no sibling is left the bonus is drawn from what p has become.
@@ -179,7 +195,7 @@ def accept_sampled(
         children_BR = here_BR.gather(1, layout.parents_BN.clamp(min=0)) & (layout.parents_BN >= 0)
         # the deepest node has no children to reject
         if proposals is None or depth == max_depth:
-            token_B = _draw(law_BV, uniform_BDS[:, depth, -1])
+            token_B = _draw(law_BV, uniform_BDS[:, depth, -1]) if noise is None else _likeliest(law_BV, noise, depth)
             entered_BR = children_BR & (tokens_BR == token_B[:, None])
         else:
             draft_BV = _draft_law(proposals, row_B, law_BV)
@@ -246,6 +262,12 @@ def _draw(law_BV: Tensor, uniform_B: Tensor) -> Tensor:
     # a parallel sum may step by a rounding where the law has none
     possible_B1 = law_BV.gather(1, token_B1) > 0
     return torch.where(possible_B1, token_B1, law_BV.argmax(-1, keepdim=True))[:, 0]
+
+
+def _likeliest(law_BV: Tensor, noise: Noise, ahead: int) -> Tensor:
+    """One token a request by the Gumbel-max trick, in fp64; never one of probability 0."""
+    ids_V = torch.arange(law_BV.shape[-1], device=law_BV.device)
+    return (law_BV.double().log() + noise.gumbel(ahead, ids_V)).argmax(-1)
 
 
 def _first(mask_BR: Tensor) -> Tensor:

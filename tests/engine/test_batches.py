@@ -72,7 +72,17 @@ def test_auto_gives_the_likelier_request_more_nodes() -> None:
     assert len(shares) > 1
 
 
-@pytest.mark.parametrize("proposals, mode", [("top", "tree"), ("drawn", "tree"), ("drawn", "chain"), ("top", "chain")])
+@pytest.mark.parametrize(
+    "proposals, mode",
+    [
+        ("coupled", "tree"),
+        ("coupled", "chain"),
+        ("top", "tree"),
+        ("drawn", "tree"),
+        ("drawn", "chain"),
+        ("top", "chain"),
+    ],
+)
 def test_sampled_tokens_follow_plain_samplings_law(proposals: str, mode: str) -> None:
     """The first two drafted tokens of many requests: two samples of one law, told apart by chi-square where they are not."""
     engine = tiny_engine(1)
@@ -93,9 +103,48 @@ def test_sampled_tokens_follow_plain_samplings_law(proposals: str, mode: str) ->
     assert sum(sum(one.accepted) for one in drafted) > count / 8
     assert two_sample_p(plain, drafted) > 1e-3
     skewed = engine.generate_many(
-        [prompt] * count, DecodeOptions(3, "plain", sampling=replace(sampling, temperature=0.9)), batch=500
+        [prompt] * count, DecodeOptions(3, "plain", sampling=replace(sampling, temperature=0.9, seed=5)), batch=500
     )
     assert two_sample_p(plain, skewed) < 1e-3
+
+
+SAMPLED = [
+    DecodeOptions(24, "chain", k=4),
+    DecodeOptions(24, "tree", nodes=12, depth=4, top_k=3),
+    DecodeOptions(24, "tree", nodes=12, depth=4, top_k=3, proposals="top"),
+    DecodeOptions(24, "tree", nodes=12, depth=4, top_k=3, lookup=True),
+    DecodeOptions(24, "auto", nodes=20, depth=4, top_k=4),
+]
+
+
+@pytest.mark.parametrize("options", SAMPLED, ids=lambda o: f"{o.mode}-{o.proposals}-{o.lookup}")
+def test_sampled_tokens_are_plain_decodings_own(options: DecodeOptions) -> None:
+    """A request's noise is its own: neither the draft nor who else is in the batch changes a token."""
+    engine = engine_with(1, costs(target=1.0, row=1e-6, step=1e-6))
+    for sampling in (Sampling(1.0, seed=7), Sampling(0.6, top_p=0.9, top_k=20, seed=8), Sampling(1.3, min_p=0.05)):
+        sampling = replace(sampling, seed=sampling.seed or 5)
+        asked = replace(options, sampling=sampling)
+        plain = [one.token_ids for one in engine.generate_many(PROMPTS, replace(asked, mode="plain", lookup=False), 1)]
+        drafted = engine.generate_many(PROMPTS, asked, 3)
+        assert [one.token_ids for one in drafted] == plain
+        assert sum(sum(one.accepted) for one in drafted) > 0
+        other = engine.generate_many(PROMPTS, replace(asked, sampling=replace(sampling, seed=99)), 3)
+        assert [one.token_ids for one in other] != plain
+
+
+def test_a_drafter_that_reads_the_noise_meets_more_of_a_flat_law() -> None:
+    """The very target as its own drafter would hit each draw; one that is near it hits more than its best tokens do."""
+    engine, sampling = tiny_engine(1), Sampling(1.0, seed=3)
+    met = {
+        proposals: [
+            sum(one.accepted)
+            for one in engine.generate_many(
+                [[5, 2, 9]] * 200, DecodeOptions(12, "chain", k=2, sampling=sampling, proposals=proposals), 100
+            )
+        ]
+        for proposals in ("coupled", "top", "drawn")
+    }
+    assert sum(met["coupled"]) > 1.5 * sum(met["top"]), {name: sum(counts) for name, counts in met.items()}
 
 
 def two_sample_p(one: list, other: list) -> float:  # type: ignore[type-arg]

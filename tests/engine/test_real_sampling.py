@@ -38,7 +38,7 @@ def test_the_first_tokens_follow_plain_samplings_law(
 ) -> None:
     plain = draws(engine, prompt_ids, DecodeOptions(3, "plain", sampling=law))
     other = Sampling(law.temperature, top_p=law.top_p, min_p=law.min_p, seed=2)
-    for proposals in ("top", "drawn"):
+    for proposals in ("coupled", "top", "drawn"):
         options = DecodeOptions(3, "tree", nodes=5, depth=2, top_k=3, sampling=other, proposals=proposals)  # type: ignore[arg-type]
         drafted = draws(engine, prompt_ids, options)
         assert sum(sum(one.accepted) for one in drafted) > DRAWS / 10

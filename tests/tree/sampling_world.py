@@ -14,7 +14,15 @@ from torch import Tensor
 from benchmarks.gpu.statistics import chi_square
 from eagle3_serving.tree import PADDING, tree_layout, with_root
 from eagle3_serving.tree.layout import TreeLayout
-from eagle3_serving.tree.sampling import Proposals, SamplingParams, accept_sampled, draw_children
+from eagle3_serving.tree.noise import Noise
+from eagle3_serving.tree.sampling import (
+    Proposals,
+    SamplingParams,
+    accept_sampled,
+    coupled_children,
+    draw_children,
+    sample,
+)
 
 VOCAB = 5
 TOKENS = 3
@@ -34,9 +42,9 @@ class World(NamedTuple):
 class Shape(NamedTuple):
     """Every node at depth d - 1 drafts `widths[d - 1]` children, drawn or the drafter's best.
 
-    `stairs`: the child of rank r keeps r children less (PADDING in their place). The others are faults that break the
+    `coupled`: by the noise of the draw itself. `stairs`: the child of rank r keeps r children less (PADDING in their place). The others are faults that break the
     law: `prune` drops drawn children that were unlikely, `resort` puts siblings in order of probability, `pretend`
-    passes off the drafter's best as drawn.
+    passes off the drafter's best as drawn, `redraw` draws anew, by other noise, where no coupled child was the draw.
     """
 
     widths: tuple[int, ...]
@@ -45,6 +53,8 @@ class Shape(NamedTuple):
     prune: bool = False
     resort: bool = False
     pretend: bool = False
+    coupled: bool = False
+    redraw: bool = False
 
 
 def make_world(seed: int = 0) -> World:
@@ -97,16 +107,21 @@ class Tree(NamedTuple):
     proposals: Proposals | None
 
 
-def draft(world: World, context_B2: Tensor, shape: Shape, generator: torch.Generator) -> Tree:
+def draft(
+    world: World, context_B2: Tensor, shape: Shape, generator: torch.Generator, noise: Noise | None = None
+) -> Tree:
     """A tree for each request, breadth first, siblings in the order drawn."""
     batch = len(context_B2)
     tokens, before, kept = [context_B2[:, 1:]], [context_B2[:, :1]], [torch.ones(1, 1, dtype=torch.bool)]
     laws: list[Tensor] = []
     parents: list[Tensor] = []
     first, rows = 0, 1
-    for width in shape.widths:
+    for depth, width in enumerate(shape.widths):
         logits_BFD = world.draft_VVD[before[-1], tokens[-1]]
         ids_BFC = logits_BFD.topk(width).indices
+        if noise is not None:
+            temperature_B = torch.full((batch,), DRAFT_TEMPERATURE)
+            ids_BFC = coupled_children(logits_BFD, width, temperature_B, noise.gumbel(depth, world.ids_D)).tokens_BKC
         if shape.drawn:
             draw = draw_children(logits_BFD, width, torch.full((batch,), DRAFT_TEMPERATURE), generator)
             laws.append(draw.probs_BKV)
@@ -136,15 +151,26 @@ def draft(world: World, context_B2: Tensor, shape: Shape, generator: torch.Gener
     return Tree(torch.cat(tokens, 1), torch.cat(before, 1), layout, proposals)
 
 
-def step(world: World, context_B2: Tensor, params: SamplingParams, shape: Shape, generator: torch.Generator) -> Tensor:
+def step(
+    world: World,
+    context_B2: Tensor,
+    params: SamplingParams,
+    shape: Shape,
+    generator: torch.Generator,
+    noise: Noise | None = None,
+) -> Tensor:
     """One speculative step: the tokens it emits, [B, depth + 1], -1 past the bonus."""
-    tree = draft(world, context_B2, shape, generator)
+    tree = draft(world, context_B2, shape, generator, noise)
     logits_BRV = world.target_VVV[tree.before_BR, tree.tokens_BR]
     depth = len(shape.widths)
     widest = max(shape.widths)
     done = accept_sampled(
-        tree.tokens_BR, tree.layout, logits_BRV, params, depth, generator, tree.proposals, max_children=widest
+        tree.tokens_BR, tree.layout, logits_BRV, params, depth, generator, tree.proposals, widest, noise
     )
+    if shape.redraw and noise is not None:
+        at_B = torch.where(done.count_B > 0, done.rows_BD.gather(1, (done.count_B - 1).clamp(min=0)[:, None])[:, 0], 0)
+        anew_B = sample(logits_BRV[torch.arange(len(at_B)), at_B], params, Noise(noise.seed_B + 1, noise.position_B))
+        done = done._replace(bonus_B=torch.where(done.count_B < depth, anew_B, done.bonus_B))
     path_BD = tree.tokens_BR.gather(1, done.rows_BD.clamp(min=0))
     emitted_BT = torch.where(done.rows_BD < 0, -1, path_BD)
     emitted_BT = torch.cat([emitted_BT, torch.full_like(emitted_BT[:, :1], -1)], 1)
@@ -157,10 +183,12 @@ def joint_counts(world: World, params: SamplingParams, shape: Shape, generator: 
     text = torch.tensor(START).repeat(batch, 1)
     text = torch.cat([text, torch.zeros(batch, TOKENS + ahead, dtype=torch.long)], 1)
     length = torch.full((batch,), len(START))
+    seed_B = torch.randint(-(2**62), 2**62, (batch,), generator=generator)
     while len(left := (length < len(START) + TOKENS).nonzero()[:, 0]):
         context_B2 = torch.stack([text[left, length[left] - 2], text[left, length[left] - 1]], 1)
         some = SamplingParams(*(None if part is None else part[left] for part in params))  # type: ignore[arg-type]
-        emitted_BT = step(world, context_B2, some, shape, generator)
+        noise = Noise(seed_B[left], length[left] - 1) if shape.coupled else None
+        emitted_BT = step(world, context_B2, some, shape, generator, noise)
         for place in range(ahead):
             text[left, length[left] + place] = emitted_BT[:, place]
         length[left] += (emitted_BT >= 0).sum(1)

@@ -15,12 +15,15 @@ import eagle3_serving.tree.sampling as sampling
 from eagle3_serving.tree import (
     PADDING,
     Acceptance,
+    Noise,
     Proposals,
     SamplingParams,
     TreeLayout,
     accept_greedy,
     accept_sampled,
+    coupled_children,
     draw_children,
+    gumbel,
     sample,
     target_law,
     tree_layout,
@@ -151,6 +154,7 @@ def calls(device: str) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     layout = TreeLayout(*(part.to(device) for part in trees[0].layout))
     params = SamplingParams(*(part.to(device) for part in MIXED if part is not None))
     logits_BV = torch.randn(6, 40, generator=random).to(device)
+    noise = Noise(torch.arange(6, device=device), torch.arange(3, 9, device=device))
 
     def accept(tree: int) -> tuple[Any, ...]:
         tokens_BR, before_BR, _, proposals = trees[tree]
@@ -160,8 +164,14 @@ def calls(device: str) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 
     return {
         "target_law": (target_law, (logits_BV, params)),
-        "sample": (sample, (logits_BV, params)),
+        "sample": (sample, (logits_BV, params, noise)),
         "draw_children": (draw_children, (logits_BV[:, None], 3, params.temperature_B)),
+        "coupled_children": (
+            coupled_children,
+            (logits_BV[:, None], 3, params.temperature_B, noise.gumbel(2, torch.arange(40, device=device))),
+        ),
+        "gumbel": (gumbel, (*noise, torch.arange(40, device=device))),
+        "accept_sampled, coupled": (accept_sampled, (*accept(0), noise)),
         "accept_sampled, top": (accept_sampled, accept(0)),
         "accept_sampled, drawn": (accept_sampled, accept(1)),
     }

@@ -11,6 +11,7 @@ from tree_strategies import parents_batches
 
 import eagle3_serving.tree.sampling as sampling
 from eagle3_serving.tree import (
+    Noise,
     SamplingParams,
     accept_greedy,
     accept_sampled,
@@ -34,6 +35,7 @@ SHAPES = [
     Shape((1, 1), drawn=True),
     Shape((3, 2), drawn=True),
     Shape((3, 3), drawn=True, stairs=True),
+    Shape((3, 2), drawn=False, coupled=True),
 ]
 
 
@@ -48,14 +50,22 @@ def verdict(shape: Shape, draws: int = DRAWS, **filters: float) -> Verdict:
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.widths}-{'drawn' if s.drawn else 'top'}-{s.stairs}")
+@pytest.mark.parametrize(
+    "shape", SHAPES, ids=lambda s: f"{s.widths}-{'drawn' if s.drawn else 'coupled' if s.coupled else 'top'}-{s.stairs}"
+)
 def test_three_tokens_follow_the_exact_joint_law(shape: Shape, filters: dict[str, float]) -> None:
     found = verdict(shape, **filters)
     assert found.lawful, found
 
 
 @pytest.mark.parametrize(
-    "wrong", [Shape((3, 2), True, prune=True), Shape((3, 2), True, resort=True), Shape((3, 2), True, pretend=True)]
+    "wrong",
+    [
+        Shape((3, 2), True, prune=True),
+        Shape((3, 2), True, resort=True),
+        Shape((3, 2), True, pretend=True),
+        Shape((3, 2), False, coupled=True, redraw=True),
+    ],
 )
 def test_trees_that_hang_on_what_was_drawn_fail_the_same_test(wrong: Shape) -> None:
     assert not verdict(wrong, draws=BATCH, temperature=1.0).lawful
@@ -129,7 +139,8 @@ def test_logits_that_are_not_numbers_leave_a_law() -> None:
     law = target_law(broken, SamplingParams.uniform(3, 1.0, top_k=2, top_p=0.9))
     assert torch.allclose(law.sum(-1), torch.ones(3))
     assert float(law[0, 0]) == 0.0
-    assert sample(broken, SamplingParams.uniform(3)).shape == (3,)
+    drawn = sample(broken, SamplingParams.uniform(3), Noise(torch.arange(3), torch.arange(3)))
+    assert drawn[1:].tolist() == [0, 0]
 
 
 def test_draws_follow_their_law_in_order_and_never_repeat() -> None:
