@@ -99,9 +99,11 @@ __all__ = [
     "get_num_nans",
     "gpu_attention_problems",
     "gpu_backend",
+    "gumbel_sample",
     "init_logger",
     "is_global_first_rank",
     "model_runner",
+    "noise_problems",
     "own_drafter",
     "own_drafters",
     "register_backend",
@@ -148,6 +150,13 @@ def flash() -> tuple[Any, Any, Any]:
     from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend, FlashAttentionImpl
 
     return FlashAttentionBackend, FlashAttentionImpl, flash_attn_varlen_func
+
+
+def gumbel_sample() -> Callable[..., Any]:
+    """What vLLM's sampler draws by; drafts go without its noise where it is not there."""
+    from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample as function
+
+    return function
 
 
 def gpu_backend(name: str) -> tuple[Any, Any]:
@@ -381,7 +390,18 @@ def gpu_attention_problems(name: str) -> list[str]:
     return problems((Signature(f"{name}'s forward", implementation.forward, FORWARD),))
 
 
+def noise_problems() -> list[str]:
+    """The same of the sampler's noise, by which drafts may go."""
+    try:
+        function = gumbel_sample()
+    except ImportError as error:
+        return [str(error)]
+    known = _words("logits expanded_idx_mapping temperature seed pos apply_temperature is_drafting")
+    missing = [] if "use_fp64" in inspect.signature(function).parameters else ["gumbel_sample takes no use_fp64"]
+    return problems((Signature("gumbel_sample", function, known),)) + missing
+
+
 if __name__ == "__main__":
-    lines = [line for line in (version_problem(vllm.__version__), *all_problems()) if line]
+    lines = [line for line in (version_problem(vllm.__version__), *all_problems(), *noise_problems()) if line]
     print("\n".join(lines) or f"vLLM {vllm.__version__}: every private name is as known")
     raise SystemExit(1 if lines else 0)

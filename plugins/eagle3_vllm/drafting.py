@@ -18,6 +18,7 @@ from eagle3_serving.tree import (
     PADDING,
     Children,
     DraftTree,
+    coupled_children,
     grow_draft,
     likeliest_path,
     select,
@@ -30,6 +31,7 @@ from eagle3_vllm.attention.paged import Prefix, prefix_of
 from eagle3_vllm.compat import init_logger
 from eagle3_vllm.kernels.calibrate import CalibrationTables
 from eagle3_vllm.kernels.expand import expand
+from eagle3_vllm.kernels.noise import SharedNoise, gumbel_in_torch
 from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
 from eagle3_vllm.kernels.select import select as select_into
 from eagle3_vllm.trees import Trees
@@ -40,7 +42,8 @@ logger = init_logger("vllm.eagle3")
 class Start(NamedTuple):
     """What a draft starts from. `hidden_BH`, `feedback_BH`: the drafter's pass at each request's last row. `tables`: the
     block table of each of the drafter's layers. `prefix_B` rows of each request in its pages, none above `longest`.
-    `slots_B`: -1 where there is no request. Where not `drafting_B` (a prompt that is not whole) nothing is drafted."""
+    `slots_B`: -1 where there is no request. Where not `drafting_B` (a prompt that is not whole) nothing is drafted. With
+    `noise` children are what the draws after their parents may be; their depth's draw is at position `prefix_B` + depth - 1."""
 
     hidden_BH: Tensor
     feedback_BH: Tensor
@@ -49,6 +52,7 @@ class Start(NamedTuple):
     slots_B: Tensor
     drafting_B: Tensor
     longest: int
+    noise: SharedNoise | None = None
 
 
 class Rows(Protocol):
@@ -173,7 +177,16 @@ class TreeDrafter:
         rows = self._rows(shape, start)
         logits_XV, state_XH = self.model.draft_logits(start.hidden_BH), start.feedback_BH
         for depth in range(1, shape.steps + 1):
-            expand(draft, depth, logits_XV, start.prefix_B, self.target_ids_V, self.calibration_tables)
+            expand(
+                draft,
+                depth,
+                logits_XV,
+                start.prefix_B,
+                self.target_ids_V,
+                self.calibration_tables,
+                start.noise,
+                start.slots_B,
+            )
             if depth == shape.steps:
                 break
             step = draft.steps[depth]
@@ -207,7 +220,7 @@ class TreeDrafter:
             start.feedback_BH,
             shape.top_k,
             shape.steps,
-            self._children(shape.top_k),
+            self._children(shape.top_k, start),
             lambda depth, depths, frontier: frontier.nodes_BK.shape[1],
             step,
             keep_logits=False,
@@ -235,9 +248,22 @@ class TreeDrafter:
         parents_SK.index_copy_(0, slots_B, parents_BK)
         self.trees.tally.report_draft(parents_BN, drafting_B)
 
-    def _children(self, top_k: int) -> Callable[[Tensor, int], Children]:
+    def _children(self, top_k: int, start: Start) -> Callable[[Tensor, int], Children]:
+        likely = self._coupled(top_k, start, start.noise) if start.noise else lambda x, depth: top_children(x, top_k)
+
         def children(logits_BKV: Tensor, depth: int) -> Children:
-            best = top_children(logits_BKV, top_k)
+            best = likely(logits_BKV, depth)
             return best if self.calibration is None else self.calibration.apply(best, depth)
+
+        return children
+
+    def _coupled(self, top_k: int, start: Start, noise: SharedNoise) -> Callable[[Tensor, int], Children]:
+        slots_B = start.slots_B.clamp(min=0)
+        temperature_B = torch.where(start.slots_B < 0, 0.0, noise.temperature_S[slots_B])
+        seed_B, ids_V = noise.seeds_S[slots_B], self.model.model.vocabulary.target_ids
+
+        def children(logits_BKV: Tensor, depth: int) -> Children:
+            gumbel_BV = gumbel_in_torch(seed_B, start.prefix_B + (depth - 1), ids_V, noise.wide)
+            return coupled_children(logits_BKV, top_k, temperature_B, gumbel_BV)
 
         return children

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from eagle3_vllm.compat import AttentionCGSupport, CUDAGraphMode, InputBatch, NewRequestData, Sampler
 from eagle3_vllm.fallback import chain_reason
+from eagle3_vllm.noise import share_noise
 from eagle3_vllm.trees import PassRows, Trees
 from eagle3_vllm.verify import TreeSampler
 
@@ -93,4 +94,5 @@ class TreeModelState:
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Sampler, TreeSampler]:
         self.foreign_processors = any(not type(p).__module__.startswith("vllm.") for p in sampler.logits_processors)
+        share_noise(sampler, self.trees)
         return sampler, TreeSampler(sampler, self.vllm_config.speculative_config, self.device, self.trees)

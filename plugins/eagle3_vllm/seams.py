@@ -233,6 +233,16 @@ VALUES = (
     ),
     *(
         Seam(
+            f"vllm.v1.worker.gpu.sample.sampler:Sampler.{name}",
+            "False on a server of trees whose drafts go by the sampler's noise.",
+            "That sampler, for top-k and top-p where nobody asked for a seed, draws by a noise of its own, which no draft can know.",
+            "tests/plugins/vllm/kernels/test_noise_kernel.py",
+            "vLLM lets a speculator ask for noise by seed, position and token.",
+        )
+        for name in ("use_flashinfer", "use_xpu_sampler")
+    ),
+    *(
+        Seam(
             f"attention metadata of a pass: {name}",
             "Tells our attention which rows of the pass are trees, and their pages.",
             "Metadata is all that an attention backend is given with a pass.",

@@ -10,6 +10,7 @@ vLLM's `--speculative-config` lets no unknown key through, so what vLLM itself d
 | `EAGLE3_TREE_TOP_K` | `10` | without `EAGLE3_TREES`: children of a node, and nodes drafted from at each depth |
 | `EAGLE3_BATCH_NODES` | none | most nodes of all requests together a step: likelier drafts get more of them. Needs `--no-async-scheduling` |
 | `EAGLE3_CALIBRATED` | `1` | rank nodes by the drafter's `calibration.json`, where it has one |
+| `EAGLE3_PROPOSALS` | `coupled` | what is drafted for a request with a temperature: `coupled`, what the sampler may draw next, by the noise that it will draw with; `top`, the drafter's likeliest tokens, as at temperature 0. Answers are the same |
 | `EAGLE3_ATTENTION` | `flash` | tree attention under FLASH_ATTN: `flash`, FlashAttention over the prefix and the tree's block merged in, or `split`, our one kernel over both, which other backends always take |
 | `EAGLE3_DRAFTER_WEIGHTS` | `auto` | `fp8`: the drafter's linear layers in fp8, half the bytes to read a draft step; `auto`: in the engine's dtype. Answers are the target's either way; what is drafted loses a little |
 | `EAGLE3_KERNELS` | by device | trees are drawn by Triton kernels (`1`, on a GPU) or by PyTorch's operations (`0`) |
@@ -48,6 +49,7 @@ class Settings:
     kernels: Literal["", "0", "1"] = ""
     assumed_gains: tuple[tuple[int, float], ...] = ()
     drafter_weights: Literal["auto", "fp8"] = "auto"
+    proposals: Literal["coupled", "top"] = "coupled"
     gates: Gates = field(default_factory=Gates)
 
     @classmethod
@@ -66,6 +68,9 @@ class Settings:
         weights = said.get("EAGLE3_DRAFTER_WEIGHTS", cls.drafter_weights)
         if weights not in ("auto", "fp8"):
             raise InputError(f"EAGLE3_DRAFTER_WEIGHTS is {weights!r}: auto or fp8")
+        proposals = said.get("EAGLE3_PROPOSALS", cls.proposals)
+        if proposals not in ("coupled", "top"):
+            raise InputError(f"EAGLE3_PROPOSALS is {proposals!r}: coupled or top")
         profile = said.get("EAGLE3_PROFILE")
         if profile and not Path(profile).is_file():
             raise InputError(f"EAGLE3_PROFILE: no file {profile}; write it with python -m eagle3_vllm.profile")
@@ -82,6 +87,7 @@ class Settings:
             kernels=kernels,  # type: ignore[arg-type]
             assumed_gains=_gains(said.get("EAGLE3_ASSUMED_GAINS", "")),
             drafter_weights=weights,  # type: ignore[arg-type]
+            proposals=proposals,  # type: ignore[arg-type]
             gates=Gates.read(said),
         )
 

@@ -27,6 +27,7 @@ from eagle3_vllm.compat import (
 from eagle3_vllm.drafting import Start, TreeDrafter
 from eagle3_vllm.graphs import DraftDescriptor, DraftGraphs, WholeGraphs, region
 from eagle3_vllm.kernels.absorb import AbsorbBuffers, absorb
+from eagle3_vllm.kernels.noise import SharedNoise
 from eagle3_vllm.kernels.requests import Requests
 from eagle3_vllm.measure import replayed_costs
 from eagle3_vllm.scheduling import costs_file
@@ -169,6 +170,10 @@ class TreeSpeculator(EagleSpeculator):
             self._absorb(tokens, aux_hidden_states, attn_metadata, slot_mappings)
             return self.draft_tokens[:count]
         trees, requests = self.trees, self.trees.requests
+        if trees.wide_noise is not None:
+            # vLLM hands these over in places that change, and graphs read what lies in ours
+            self.temperature.copy_(temperature)
+            self.seeds.copy_(seeds)
         assert requests is not None and self.draft_graphs is not None
         batch = requests.size  # of the pass, padding included
         nodes = trees.rows_a_request - 1 if num_speculative_tokens is None else num_speculative_tokens
@@ -293,7 +298,7 @@ class TreeSpeculator(EagleSpeculator):
         self, shape: Shape, batch: int, hidden_BH: Tensor | None = None, feedback_BH: Tensor | None = None
     ) -> None:
         """A CUDA graph, or the end of one. Without states those in the buffers are taken."""
-        absorbed = self.absorbed
+        absorbed, wide = self.absorbed, self.trees.wide_noise
         start = Start(
             self.hidden_BH[:batch] if hidden_BH is None else hidden_BH,
             self.feedback_BH[:batch] if feedback_BH is None else feedback_BH,
@@ -302,6 +307,7 @@ class TreeSpeculator(EagleSpeculator):
             absorbed.slots_B[:batch],
             absorbed.drafting_B[:batch],
             self.trees.longest,
+            None if wide is None else SharedNoise(self.temperature, self.seeds, wide),
         )
         self.drafter.draw(shape, start, self.draft_tokens[:batch])
 

@@ -74,6 +74,7 @@ class Trees:
         self.rows: PassRows | None = None  # None where nothing was drafted
         self.whole = True  # decoding steps alone
         self.longest = self.max_model_len  # no request of the pass has more rows
+        self.wide_noise: bool | None = None  # the sampler's noise, where drafts go by it (`SharedNoise.wide`)
         self.target_graphs: Any = None  # vLLM's manager of the target's graphs, once there is one
 
     def shape(self, nodes: int) -> Shape:

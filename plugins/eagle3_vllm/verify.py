@@ -22,7 +22,8 @@ class TreeSampler(RejectionSampler):
     and all, by the sampler that plain decoding uses; its noise is a function of the request's seed and the row's
     position. A child that holds y is entered, else y is the bonus: `accept_sampled` without proposals, whose only draw
     a row this is (SpecInfer, arXiv 2305.09781, theorem 4.2, for one-hot proposals). Only one row of each depth is ever
-    looked at, and which one follows from the depths above it, so rows of a depth may share their noise.
+    looked at, and which one follows from the depths above it, so rows of a depth may share their noise. A tree that was
+    drafted by that noise (`noise`) changes none of it: y is one of the target's law and the noise alone.
     """
 
     def __init__(self, sampler: Sampler, spec_config: Any, device: torch.device, trees: Trees) -> None:

@@ -32,15 +32,15 @@ def calibrated(log_p, rank, depth, bias_ptr, slope_ptr, rank_ptr, depths, ranks)
     """`Calibration.apply`: the log chance of a child of log probability `log_p` and `rank` (from 0) at `depth` (from 1)."""
     place = tl.minimum(depth, depths) - 1
     p = tl.minimum(tl.maximum(log_p, -30.0), -1e-6)
-    logit = p - _log1p(-tl.exp(p))
+    logit = p - log1p(-tl.exp(p))
     shift = tl.load(rank_ptr + tl.minimum(rank, ranks - 1))
     z = tl.load(bias_ptr + place) + tl.load(slope_ptr + place) * logit + shift
-    chance = tl.minimum(z, 0.0) - _log1p(tl.exp(-tl.abs(z)))
+    chance = tl.minimum(z, 0.0) - log1p(tl.exp(-tl.abs(z)))
     return tl.where(log_p == -float("inf"), log_p, chance)
 
 
 @triton.jit
-def _log1p(x):  # type: ignore[no-untyped-def]
+def log1p(x):  # type: ignore[no-untyped-def]
     """log(1 + x) without the loss that 1 + x has (Kahan's: the rounded sum's own error cancels)."""
     sum_ = 1.0 + x
     kept = sum_ - 1.0

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from vllm.triton_utils import tl, triton
 
+from eagle3_serving.tree.sampling import GREEDY_BELOW
 from eagle3_vllm.kernels.calibrate import CalibrationTables, calibrated
+from eagle3_vllm.kernels.noise import SharedNoise, gumbel
 from eagle3_vllm.kernels.order import joined, parted
 from eagle3_vllm.kernels.pool import DraftBuffers, chunk_of, chunks_of
 
@@ -16,6 +18,7 @@ LOWEST = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # below every key that `joined` give
 PLACES = tl.constexpr(2047)  # candidates of a depth, at most one more
 TOKEN_BITS = tl.constexpr(20)
 TOKEN_MASK = tl.constexpr((1 << 20) - 1)
+_GREEDY_BELOW = tl.constexpr(GREEDY_BELOW)
 
 
 def expand(
@@ -25,8 +28,11 @@ def expand(
     prefix_B: Tensor,
     target_ids_V: Tensor | None = None,
     calibration: CalibrationTables | None = None,
+    noise: SharedNoise | None = None,
+    slots_B: Tensor | None = None,
 ) -> None:
     """`top_children` of the frontier after `depth` - 1, calibrated, into the pool; and `draft.steps[depth]`, if one follows.
+    With `noise` and `slots_B` (int, -1: no request) they are `coupled_children`: what the draw after their parents may be.
 
     `logits_XV` [B * W, V] fp32, fp16 or bf16 of `draft.steps[depth - 1]`, request by request, rows of any stride.
     `prefix_B` int: the step's rows stand at position `prefix_B` + `depth` - 1. `target_ids_V` int64: the target's ids of
@@ -43,6 +49,7 @@ def expand(
         raise ValueError(f"logits of {tuple(logits_XV.shape)} at depth {depth}: {(batch * width, shape.vocab)} wanted")
     children, chunks = shape.children, chunks_of(shape.vocab)
     size = min(chunk_of(shape.vocab), max(16, triton.next_power_of_2(shape.vocab)))
+    told = (prefix_B,) * 3 if noise is None or slots_B is None else (slots_B, noise.temperature_S, noise.seeds_S)
     _chunk_kernel[(batch * width, chunks)](
         logits_XV,
         logits_XV.stride(0),
@@ -50,6 +57,14 @@ def expand(
         draft.best,
         draft.largest,
         draft.total,
+        width,
+        depth - 1,
+        *told,
+        prefix_B,
+        prefix_B if target_ids_V is None else target_ids_V,
+        COUPLED=noise is not None and slots_B is not None,
+        MAPPED=target_ids_V is not None,
+        WIDE=noise is not None and noise.wide,
         CHUNKS=chunks,
         TOP=children,
         BLOCK=size,
@@ -105,7 +120,7 @@ def expand(
     )
 
 
-@triton.jit(do_not_specialize=["vocab"])
+@triton.jit(do_not_specialize=["vocab", "width", "ahead"])
 def _chunk_kernel(  # type: ignore[no-untyped-def]
     logits_ptr,
     stride,
@@ -113,6 +128,16 @@ def _chunk_kernel(  # type: ignore[no-untyped-def]
     best_out,
     largest_out,
     total_out,
+    width,
+    ahead,
+    slots_ptr,
+    temperature_ptr,
+    seeds_ptr,
+    prefix_ptr,
+    target_ids_ptr,
+    COUPLED: tl.constexpr,
+    MAPPED: tl.constexpr,
+    WIDE: tl.constexpr,
     CHUNKS: tl.constexpr,
     TOP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -123,6 +148,16 @@ def _chunk_kernel(  # type: ignore[no-untyped-def]
     token = chunk * BLOCK + tl.arange(0, BLOCK)
     inside = token < vocab
     logit = tl.load(logits_ptr + row * stride + token, mask=inside, other=-float("inf")).to(tl.float32)
+    if COUPLED:
+        b = row // width
+        slot = tl.load(slots_ptr + b).to(tl.int64)
+        temperature = tl.load(temperature_ptr + slot, mask=slot >= 0, other=0.0)
+        if temperature >= _GREEDY_BELOW:
+            seed = tl.load(seeds_ptr + slot)
+            position = tl.load(prefix_ptr + b).to(tl.int64) + ahead
+            target_id = tl.load(target_ids_ptr + token, mask=inside, other=0) if MAPPED else token
+            # noise is finite: what was not a number, or impossible, stays so
+            logit = logit / temperature + gumbel(seed, position, target_id, WIDE)
     clean = tl.where(logit == logit, logit, -float("inf"))
     largest = tl.max(clean, axis=0)
     # what is not a number stays in the sum, and makes its whole row so, as in the core

@@ -1,13 +1,12 @@
 """Who draws which tree: kernels where they can count it, else PyTorch's own operations, which can do any."""
 
 import logging
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from drafters import HIDDEN, VOCAB, known
+from drafters import HIDDEN, VOCAB
 from pretend_device import capture, pretend_device
 from torch import Tensor
 
@@ -15,8 +14,9 @@ pytest.importorskip("vllm")
 
 from eagle3_vllm import drafting
 from eagle3_vllm.drafting import MaskRows, Start, TreeDrafter
+from eagle3_vllm.kernels.noise import SharedNoise
+from small_drafts import SLOTS, Alone, drawn, small_drafter, start, tree_drafter
 
-from eagle3_serving.drafter import Drafter
 from eagle3_serving.serve.shape import Shape
 
 
@@ -43,24 +43,11 @@ def test_what_kernels_cannot_count_is_drawn_without(
     assert len(caplog.messages) == 2 - by_kernels and all("at most 45" in line for line in caplog.messages)
 
 
-class Alone:
-    """A prefix of no rows."""
-
-    def attend(self, q_BKAD: Tensor, k_BSXD: Tensor, v_BSXD: Tensor, mask_BKS: Tensor, past: int) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q_BKAD, k_BSXD, v_BSXD))
-        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
-        weights = scores.masked_fill(~mask_BKS[:, None], -torch.inf).softmax(-1)
-        return (weights @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)).transpose(1, 2)
-
-
 @pytest.mark.parametrize("head", [False, True], ids=["masks", "causal head"])
 def test_a_parallel_draft_obeys_a_captures_rules(monkeypatch: pytest.MonkeyPatch, head: bool) -> None:
     """Its pass over masks and every depth after it, replayed on other tokens, give what an eager draft of those gives."""
     monkeypatch.setattr(drafting, "prefix_of", lambda *_: Alone())
-    drafter = Drafter(replace(known().config, mask_token_id=7, causal_head=head), known().ids)
-    for parameter in drafter.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    drafter.requires_grad_(False)
+    drafter = small_drafter(mask_token_id=7, causal_head=head)
 
     def depths(state_BH: Tensor, tokens_BK: Tensor, prefix_B: Tensor) -> list[Tensor]:
         model: Any = SimpleNamespace(
@@ -92,3 +79,40 @@ def test_a_parallel_draft_obeys_a_captures_rules(monkeypatch: pytest.MonkeyPatch
         graph.replay()
         for mine, want in zip(replayed, eager, strict=True):
             torch.testing.assert_close(mine.to("cpu"), want)
+
+
+PARALLEL = {"mask_token_id": 7, "causal_head": True}
+
+
+@pytest.mark.parametrize("changes", [{}, PARALLEL], ids=["depth by depth", "masks"])
+def test_a_draft_by_the_samplers_noise_obeys_a_captures_rules(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Replayed under other seeds, temperatures and positions in the same buffers it draws what an eager draft of those draws."""
+    temperature_XS = torch.tensor([[0.0, 1.0, 0.7, 0.0, 1.0], [1.0, 0.0, 0.7, 1.3, 0.4]])
+    seeds_XS = torch.stack([torch.arange(SLOTS), -(1 << 40) - torch.arange(SLOTS)])
+    slots_XB = torch.tensor([[2, 0, 4, -1], [1, 3, 2, 0]])
+    prefix_XB = torch.tensor([[4, 9, 2, 0], [11, 3, 7, 5]])
+    eager = tree_drafter(monkeypatch, small_drafter(**changes), "cpu", by_kernels=False)
+    noise = [SharedNoise(*x, False) for x in zip(temperature_XS, seeds_XS, strict=True)]
+    wanted = [drawn(eager, start(slots_XB[x], noise[x], prefix_XB[x])) for x in range(2)]
+    plain = [drawn(eager, start(slots_XB[x], None, prefix_XB[x])) for x in range(2)]
+    for x in range(2):
+        cold_B = (slots_XB[x] < 0) | (temperature_XS[x][slots_XB[x]] == 0)
+        for mine, theirs in zip(wanted[x], plain[x], strict=True):
+            assert torch.equal(mine[cold_B], theirs[cold_B])
+        assert (wanted[x][0] != plain[x][0]).any(1)[~cold_B].all()
+    with pretend_device():
+        drafter = tree_drafter(monkeypatch, small_drafter(**changes), "pretend", by_kernels=False)
+        held = [x[0].clone().to("pretend") for x in (temperature_XS, seeds_XS, slots_XB, prefix_XB)]
+        begun = start(held[2], SharedNoise(*held[:2], False), held[3])
+        drawn(drafter, begun)  # as vLLM does before a capture
+        with capture() as graph:
+            found = drawn(drafter, begun)
+        assert torch.equal(found[0].to("cpu"), wanted[0][0])
+        for buffer, values in zip(held, (temperature_XS, seeds_XS, slots_XB, prefix_XB), strict=True):
+            buffer.copy_(values[1].to("pretend"))
+        begun.drafting_B.fill_(True)
+        graph.replay()
+        for mine, theirs in zip(found, wanted[1], strict=True):
+            assert torch.equal(mine.to("cpu"), theirs)

@@ -28,10 +28,13 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
             "EAGLE3_KERNELS": "0",
             "EAGLE3_DRAFTER_WEIGHTS": "fp8",
             "EAGLE3_ASSUMED_GAINS": "4:1.5;9:2",
+            "EAGLE3_PROPOSALS": "top",
         }
     )
     trees = Shape.nothing(1), Shape(3, 1, 4), Shape(5, 4, 9)
-    assert read == Settings("chain", trees, 5, 4, 48, False, profile, 2, "split", "0", ((4, 1.5), (9, 2.0)), "fp8")
+    assert read == Settings(
+        "chain", trees, 5, 4, 48, False, profile, 2, "split", "0", ((4, 1.5), (9, 2.0)), "fp8", "top"
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         ("EAGLE3_TREES", "3,1,4;2,2,4"),  # the same number of tokens
         ("EAGLE3_ATTENTION", "fast"),
         ("EAGLE3_KERNELS", "2"),
+        ("EAGLE3_PROPOSALS", "drawn"),
         ("EAGLE3_ASSUMED_GAINS", "4"),
         ("EAGLE3_ASSUMED_GAINS", "4:nan"),
         ("EAGLE3_ASSUMED_GAINS", "4:5"),

@@ -7,10 +7,11 @@ import torch
 from batches import DEVICE
 from eagle3_vllm.kernels.calibrate import CalibrationTables
 from eagle3_vllm.kernels.expand import expand
+from eagle3_vllm.kernels.noise import SharedNoise, gumbel_in_torch
 from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
 from torch import Tensor
 
-from eagle3_serving.tree import Children, grow_draft, top_children
+from eagle3_serving.tree import Children, coupled_children, grow_draft, top_children
 from eagle3_serving.tree.calibrate import Calibration
 
 CALIBRATION = Calibration(bias=(0.3, -0.2, 0.1), slope=(0.9, 1.1, 0.7), rank=(0.0, -0.4, -0.6))
@@ -39,14 +40,25 @@ def random_logits(batch: int, shape: DraftShape, gen: torch.Generator) -> list[T
     return [torch.randn(batch, width, shape.vocab, generator=gen) * 3 for width in shape.widths]
 
 
+@pytest.mark.parametrize("wide", [None, False, True], ids=["no noise", "32 bits", "53 bits"])
 @pytest.mark.parametrize("batch, shape, calibrated", DRAFTS, ids=str)
-def test_a_whole_draft_is_the_core_s(batch: int, shape: DraftShape, calibrated: bool) -> None:
+def test_a_whole_draft_is_the_core_s(batch: int, shape: DraftShape, calibrated: bool, wide: bool | None) -> None:
+    """Calibrated ones are mapped to the target's ids. With noise: requests in any slots, the second greedy, the last padding."""
     gen = torch.Generator().manual_seed(shape.vocab)
     logits = random_logits(batch, shape, gen)
     prefix_B = torch.randint(0, 50, (batch,), generator=gen).int()
     target_ids_V = torch.randperm(3 * shape.vocab, generator=gen)[: shape.vocab] if calibrated else None
     draft = DraftBuffers.make(batch, shape, DEVICE)
     tables = CalibrationTables.of(CALIBRATION, DEVICE) if calibrated else None
+    slots_B = torch.randperm(batch + 2, generator=gen)[:batch]
+    temperature_B = torch.tensor([0.9, 0.0, 1.4, 0.3, 1.0])[:batch]
+    seed_B = torch.randint(-(1 << 62), 1 << 62, (batch,), generator=gen)
+    temperature_S, seeds_S = torch.ones(batch + 2), torch.arange(batch + 2)
+    temperature_S[slots_B], seeds_S[slots_B] = temperature_B, seed_B
+    if batch > 1:
+        slots_B[-1], temperature_B[-1] = -1, 0.0
+    noise = None if wide is None else SharedNoise(temperature_S.to(DEVICE), seeds_S.to(DEVICE), wide)
+    ids_V = torch.arange(shape.vocab) if target_ids_V is None else target_ids_V
     for depth in range(1, shape.depth + 1):
         # rows further apart than they are long, as those of a padded vocabulary are
         logits_XV = torch.nn.functional.pad(logits[depth - 1].flatten(0, 1), (0, 5)).to(DEVICE)[:, : shape.vocab]
@@ -57,10 +69,16 @@ def test_a_whole_draft_is_the_core_s(batch: int, shape: DraftShape, calibrated: 
             prefix_B.to(DEVICE),
             None if target_ids_V is None else target_ids_V.to(DEVICE),
             tables,
+            noise,
+            slots_B.to(DEVICE),
         )
 
     def grow(logits_BKV: Tensor, depth: int) -> Children:
-        found = top_children(logits_BKV, shape.top_k)
+        if wide is None:
+            found = top_children(logits_BKV, shape.top_k)
+        else:
+            gumbel_BV = gumbel_in_torch(seed_B, prefix_B.long() + depth - 1, ids_V, wide)
+            found = coupled_children(logits_BKV, shape.top_k, temperature_B, gumbel_BV)
         return CALIBRATION.apply(found, depth) if calibrated else found
 
     def draft_rows(tokens_BK: Tensor, state_BK1: Tensor, depth: int, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +137,8 @@ def test_of_equals_the_lower_id_and_the_earlier_candidate_come_first(vocab: int)
     assert torch.equal(draft.steps[1].nodes_BW.cpu(), order_BP)
 
 
-def test_a_broken_row_of_logits_has_children_without_a_chance() -> None:
+@pytest.mark.parametrize("noisy", [False, True], ids=["no noise", "noise"])
+def test_a_broken_row_of_logits_has_children_without_a_chance(noisy: bool) -> None:
     logits_XV = torch.randn(6, 3000, generator=torch.Generator().manual_seed(0))
     logits_XV[0, 2500] = math.nan
     logits_XV[1, 7] = math.inf
@@ -128,16 +147,32 @@ def test_a_broken_row_of_logits_has_children_without_a_chance() -> None:
     logits_XV[4] = math.nan
     draft = DraftBuffers.make(6, DraftShape(10, 2, 3000), DEVICE)
     tables = CalibrationTables.of(CALIBRATION, DEVICE)
+    slots_B = torch.arange(6, device=DEVICE)
+    noise = SharedNoise(torch.ones(6, device=DEVICE), slots_B, False) if noisy else None
     for calibration in (None, tables):
-        expand(
-            draft, 1, logits_XV.to(DEVICE), torch.zeros(6, dtype=torch.int32, device=DEVICE), calibration=calibration
-        )
+        prefix_B = torch.zeros(6, dtype=torch.int32, device=DEVICE)
+        expand(draft, 1, logits_XV.to(DEVICE), prefix_B, None, calibration, noise, slots_B)
         wanted_BKC = top_children(logits_XV[:, None], 10).log_chance_BKC
         impossible_BP = (wanted_BKC == -math.inf).flatten(1)
         assert impossible_BP[[0, 1, 2, 4]].all() and impossible_BP[3].sum() == 5 and not impossible_BP[5].any()
         assert torch.equal(draft.scores_BP[:, :10].cpu() == -math.inf, impossible_BP)
         assert draft.tokens_BP.ge(0).all() and draft.tokens_BP.lt(3000).all()
         assert all(len(set(row)) == 10 for row in draft.tokens_BP[:, :10].tolist())
+
+
+def test_a_greedy_request_among_others_is_as_without_noise() -> None:
+    """Bit for bit, scores too."""
+    shape = DraftShape(4, 2, 3000)
+    logits = random_logits(3, shape, torch.Generator().manual_seed(0))
+    slots_B, prefix_B = torch.tensor([1, 0, -1], device=DEVICE), torch.tensor([4, 5, 6], device=DEVICE)
+    noise = SharedNoise(torch.tensor([0.0, 1.0], device=DEVICE), torch.arange(2, device=DEVICE), False)
+    mixed, plain = DraftBuffers.make(3, shape, DEVICE), DraftBuffers.make(3, shape, DEVICE)
+    for depth, logits_BWV in enumerate(logits, 1):
+        expand(mixed, depth, logits_BWV.flatten(0, 1).to(DEVICE), prefix_B, None, None, noise, slots_B)
+        expand(plain, depth, logits_BWV.flatten(0, 1).to(DEVICE), prefix_B)
+    for mine, theirs in zip(mixed.candidates, plain.candidates, strict=True):
+        assert torch.equal(mine[1:], theirs[1:])
+    assert not torch.equal(mixed.tokens_BP[0], plain.tokens_BP[0])
 
 
 def test_chances_near_one_and_none_are_calibrated_as_the_core_s() -> None:

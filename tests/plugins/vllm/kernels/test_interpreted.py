@@ -15,7 +15,7 @@ ROOT = HERE.parents[3]
 SHIM = HERE.parents[2] / "engines" / "mrv2_on_cpu"
 GROUPS = (
     ("begin", "accept", "moves", "absorb", "propose", "trees"),
-    ("expand", "select", "launches"),
+    ("expand", "select", "launches", "noise"),
     ("tree_block", "split_kv", "backend"),
 )
 

@@ -27,7 +27,9 @@ class Speculator(TreeSpeculator):
         self.trees: Any = SimpleNamespace(
             requests=requests, rows=None, whole=whole, path_BD=path_BD, rows_a_request=NODES + 1, shape=shapes.get
         )
-        self.trees.target_graphs = None
+        self.trees.target_graphs, self.trees.wide_noise = None, False
+        self.temperature = torch.zeros(SLOTS, device=DEVICE)
+        self.seeds = torch.zeros(SLOTS, dtype=torch.long, device=DEVICE)
         self.absorbed = AbsorbBuffers.make(SLOTS, batch.tokens + 9, DEVICE)
         self.absorbed.slots_B.fill_(STALE)
         self.absorbed.drafting_B.fill_(True)
@@ -70,7 +72,7 @@ class Speculator(TreeSpeculator):
         )
         ids = torch.zeros(SLOTS, dtype=torch.long, device=DEVICE)
         return self.propose(
-            told, {}, {}, rows, [rows], there, 0 * there, ids, ids, ids, ids, num_speculative_tokens=nodes
+            told, {}, {}, rows, [rows], there, 0 * there, ids, ids, ids + 0.5, ids + 9, num_speculative_tokens=nodes
         )
 
 
@@ -103,3 +105,14 @@ def test_past_a_tree_s_nodes_every_token_is_one(nodes: int, instead: Shape | Non
     speculator.fallback_shape = instead
     assert speculator.drafted(nodes)[:, left:].eq(0).all()
     assert speculator.draft_tokens[3:].eq(-1).all() and speculator.draft_tokens[:, :left].eq(-1).all()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_the_sampler_draws_by_is_kept_for_the_graphs(shared: bool) -> None:
+    batch = uniform_batch(3, 3, NODES + 1, torch.Generator().manual_seed(5))
+    speculator = Speculator(batch, batch.tokens, graph=7)
+    speculator.trees.wide_noise = False if shared else None
+    kept = speculator.temperature, speculator.seeds
+    speculator.drafted(NODES)
+    assert speculator.temperature is kept[0] and speculator.seeds is kept[1]
+    assert kept[0].eq(0.5 * shared).all() and kept[1].eq(9 * shared).all()
