@@ -2,15 +2,18 @@
 
     python -m benchmarks.drawn_answers --prompts EVAL... --drafter checkpoints/smollm2-135m-instruct --work runs/drawn --out ...
 
-Plain decoding's answers at `--temperature` are drawn once and played back (`eval/replay.py`): the target's own token after every
-row decides what of a tree is accepted, as in vLLM's trees. So any drafter is held against the same texts, and a difference is
-the drafter's; two runs of `eagle3 eval --temperature 1` differ by what was drawn. Errors: bootstrap over prompts.
+Plain decoding's answers at `--temperature` are drawn once and played back (`eval/replay.py`) under the same noise: the target's
+own token after every row decides what of a tree is accepted, as in vLLM's trees. So any drafter is held against the same texts,
+and a difference is the drafter's, or that of its proposals: by the noise of the draw (coupled), or its most probable tokens
+(top). Errors: bootstrap over prompts.
 """
 
 import argparse
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tqdm import tqdm
 from benchmarks.common import accepted_length, bootstrap, replayed, run_script, write_json
 from benchmarks.train_data import EVAL_BATCH, answer_line
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling, Target
+from eagle3_serving.engine.options import Proposing
 from eagle3_serving.engine.pair import load_for
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import by_family, read_prompts
@@ -34,17 +38,19 @@ from eagle3_serving.train.options import TrainJob
 from eagle3_serving.train.served import settings
 from eagle3_serving.tree.calibrate import Calibration
 
+PROPOSALS: tuple[Proposing, ...] = ("coupled", "top")
+
 
 def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families:
-    """Answers by family, a file each in `--work`."""
+    """Answers by family, a file each in `--work`, named by what drew them."""
     answers: Families = {}
     engine, tokenizer = EmbeddedEngine(target), load_tokenizer(directory)
     asked = by_family(read_prompts(args.prompts, args.limit))
     for family, prompts in tqdm(asked.items(), unit="family", desc="drawing"):
-        path = args.work / f"{family}.jsonl"
+        path = args.work / f"{family}-T{args.temperature:g}-seed{args.seed}.jsonl"
         if not path.exists():
             ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
-            options = DecodeOptions(args.max_tokens, "plain", sampling=Sampling(args.temperature, seed=args.seed))
+            options = DecodeOptions(args.max_tokens, "plain", sampling=sampling(args))
             said = engine.generate_many(ids, options, EVAL_BATCH)
             lines = [
                 answer_line(Answer(str(n), tuple(prompt), tuple(one.token_ids), args.temperature))
@@ -54,6 +60,11 @@ def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families
             write_whole(path, "".join(lines))
         answers[family] = read_answers([path], target.max_positions)
     return answers
+
+
+def sampling(args: argparse.Namespace) -> Sampling:
+    """A family's answers are drawn, and played back, in one order: an answer's place is part of its noise."""
+    return Sampling(args.temperature, seed=args.seed)
 
 
 def figures(said: dict[str, list[Generation]]) -> dict[str, Any]:
@@ -92,18 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for path, drafter in drafters:
         engine = EmbeddedEngine(playing, drafter, Calibration.beside(path))
-        for mode, options in settings(args.max_tokens, TrainJob.measure_tree).items():
-            found = figures(replayed(engine, families, options, EVAL_BATCH))
-            rows.append({"drafter": path.name, "mode": mode, **found})
+        for (mode, shaped), proposals in product(settings(args.max_tokens, TrainJob.measure_tree).items(), PROPOSALS):
+            options = replace(shaped, sampling=sampling(args), proposals=proposals)
+            said: dict[str, list[Generation]] = {}
+            for name, family in families.items():
+                said |= replayed(engine, {name: family}, options, EVAL_BATCH)
+            rows.append({"drafter": path.name, "mode": mode, "proposals": proposals, **figures(said)})
     about = {name: getattr(args, name) for name in ("temperature", "limit", "max_tokens", "seed")}
     counts = {"prompts": len(everything), "tokens": sum(len(answer.response_ids) for answer in everything)}
     write_json(args.out, {"about": {**about, **counts, "tree": TrainJob.measure_tree}, "rows": rows})
     table = Table(title=f"tokens a target pass, T = {args.temperature:g}", title_justify="left")
-    for heading in ("drafter", "draft", *families, "mean", "±"):
-        table.add_column(heading, justify="left" if heading in ("drafter", "draft") else "right")
+    for heading in ("drafter", "draft", "proposals", *families, "mean", "±"):
+        table.add_column(heading, justify="left" if heading in ("drafter", "draft", "proposals") else "right")
     for row in rows:
         cells = [f"{value:.2f}" for value in row["families"].values()]
-        table.add_row(row["drafter"], row["mode"], *cells, f"{row['mean']:.3f}", f"{row['error']:.3f}")
+        table.add_row(
+            row["drafter"], row["mode"], row["proposals"], *cells, f"{row['mean']:.3f}", f"{row['error']:.3f}"
+        )
     Console().print(table)
     return 0
 

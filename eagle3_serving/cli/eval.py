@@ -41,9 +41,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[Parser]") -> None:
     parser.add_argument("--min-p", type=float, default=0.0, help="least share of the best token (default 0: off)")
     parser.add_argument(
         "--proposals",
-        choices=("top", "drawn"),
-        default="top",
-        help="most probable draft tokens, or draws (default top)",
+        choices=("coupled", "top", "drawn"),
+        default="coupled",
+        help="at a temperature: draft tokens by the noise that decides the draw, the most probable ones, or draws (default coupled)",
     )
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens an answer (default 128)")
     parser.add_argument("--limit", type=int, help="only the first N prompts of each family")

@@ -38,7 +38,8 @@ class Batch:
         self.lengths: list[int] = []  # rows in the pool
         self.roots_B = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.text_BS = torch.zeros(slots, capacity, dtype=torch.long, device=self.device) if options.lookup else None
-        self.greedy = options.sampling.temperature == 0
+        # what the target says is its likeliest token: nothing is drawn
+        self.settled = options.sampling.temperature == 0 or target.recorded
         self.seed = secrets.randbits(63) if options.sampling.seed is None else options.sampling.seed
         # of what is drawn by no position: a draft's own tokens, and whether they are accepted
         self.generator = torch.Generator(device=self.device).manual_seed(self.seed)
@@ -58,7 +59,7 @@ class Batch:
 
     def choose(self, logits_BV: Tensor, noise: Callable[[], Noise]) -> Tensor:
         """One token a request [B]: the argmax, or a draw from the request's law."""
-        if self.greedy:
+        if self.settled:
             return logits_BV.argmax(-1)
         return sample(logits_BV, self.sampling(len(logits_BV)), noise())
 

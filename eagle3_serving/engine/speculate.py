@@ -164,7 +164,7 @@ class Speculator:
         start_B = torch.tensor(batch.lengths, device=batch.device)
         tokens_BR = torch.cat([batch.roots_B[: batch.size, None], tree.tokens_BN], dim=1)
         output = batch.target.forward(plan.packed(tokens_BR), plan.packed(positions(layout, start_B)), batch.pool, plan)
-        if batch.greedy:
+        if batch.settled:
             accepted = accept_greedy(
                 tokens_BR, layout, self.choices(plan.padded(output.logits_TV.argmax(-1)), tree), depth
             )

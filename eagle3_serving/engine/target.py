@@ -48,6 +48,8 @@ class TargetOutput(NamedTuple):
 class Target:
     """`model` is a transformers causal LM whose decoder has `layers` and `norm`. Raises InputError where it has not."""
 
+    recorded = False  # what it says was said before, and is drawn no more: its likeliest token
+
     def __init__(self, model: nn.Module, name: str = "target") -> None:
         self.model: Any = model.eval()
         self.name = name

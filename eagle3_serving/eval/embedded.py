@@ -4,11 +4,12 @@ import itertools
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
 
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling
+from eagle3_serving.engine.options import Proposing
 from eagle3_serving.engine.profile import costs_for
 from eagle3_serving.errors import InputError
 from eagle3_serving.eval.counters import SpecCounters
@@ -68,8 +69,8 @@ def drawing(engine: EmbeddedEngine, tokenizer: Any, side: DecodeOptions, batch: 
 
 def decode_options(options: EvalOptions, mode: str) -> DecodeOptions:
     """What the engine is told; plain decoding samples as the other side does."""
-    if options.proposals not in ("top", "drawn"):
-        raise InputError(f"--proposals {options.proposals} is not known: use top or drawn")
+    if options.proposals not in get_args(Proposing):
+        raise InputError(f"--proposals {options.proposals} is not known: use {', '.join(get_args(Proposing))}")
     return DecodeOptions(
         options.max_tokens,
         mode,  # type: ignore[arg-type]
@@ -78,7 +79,7 @@ def decode_options(options: EvalOptions, mode: str) -> DecodeOptions:
         depth=options.depth,
         top_k=options.top_k,
         sampling=Sampling(options.temperature, top_p=options.top_p, min_p=options.min_p, seed=None),
-        proposals="top" if mode == "plain" else options.proposals,  # type: ignore[arg-type]
+        proposals="coupled" if mode == "plain" else options.proposals,  # type: ignore[arg-type]
         lookup=options.looks_up and mode not in ("plain", "chain"),
         calibrated=options.calibrated,
     )
@@ -100,8 +101,9 @@ def _round(
 ) -> Round:
     result = Round()
     for piece in pieces:
-        order = (plain, drafting) if next(turn) % 2 == 0 else (drafting, plain)
-        said = {id(side): _timed(engine, piece, side, batch) for side in order}
+        number = next(turn)
+        order = (plain, drafting) if number % 2 == 0 else (drafting, plain)
+        said = {id(side): _timed(engine, piece, _seeded(side, number), batch) for side in order}
         (alone, alone_s), (drafted, drafted_s) = said[id(plain)], said[id(drafting)]
         result.add([a.token_ids for a in alone], alone_s, [d.token_ids for d in drafted], drafted_s)
         for prompt, generation in zip(piece, drafted, strict=True):
@@ -111,6 +113,11 @@ def _round(
         bar.update(len(piece))
         bar.set_postfix(accepted_length=f"{result.counters.accepted_length:.2f}")
     return result
+
+
+def _seeded(side: DecodeOptions, seed: int) -> DecodeOptions:
+    """Both sides draw by the same noise, each piece of the prompts by its own."""
+    return replace(side, sampling=replace(side.sampling, seed=seed))
 
 
 def _timed(

@@ -1,6 +1,7 @@
 """A target played back from a recording: acceptance of any setting at the price of drafting alone.
 
-At temperature 0 the output is the same whatever is drafted, and so are the features: one recording serves them all.
+The output is the same whatever is drafted, and so are the features: one recording serves them all. Drawn answers are played
+back under the sampling that drew them, each in its place: what is drafted hangs on the noise then.
 """
 
 from collections.abc import Sequence
@@ -48,10 +49,12 @@ class _Places(KVPool):
 
 
 class RecordedTarget(Target):
-    """Plays `answers` back; a prompt that was not recorded is a KeyError. Greedy decoding only.
+    """Plays `answers` back; a prompt that was not recorded is a KeyError. No drawn proposals: those are judged by laws.
 
     `extract`: where features at `aux_layers` come from, a pass of the target unless told.
     """
+
+    recorded = True
 
     def __init__(
         self, target: Target, aux_layers: Sequence[int], answers: Sequence[Answer], extract: Extract | None = None
@@ -60,10 +63,10 @@ class RecordedTarget(Target):
         if extract is None:
             target.watch(aux_layers)
             extract = partial(extract_features, target)
-        self.recorded: dict[tuple[int, ...], _Record] = {}
+        self.texts: dict[tuple[int, ...], _Record] = {}
         for answer in answers:
             features = extract([answer])
-            self.recorded[answer.prompt_ids] = _Record(features.tokens_BL[0], features.aux_BLF[0])
+            self.texts[answer.prompt_ids] = _Record(features.tokens_BL[0], features.aux_BLF[0])
 
     def watch(self, aux_layers: Sequence[int]) -> None:
         """Watched since the recording."""
@@ -86,7 +89,7 @@ class RecordedTarget(Target):
         assert isinstance(pool, _Places)
         if logits_rows is not None:  # a prefill
             for slot in range(plan.slots.start, plan.slots.stop):
-                pool.records[slot] = self.recorded[tuple(tokens_T[plan.slot_T == slot].tolist())]
+                pool.records[slot] = self.texts[tuple(tokens_T[plan.slot_T == slot].tolist())]
         said_T, aux = torch.zeros_like(tokens_T), []
         for slot in plan.slot_T.unique_consecutive().tolist():
             record = pool.records[slot]

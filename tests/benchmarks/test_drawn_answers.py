@@ -23,13 +23,17 @@ def test_answers_are_drawn_once_and_played_back(target_dir: Path, tmp_path: Path
     argv = arguments(tmp_path, target_dir)
     assert drawn_answers.main(argv) == 0
     made = json.loads((tmp_path / "out.json").read_text())
-    assert [row["mode"] for row in made["rows"]] == ["chain", "tree"] and made["about"]["prompts"] == 3
+    rows = [(row["mode"], row["proposals"]) for row in made["rows"]]
+    assert rows == [("chain", "coupled"), ("chain", "top"), ("tree", "coupled"), ("tree", "top")]
+    assert made["about"]["prompts"] == 3
     for row in made["rows"]:
         assert set(row["families"]) == {"one", "other"} and 1 <= row["mean"] <= 9
         assert row["mean"] == pytest.approx(sum(row["families"].values()) / 2, abs=1e-3)
-    before = (tmp_path / "work" / "one.jsonl").read_bytes()
-    assert drawn_answers.main([*argv, "--seed", "5"]) == 0
-    assert (tmp_path / "work" / "one.jsonl").read_bytes() == before, "drawn again"
+    kept = sorted((tmp_path / "work").iterdir())
+    assert [path.name for path in kept] == ["one-T1-seed0.jsonl", "other-T1-seed0.jsonl"]
+    before = [path.stat().st_mtime_ns for path in kept]
+    assert drawn_answers.main(argv) == 0
+    assert [path.stat().st_mtime_ns for path in kept] == before, "drawn again"
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == made["rows"]
 
 

@@ -88,8 +88,9 @@ def test_speculation_needs_a_drafter() -> None:
     [
         ({"mode": "trees"}, "plain, chain, tree, auto"),
         ({"nodes": 0}, "nodes is 0"),
-        ({"mode": "auto", "proposals": "drawn"}, "proposals top"),
+        ({"mode": "auto", "proposals": "drawn"}, "proposals coupled or top"),
         ({"mode": "chain", "lookup": True}, "mode tree or auto"),
+        ({"proposals": "best"}, "known are coupled, top, drawn"),
     ],
 )
 def test_options_that_cannot_be_served(wrong: dict[str, object], said: str) -> None:

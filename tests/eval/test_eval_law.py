@@ -117,6 +117,19 @@ def test_eval_tells_the_law_of_what_it_measures(command: list[str], capsys: pyte
     assert contract("eval", capsys.readouterr().out)["law"] is None
 
 
+def test_sampled_tokens_are_compared_with_plain_decodings(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*command, "--temperature", "1", "--json"]
+    assert main(asked) == 0
+    assert contract("eval", capsys.readouterr().out)["identical"] is True
+    assert main([*asked, "--proposals", "drawn"]) == 0
+    assert contract("eval", capsys.readouterr().out)["identical"] is None
+    monkeypatch.setattr(speculate, "accept_sampled", rejects_nothing)
+    assert main(asked) == 1
+    assert contract("eval", capsys.readouterr().out)["identical"] is False
+
+
 @pytest.mark.parametrize("wrong", [greedy_acceptance, rejects_nothing])
 @pytest.mark.parametrize("json_asked", [False, True])
 def test_eval_shows_no_speed_of_another_law(
@@ -127,7 +140,8 @@ def test_eval_shows_no_speed_of_another_law(
     json_asked: bool,
 ) -> None:
     monkeypatch.setattr(speculate, "accept_sampled", wrong)
-    assert main([*command, "--temperature", "1", *["--json"] * json_asked]) == 1
+    # top tokens, for coupled ones are nearly of the law themselves: there tokens are compared one by one
+    assert main([*command, "--temperature", "1", "--proposals", "top", *["--json"] * json_asked]) == 1
     out, error = capsys.readouterr()
     assert "does not sample by the target's law (p = " in error.splitlines()[-1]
     assert "speedup" not in out and "tokens_per_second" not in out

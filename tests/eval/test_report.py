@@ -53,7 +53,10 @@ def test_the_json_contract() -> None:
 def test_identity_is_only_claimed_where_it_can_be() -> None:
     rounds = {"chat": [a_round(1.0, 1.0, SpecCounters(), identical=False)]}
     assert summarise(OPTIONS, {"chat": 1}, rounds).overall.identical is False
-    for other in (replace(OPTIONS, dtype="bf16"), replace(OPTIONS, temperature=0.7)):
+    embedded = replace(OPTIONS, engine="embedded", temperature=0.7)  # where the noise is known: both sides draw by it
+    assert summarise(embedded, {"chat": 1}, rounds).overall.identical is False
+    drawn = replace(embedded, proposals="drawn")
+    for other in (replace(OPTIONS, dtype="bf16"), replace(OPTIONS, temperature=0.7), drawn):
         assert summarise(other, {"chat": 1}, rounds).overall.identical is None
 
 
