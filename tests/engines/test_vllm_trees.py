@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks.vllm_engine import Job, Round, run
-from eagle3_serving.engine import DecodeOptions, EmbeddedEngine
+from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Sampling
+from eagle3_serving.engine.batch import Batch
 from eagle3_serving.eval.law import PROMPTS, compare
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
+from eagle3_serving.tree import Noise
 
 pytest.importorskip("vllm")
+from eagle3_vllm.kernels.noise import gumbel_in_torch
 from eagle3_vllm.schedule import Profile
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
@@ -201,21 +206,55 @@ def accepted_by_the_embedded_engine(target: Path, drafter: Path, asked: Round, *
     return list(engine.generate(asked.prompts[0], DecodeOptions(20, eos_ids=(), **shape)).accepted)
 
 
+class TheirNoise(Noise):
+    """As vLLM's sampler has it."""
+
+    def gumbel(self, ahead: int, ids_V: Tensor, wide: bool = True) -> Tensor:
+        return gumbel_in_torch(self.seed_B, self.position_B + ahead, ids_V, wide=False)
+
+
+def seeded_on_the_embedded_engine(
+    monkeypatch: pytest.MonkeyPatch, target: Path, drafter: Path, asked: Round, count: int, **shape: Any
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens and accepted drafts of the first `count` requests, each by the noise of its seed."""
+    engine, tokens, accepted = EmbeddedEngine.load(target, drafter), [], []
+    for place in range(count):
+        params = {**asked.params[place]}  # type: ignore[index]
+        seed, length, _ = (params.pop(name) for name in ("seed", "max_tokens", "ignore_eos"))
+
+        def noise(_: Batch, indices: Any, rows: list[int], seed: int = seed) -> Noise:
+            return TheirNoise(torch.full((len(rows),), seed), torch.tensor(rows) - 1)
+
+        monkeypatch.setattr(Batch, "noise", noise)
+        options = DecodeOptions(length, eos_ids=(), sampling=Sampling(**params), **shape)
+        said = engine.generate(asked.prompts[place], options)
+        tokens.append(list(said.token_ids))
+        accepted.append(list(said.accepted))
+    return tokens, accepted
+
+
 @pytest.mark.supports(
     "vllm", "tree", "a drafter's sliding window", "seeds", "top-k, top-p", "min-p", "sampling by the target's law"
 )
 def test_a_seed_gives_the_same_samples_with_and_without_trees(
-    target_dir: Path, drafter_dir: Path, windowed: Path, plain: dict[str, Any], prompts: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch,
+    target_dir: Path,
+    drafter_dir: Path,
+    windowed: Path,
+    plain: dict[str, Any],
+    prompts: tuple[str, ...],
 ) -> None:
-    """At every temperature: acceptance draws at each row what plain decoding would draw there. A drafter with a window
-    drafts what it drafts on the embedded engine, on a text longer than that."""
+    """At every temperature: acceptance draws at each row what plain decoding would draw there, and what is drafted by the
+    same noise is what the embedded engine would draft by it. A drafter with a window drafts what it drafts there, on a text
+    longer than that."""
     tokenizer = load_tokenizer(target_dir)
     texts = [
         chat_ids(tokenizer, text) for text in ("Tell me a story.", "Count to ten.", "Name a colour.", "Name a fruit.")
     ]
     off = {"extra_args": {"eagle3": "off"}}  # among others that are drafted
     filters: tuple[dict[str, Any], ...] = ({}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05}, off)
-    params = [{"temperature": 0.9, "max_tokens": 6, "seed": n, **more} for n, more in enumerate(filters)]
+    seeded_so = {"temperature": 0.9, "max_tokens": 12, "ignore_eos": True}
+    params = [{**seeded_so, "seed": n, **more} for n, more in enumerate(filters)]
     seeded = Round(texts, params)
     # drawn by the kernels that a GPU would run
     settings = {"EAGLE3_TREE_TOP_K": "4", "EAGLE3_KERNELS": "1"}
@@ -228,7 +267,15 @@ def test_a_seed_gives_the_same_samples_with_and_without_trees(
     assert said["metrics"]["vllm:eagle3_tokens_accepted"] > 0
     assert [bool(drafted) for drafted in said["rounds"][0]["drafted"]] == [True, True, True, False]
     drafted = said["rounds"][1]["accepted"][0]
-    tree = {"mode": "tree", "nodes": 5, "depth": 5, "top_k": 4}
+    tree: dict[str, Any] = {"mode": "tree", "nodes": 5, "depth": 5, "top_k": 4}
+    on_ours = monkeypatch, target_dir, windowed, seeded, 3
+    tokens, coupled = seeded_on_the_embedded_engine(*on_ours, **tree)
+    assert tokens == said["rounds"][0]["tokens"][:3]
+    assert [one[:-1] for one in coupled] == [one[:-1] for one in said["rounds"][0]["accepted"][:3]]
+    _, top = seeded_on_the_embedded_engine(*on_ours, **tree, proposals="top")
+    assert coupled != top
+    assert "likeliest tokens are drafted" not in said["log"]
+    monkeypatch.undo()
     assert drafted[:-1] == accepted_by_the_embedded_engine(target_dir, windowed, long, **tree)[:-1]
     assert drafted[:-1] != accepted_by_the_embedded_engine(target_dir, drafter_dir, long, **tree)[: len(drafted) - 1]
     assert_plain_decodings_law(said, plain)
