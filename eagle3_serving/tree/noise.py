@@ -42,16 +42,15 @@ def gumbel(seed_X: Tensor, position_X: Tensor, ids_V: Tensor, wide: bool = True)
     bits_XV = _hash(seed_X, position_X, ids_V, 0)
     # halves, since fp32 has no place for 32 bits; the tail that wins is where u is near 0
     uniform_XV = _right(bits_XV, 16).float() * 2.0**-16 + ((bits_XV & 0xFFFF).float() + 0.5) * 2.0**-32
-    return -(-torch.log1p(-uniform_XV)).log()
+    return -(-torch.log1p(-uniform_XV.clamp(max=1 - 2.0**-24))).log()
 
 
 def _hash(seed_X: Tensor, position_X: Tensor, ids_V: Tensor, stream: int) -> Tensor:
-    """murmur3 (32 bits, public domain) of five words: both halves of the seed and of the position, and the token; int32 [X, V]."""
+    """murmur3 (32 bits, public domain) of four words: both halves of the seed, the position's lower one, the token; int32 [X, V]."""
     state_X = torch.full_like(seed_X, _signed(stream), dtype=torch.int32)
-    for word_X in (seed_X, seed_X >> 32, position_X, position_X >> 32):
+    for word_X in (seed_X, seed_X >> 32, position_X):
         state_X = _mixed(state_X, _key(word_X.to(torch.int32)))
-    state_XV = _mixed(state_X[:, None], _key(ids_V.to(torch.int32)))
-    state_XV = state_XV ^ 16
+    state_XV = _mixed(state_X[:, None], _key(ids_V.to(torch.int32))) ^ 16  # bytes
     state_XV = (state_XV ^ _right(state_XV, 16)) * _signed(0x85EBCA6B)
     state_XV = (state_XV ^ _right(state_XV, 13)) * _signed(0xC2B2AE35)
     return state_XV ^ _right(state_XV, 16)
