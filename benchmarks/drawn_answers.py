@@ -47,7 +47,7 @@ def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families
     engine, tokenizer = EmbeddedEngine(target), load_tokenizer(directory)
     asked = by_family(read_prompts(args.prompts, args.limit))
     for family, prompts in tqdm(asked.items(), unit="family", desc="drawing"):
-        path = args.work / f"{family}-T{args.temperature:g}-seed{args.seed}.jsonl"
+        path = args.work / f"{family}-T{args.temperature:g}-p{args.top_p:g}-seed{args.seed}.jsonl"
         if not path.exists():
             ids = [chat_ids(tokenizer, prompt.turns[0]) for prompt in prompts]
             options = DecodeOptions(args.max_tokens, "plain", sampling=sampling(args))
@@ -64,7 +64,7 @@ def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families
 
 def sampling(args: argparse.Namespace) -> Sampling:
     """A family's answers are drawn, and played back, in one order: an answer's place is part of its noise."""
-    return Sampling(args.temperature, seed=args.seed)
+    return Sampling(args.temperature, top_p=args.top_p, seed=args.seed)
 
 
 def figures(said: dict[str, list[Generation]]) -> dict[str, Any]:
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--drafter", type=Path, nargs="+", required=True, help="one or more, of the same boundaries")
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="held-out prompts, with families")
     parser.add_argument("--temperature", type=float, default=1.0, help="(default 1)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus (default 1: off)")
     parser.add_argument("--limit", type=int, default=40, help="prompts of each family (default 40)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens of an answer (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, family in families.items():
                 said |= replayed(engine, {name: family}, options, EVAL_BATCH)
             rows.append({"drafter": path.name, "mode": mode, "proposals": proposals, **figures(said)})
-    about = {name: getattr(args, name) for name in ("temperature", "limit", "max_tokens", "seed")}
+    about = {name: getattr(args, name) for name in ("temperature", "top_p", "limit", "max_tokens", "seed")}
     counts = {"prompts": len(everything), "tokens": sum(len(answer.response_ids) for answer in everything)}
     write_json(args.out, {"about": {**about, **counts, "tree": TrainJob.measure_tree}, "rows": rows})
     table = Table(title=f"tokens a target pass, T = {args.temperature:g}", title_justify="left")

@@ -3,6 +3,7 @@
 from benchmarks.redraw import raw
 from benchmarks.redraw.by_load import at, sglang_curves, slashes
 from benchmarks.redraw.catalogue import markdown, picture, text
+from benchmarks.redraw.lengths import drawn_length
 from eagle3_serving.bench.plots import speed_by_load
 from eagle3_serving.bench.summary import loads
 from eagle3_serving.plotting import Line, canvas, png
@@ -45,6 +46,7 @@ def table() -> str:
     means = broken["what the checkpoint means (embedded engine)"]
     if round(means, 2) != round(mended, 2) or round(means, 2) == round(stock, 2):
         raise ValueError("the converted copy is not what the checkpoint means: the line would be untrue")
+    coupled, top = (drawn_length("tree", proposals) for proposals in ("coupled", "top"))
     in_flight = slashes(loads(points), "")
     results = "benchmarks/results"
     return markdown(
@@ -52,9 +54,10 @@ def table() -> str:
         [
             [
                 "stock vLLM",
-                "draft length by load from a measured profile, none where none pays; dynamic trees with `EAGLE3_MODE=tree`; "
-                "the prefix cache kept whole under speculation",
-                f"[{vllm}]({results}/vllm-by-load.md); [{tree:.2f} tokens a pass against {own:.2f}]({results}/vllm-trees.md) at 16 verified; "
+                "draft length by load from a measured profile, none where none pays; dynamic trees with `EAGLE3_MODE=tree`, "
+                "which at a temperature guess the draw itself; the prefix cache kept whole under speculation",
+                f"[{vllm}]({results}/vllm-by-load.md); [{tree:.2f} tokens a pass against {own:.2f}]({results}/vllm-trees.md) at 16 verified, "
+                f"[at T = 1 {coupled:.2f} against {top:.2f}]({results}/accepted-length.md); "
                 f"[{kept:.2f}x its own chain on shared prefixes]({results}/prefix-cache.md)",
             ],
             [

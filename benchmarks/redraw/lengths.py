@@ -45,8 +45,6 @@ def by_family() -> str:
     shapes = ("chain of 5", "tree of 60")
     found = [
         *((shape, _lengths(drafter_row("as it is", shape))) for shape in shapes),
-        ("chain of 5, sampled at T = 1", _lengths(raw.table("embedded-T1-chain5"))),
-        ("tree of 60, sampled at T = 1", _lengths(raw.table("embedded-T1-tree60"))),
         *(
             (f"{shape}, the {which} drafter", _lengths(drafter_row("as it is", shape, f"{which}-drafter")))
             for which in ("third", "second")
@@ -119,9 +117,10 @@ def drawn() -> str:
     """T = 1 on 200 answers that plain decoding drew: `benchmarks.drawn_answers`."""
     names = {"fourth": "", "third": ", the third drafter"}
     modes = {"chain": "chain of 5", "tree": "tree of 60"}
+    proposals = {"coupled": "", "top": ", its likeliest tokens"}
     rows = [
         [
-            modes[row["mode"]] + more,
+            modes[row["mode"]] + proposals[row["proposals"]] + more,
             *(f"{row['families'][family]:.2f}" for family in FAMILIES),
             f"**{row['mean']:.2f}** ({row['error']:.2f})",
         ]
@@ -132,11 +131,17 @@ def drawn() -> str:
     return markdown(["drawn at T = 1, played back", *FAMILIES, "mean (error)"], rows)
 
 
-@text("sampled-passes")
-def sampled() -> str:
-    """Over all passes, where a long answer counts for more."""
-    chain, tree = raw.table("embedded-T1-chain5"), raw.table("embedded-T1-tree60")
-    return f"{chain['accepted_length']:.2f} / {tree['accepted_length']:.2f}"
+def drawn_length(mode: str, proposals: str) -> float:
+    """Tokens a pass at T = 1 of the drafter that ships."""
+    rows = raw.table("drawn-answers")["rows"]
+    wanted = "fourth", mode, proposals
+    return next(float(row["mean"]) for row in rows if (row["drafter"], row["mode"], row["proposals"]) == wanted)
+
+
+@text("coupled-gain")
+def coupled_gain() -> str:
+    tree, chain = ([drawn_length(mode, p) for p in ("coupled", "top")] for mode in ("tree", "chain"))
+    return f"a tree of 60 yields {tree[0]:.2f} tokens a pass in the place of {tree[1]:.2f}, a chain of 5 {chain[0]:.2f} in the place of {chain[1]:.2f}"
 
 
 @picture("accepted-length.png")

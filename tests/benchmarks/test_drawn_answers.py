@@ -30,7 +30,7 @@ def test_answers_are_drawn_once_and_played_back(target_dir: Path, tmp_path: Path
         assert set(row["families"]) == {"one", "other"} and 1 <= row["mean"] <= 9
         assert row["mean"] == pytest.approx(sum(row["families"].values()) / 2, abs=1e-3)
     kept = sorted((tmp_path / "work").iterdir())
-    assert [path.name for path in kept] == ["one-T1-seed0.jsonl", "other-T1-seed0.jsonl"]
+    assert [path.name for path in kept] == ["one-T1-p1-seed0.jsonl", "other-T1-p1-seed0.jsonl"]
     before = [path.stat().st_mtime_ns for path in kept]
     assert drawn_answers.main(argv) == 0
     assert [path.stat().st_mtime_ns for path in kept] == before, "drawn again"
