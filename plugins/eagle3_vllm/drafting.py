@@ -20,6 +20,7 @@ from eagle3_serving.tree import (
     DraftTree,
     coupled_children,
     grow_draft,
+    gumbel,
     likeliest_path,
     select,
     select_over_batch,
@@ -31,7 +32,7 @@ from eagle3_vllm.attention.paged import Prefix, prefix_of
 from eagle3_vllm.compat import init_logger
 from eagle3_vllm.kernels.calibrate import CalibrationTables
 from eagle3_vllm.kernels.expand import expand
-from eagle3_vllm.kernels.noise import SharedNoise, gumbel_in_torch
+from eagle3_vllm.kernels.noise import SharedNoise
 from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
 from eagle3_vllm.kernels.select import select as select_into
 from eagle3_vllm.trees import Trees
@@ -263,7 +264,7 @@ class TreeDrafter:
         seed_B, ids_V = noise.seeds_S[slots_B], self.model.model.vocabulary.target_ids
 
         def children(logits_BKV: Tensor, depth: int) -> Children:
-            gumbel_BV = gumbel_in_torch(seed_B, start.prefix_B + (depth - 1), ids_V, noise.wide)
+            gumbel_BV = gumbel(seed_B, start.prefix_B.long() + (depth - 1), ids_V, noise.wide)
             return coupled_children(logits_BKV, top_k, temperature_B, gumbel_BV)
 
         return children

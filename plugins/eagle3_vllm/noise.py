@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from eagle3_serving.notice import in_a_line
+from eagle3_serving.tree import gumbel
 from eagle3_vllm import compat
 from eagle3_vllm.compat import Sampler, init_logger
-from eagle3_vllm.kernels.noise import gumbel_in_torch, gumbel_in_triton
+from eagle3_vllm.kernels.noise import gumbel_in_triton
 from eagle3_vllm.trees import Trees
 
 logger = init_logger("vllm.eagle3")
@@ -60,7 +61,7 @@ def _unknown_noise(sampler: Sampler, trees: Trees) -> str:
         is_drafting=False,
         use_fp64=wide,
     )
-    known: list[Tensor] = [gumbel_in_torch(seed_X, position_X, torch.arange(_TOKENS, device=device), wide)]
+    known: list[Tensor] = [gumbel(seed_X, position_X, torch.arange(_TOKENS, device=device), wide)]
     if trees.by_kernels:
         known.append(gumbel_in_triton(seed_X, position_X, _TOKENS, wide))
     same = all(torch.equal(noise_XV.argmax(1), drawn_X) for noise_XV in known)

@@ -1,10 +1,10 @@
-"""The Gumbel noise by which vLLM's sampler draws: a hash of a request's seed, a position and a token, in Triton and in PyTorch.
+"""The Gumbel noise by which vLLM's sampler draws, inside a kernel: the core's `gumbel`, a hash of a request's seed, a position
+and a token.
 
-murmur3 (32 bits, public domain) of four words: both halves of the seed, the lower one of the position, the token. Every
-draw is an argmax of log p + noise, and only a large noise decides: so -log(-log(u)) is computed from 1 - u, in fp32, also
-where vLLM draws 53 random bits. What is rounded away is less than 1e-5 wherever noise is large enough to be drawn by.
+Every draw is an argmax of log p + noise, and only a large noise decides: so -log(-log(u)) is computed from 1 - u, in fp32,
+also where vLLM and the core draw 53 random bits. What is rounded away is less than 2e-5 wherever a token may win by it.
 
-Shape letters: X any rows, V tokens.
+Shape letters: X any rows, V tokens, S request slots.
 """
 
 from typing import NamedTuple
@@ -15,10 +15,8 @@ from vllm.triton_utils import tl, triton
 
 from eagle3_vllm.kernels.calibrate import log1p
 
-_SECOND = 0x9E3779B9  # another hash of the same words: the upper bits of 53
-_MOST = 1 - 2.0**-24
-_STREAM = tl.constexpr(_SECOND)
-_BELOW_ONE = tl.constexpr(_MOST)
+_SECOND = tl.constexpr(0x9E3779B9)  # another hash of the same words: the upper bits of 53
+_BELOW_ONE = tl.constexpr(1 - 2.0**-24)
 
 
 class SharedNoise(NamedTuple):
@@ -28,47 +26,6 @@ class SharedNoise(NamedTuple):
     temperature_S: Tensor
     seeds_S: Tensor
     wide: bool
-
-
-def gumbel_in_torch(seed_X: Tensor, position_X: Tensor, ids_V: Tensor, wide: bool) -> Tensor:
-    """Noise [X, V] fp32 of target ids `ids_V` under int64 seeds at integer positions."""
-    bits_XV = _hash_in_torch(seed_X, position_X, ids_V, 0)
-    rest: Tensor | float = 0.5
-    if wide:
-        rest = (_right(~bits_XV, 11).float() + 0.5) * 2.0**-21
-        bits_XV = ~_hash_in_torch(seed_X, position_X, ids_V, _SECOND)
-    # halves, since fp32 has no place for 32 bits
-    tail_XV = _right(bits_XV, 16).float() * 2.0**-16 + ((bits_XV & 0xFFFF).float() + rest) * 2.0**-32
-    return -(-torch.log1p(-tail_XV.clamp(max=_MOST))).log()
-
-
-def _hash_in_torch(seed_X: Tensor, position_X: Tensor, ids_V: Tensor, stream: int) -> Tensor:
-    state_X = torch.full_like(seed_X, _signed(stream), dtype=torch.int32)
-    for word_X in (seed_X, seed_X >> 32, position_X):
-        state_X = _mixed(state_X, word_X.to(torch.int32))
-    state_XV = _mixed(state_X[:, None], ids_V.to(torch.int32)) ^ 16  # bytes
-    state_XV = (state_XV ^ _right(state_XV, 16)) * _signed(0x85EBCA6B)
-    state_XV = (state_XV ^ _right(state_XV, 13)) * _signed(0xC2B2AE35)
-    return state_XV ^ _right(state_XV, 16)
-
-
-def _mixed(state_X: Tensor, word_X: Tensor) -> Tensor:
-    key_X = _rotated(word_X * _signed(0xCC9E2D51), 15) * 0x1B873593
-    return _rotated(state_X ^ key_X, 13) * 5 + _signed(0xE6546B64)
-
-
-def _rotated(value_X: Tensor, bits: int) -> Tensor:
-    return (value_X << bits) | _right(value_X, 32 - bits)
-
-
-def _right(value_X: Tensor, bits: int) -> Tensor:
-    """Shifted right with zeros coming in: int32's own shift repeats the sign."""
-    return (value_X >> bits) & ((1 << (32 - bits)) - 1)
-
-
-def _signed(word: int) -> int:
-    """A word of 32 bits as int32 holds it."""
-    return word - (1 << 32) if word >= 1 << 31 else word
 
 
 def gumbel_in_triton(seed_X: Tensor, position_X: Tensor, vocab: int, wide: bool) -> Tensor:
@@ -89,11 +46,12 @@ def _gumbel_kernel(seeds_ptr, positions_ptr, out, vocab, WIDE: tl.constexpr, BLO
 
 @triton.jit
 def gumbel(seed, position, ids, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """fp32 noise, always finite, of a block of target ids under an int64 seed at an int64 position."""
+    """fp32 noise, always finite, of a block of target ids under an int64 seed at an int64 position: murmur3's (32 bits, public
+    domain) of four words, both halves of the seed, the lower one of the position, the token."""
     bits, rest = _hash(seed, position, ids, 0), 0.5
     if WIDE:
         rest = (((bits ^ 0xFFFFFFFF) >> 11).to(tl.int32).to(tl.float32) + 0.5) * (1.0 / (1 << 21))
-        bits = _hash(seed, position, ids, _STREAM) ^ 0xFFFFFFFF
+        bits = _hash(seed, position, ids, _SECOND) ^ 0xFFFFFFFF
     upper, lower = (bits >> 16).to(tl.int32).to(tl.float32), (bits & 0xFFFF).to(tl.int32).to(tl.float32)
     tail = upper * (1.0 / (1 << 16)) + (lower + rest) * (1.0 / (1 << 32))
     return -tl.log(-log1p(-tl.minimum(tail, _BELOW_ONE)))

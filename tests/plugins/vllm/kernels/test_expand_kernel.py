@@ -7,11 +7,11 @@ import torch
 from batches import DEVICE
 from eagle3_vllm.kernels.calibrate import CalibrationTables
 from eagle3_vllm.kernels.expand import expand
-from eagle3_vllm.kernels.noise import SharedNoise, gumbel_in_torch
+from eagle3_vllm.kernels.noise import SharedNoise
 from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
 from torch import Tensor
 
-from eagle3_serving.tree import Children, coupled_children, grow_draft, top_children
+from eagle3_serving.tree import Children, coupled_children, grow_draft, gumbel, top_children
 from eagle3_serving.tree.calibrate import Calibration
 
 CALIBRATION = Calibration(bias=(0.3, -0.2, 0.1), slope=(0.9, 1.1, 0.7), rank=(0.0, -0.4, -0.6))
@@ -77,7 +77,7 @@ def test_a_whole_draft_is_the_core_s(batch: int, shape: DraftShape, calibrated: 
         if wide is None:
             found = top_children(logits_BKV, shape.top_k)
         else:
-            gumbel_BV = gumbel_in_torch(seed_B, prefix_B.long() + depth - 1, ids_V, wide)
+            gumbel_BV = gumbel(seed_B, prefix_B.long() + depth - 1, ids_V, wide)
             found = coupled_children(logits_BKV, shape.top_k, temperature_B, gumbel_BV)
         return CALIBRATION.apply(found, depth) if calibrated else found
 
