@@ -21,7 +21,6 @@ from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.tree import Noise
 
 pytest.importorskip("vllm")
-from eagle3_vllm.kernels.noise import gumbel_in_torch
 from eagle3_vllm.schedule import Profile
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
@@ -207,10 +206,10 @@ def accepted_by_the_embedded_engine(target: Path, drafter: Path, asked: Round, *
 
 
 class TheirNoise(Noise):
-    """As vLLM's sampler has it."""
+    """Of 32 bits, as vLLM's sampler draws unless it is told otherwise."""
 
     def gumbel(self, ahead: int, ids_V: Tensor, wide: bool = True) -> Tensor:
-        return gumbel_in_torch(self.seed_B, self.position_B + ahead, ids_V, wide=False)
+        return super().gumbel(ahead, ids_V, wide=False)
 
 
 def seeded_on_the_embedded_engine(
