@@ -140,6 +140,7 @@ def draft_cases(device: torch.device | str, shape: Shape) -> list[Case]:
     """A draft's depths and the choice of its tree, calibrated, mapped to the target's ids."""
     from eagle3_vllm.kernels.calibrate import CalibrationTables
     from eagle3_vllm.kernels.expand import expand
+    from eagle3_vllm.kernels.noise import SharedNoise
     from eagle3_vllm.kernels.pool import DraftBuffers, DraftShape
     from eagle3_vllm.kernels.select import select
 
@@ -154,12 +155,15 @@ def draft_cases(device: torch.device | str, shape: Shape) -> list[Case]:
     target_ids_V = torch.arange(shape.vocab, device=device) * 2
     tables = CalibrationTables.of(Calibration((0.1,), (0.9,), (0.0, -0.3)), device)
 
-    def grow(depth: int) -> None:
-        expand(draft, depth, logits_XV[: batch * plan.widths[depth - 1]], prefix_B, target_ids_V, tables)
+    slots_B = torch.arange(batch, device=device)
+    sampled = SharedNoise(torch.ones(batch, device=device), slots_B.clone(), wide=False)
+
+    def grow(depth: int, noise: SharedNoise | None = None) -> None:
+        logits = logits_XV[: batch * plan.widths[depth - 1]]
+        expand(draft, depth, logits, prefix_B, target_ids_V, tables, noise, slots_B)
 
     for depth in range(1, shape.depth + 1):  # a real pool to choose from
         grow(depth)
-    slots_B = torch.arange(batch, device=device)
     drafting_B = torch.ones(batch, dtype=torch.bool, device=device)
     only_chain_S = torch.zeros(batch, dtype=torch.bool, device=device)
     tokens_BN = torch.zeros(batch, shape.nodes, dtype=torch.int64, device=device)
@@ -174,6 +178,7 @@ def draft_cases(device: torch.device | str, shape: Shape) -> list[Case]:
     depths = sorted({1, min(2, shape.depth), shape.depth})
     return [
         *(Case(f"expand, depth {depth} of {shape.depth}", 2, partial(grow, depth)) for depth in depths),
+        *(Case(f"expand, depth {depth}, at a temperature", 2, partial(grow, depth, sampled)) for depth in depths),
         Case(f"select {shape.nodes} of {plan.candidates}", 1, choose),
     ]
 

@@ -35,10 +35,12 @@ def gumbel(seed_X: Tensor, position_X: Tensor, ids_V: Tensor, wide: bool = True)
     `wide`: fp64 of 53 random bits, else fp32 of 32, whose largest value, 22.9, is met once in 2^32.
     """
     if wide:
-        low_XV, high_XV = _hash(seed_X, position_X, ids_V, 0).long(), _hash(seed_X, position_X, ids_V, _SECOND).long()
-        random_XV = ((high_XV & 0xFFFFFFFF) << 21) | ((low_XV & 0xFFFFFFFF) >> 11)
-        uniform_XV = ((random_XV.double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)
-        return -(-uniform_XV.log()).log()
+        # int32 with its sign turned is the word less 2^31; all places up to the last one are exact in fp64
+        uniform_XV = (
+            (_hash(seed_X, position_X, ids_V, _SECOND) ^ _signed(1 << 31)).double().add_(2.0**31).mul_(2.0**-32)
+        )
+        uniform_XV.add_(_right(_hash(seed_X, position_X, ids_V, 0), 11), alpha=2.0**-53).add_(2.0**-54)
+        return uniform_XV.clamp_(max=1 - 2.0**-53).log_().neg_().log_().neg_()
     bits_XV = _hash(seed_X, position_X, ids_V, 0)
     # halves, since fp32 has no place for 32 bits; the tail that wins is where u is near 0
     uniform_XV = _right(bits_XV, 16).float() * 2.0**-16 + ((bits_XV & 0xFFFF).float() + 0.5) * 2.0**-32
