@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+import eagle3_serving.tree.sampling as law
 from benchmarks.common import accepted_length, bootstrap, replayed, run_script, write_json
 from benchmarks.train_data import EVAL_BATCH, answer_line
 from eagle3_serving.engine import DecodeOptions, EmbeddedEngine, Generation, Sampling, Target
@@ -37,8 +38,6 @@ from eagle3_serving.train.mixture import Families
 from eagle3_serving.train.options import TrainJob
 from eagle3_serving.train.served import settings
 from eagle3_serving.tree.calibrate import Calibration
-
-PROPOSALS: tuple[Proposing, ...] = ("coupled", "top")
 
 
 def drawn(args: argparse.Namespace, directory: Path, target: Target) -> Families:
@@ -86,6 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, help="held-out prompts, with families")
     parser.add_argument("--temperature", type=float, default=1.0, help="(default 1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus (default 1: off)")
+    parser.add_argument(
+        "--share",
+        type=float,
+        nargs="+",
+        default=[law.COUPLING],
+        help=f"of the noise, that coupled drafts go by (default {law.COUPLING:g}, what is served)",
+    )
     parser.add_argument("--limit", type=int, default=40, help="prompts of each family (default 40)")
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens of an answer (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
@@ -102,14 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything = [answer for family in families.values() for answer in family]
     playing = RecordedTarget(target, drafters[0][1].config.aux_layers, everything)
     rows = []
+    ways: list[tuple[Proposing, float]] = [*(("coupled", share) for share in args.share), ("top", law.COUPLING)]
     for path, drafter in drafters:
         engine = EmbeddedEngine(playing, drafter, Calibration.beside(path))
-        for (mode, shaped), proposals in product(settings(args.max_tokens, TrainJob.measure_tree).items(), PROPOSALS):
+        shapes = settings(args.max_tokens, TrainJob.measure_tree).items()
+        for (mode, shaped), (proposals, share) in product(shapes, ways):
             options = replace(shaped, sampling=sampling(args), proposals=proposals)
+            law.COUPLING = share
             said: dict[str, list[Generation]] = {}
             for name, family in families.items():
                 said |= replayed(engine, {name: family}, options, EVAL_BATCH)
-            rows.append({"drafter": path.name, "mode": mode, "proposals": proposals, **figures(said)})
+            of_noise = {"share": share} if proposals == "coupled" else {}
+            rows.append({"drafter": path.name, "mode": mode, "proposals": proposals, **of_noise, **figures(said)})
     about = {name: getattr(args, name) for name in ("temperature", "top_p", "limit", "max_tokens", "seed")}
     counts = {"prompts": len(everything), "tokens": sum(len(answer.response_ids) for answer in everything)}
     write_json(args.out, {"about": {**about, **counts, "tree": TrainJob.measure_tree}, "rows": rows})
@@ -118,9 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_column(heading, justify="left" if heading in ("drafter", "draft", "proposals") else "right")
     for row in rows:
         cells = [f"{value:.2f}" for value in row["families"].values()]
-        table.add_row(
-            row["drafter"], row["mode"], row["proposals"], *cells, f"{row['mean']:.3f}", f"{row['error']:.3f}"
-        )
+        proposed = f"{row['proposals']} {row.get('share', '')}".strip()
+        table.add_row(row["drafter"], row["mode"], proposed, *cells, f"{row['mean']:.3f}", f"{row['error']:.3f}")
     Console().print(table)
     return 0
 

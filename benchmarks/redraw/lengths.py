@@ -131,6 +131,25 @@ def drawn() -> str:
     return markdown(["drawn at T = 1, played back", *FAMILIES, "mean (error)"], rows)
 
 
+@text("drawn-warm")
+def drawn_warm() -> str:
+    """At a lower temperature, with a nucleus: what part of the noise coupled drafts go by."""
+    found = raw.table("drawn-answers-warm")
+    about = found["about"]
+    modes = {"chain": "chain of 5", "tree": "tree of 60"}
+    rows = [
+        [
+            modes[row["mode"]],
+            f"{row['share']:g} of the noise" if row["proposals"] == "coupled" else "likeliest tokens",
+            *(f"{row['families'][family]:.2f}" for family in FAMILIES),
+            f"**{row['mean']:.2f}** ({row['error']:.2f})",
+        ]
+        for row in found["rows"]
+    ]
+    heading = f"T = {about['temperature']:g}, top-p {about['top_p']:g}, {about['prompts']} answers"
+    return markdown([heading, "guesses by", *FAMILIES, "mean (error)"], rows)
+
+
 def drawn_length(mode: str, proposals: str) -> float:
     """Tokens a pass at T = 1 of the drafter that ships."""
     rows = raw.table("drawn-answers")["rows"]

@@ -15,6 +15,9 @@ from eagle3_serving.tree.layout import TreeLayout, paths_of
 from eagle3_serving.tree.noise import Noise
 
 GREEDY_BELOW = 1e-5  # vLLM's bound: a lower temperature is the argmax
+# of the noise that a draft goes by: less than all of it, for a drafter's law is flatter than the target's, being a mean over
+# what the target may think (`benchmarks.drawn_answers --share`)
+COUPLING = 0.8
 _LIMITS = torch.finfo(torch.float32)
 
 
@@ -114,14 +117,12 @@ def sample(logits_BV: Tensor, params: SamplingParams, noise: Noise) -> Tensor:
 def coupled_children(logits_BKV: Tensor, top_k: int, temperature_B: Tensor, gumbel_BV: Tensor) -> Children:
     """The `top_k` tokens of the drafter that are likeliest to be the next draw, which is known up to the target's law.
 
-    `gumbel_BV`: the noise of that draw for the drafter's tokens. Drawn is argmax log p + g, so that log q + g ranks; its
-    softmax is their chance, as far as the ranking goes. A request of temperature 0 gets `top_children`'s.
+    `gumbel_BV`: the noise g of that draw for the drafter's tokens, finite. Drawn is argmax log p + T g, with p the law at
+    temperature 1; the drafter ranks by log q + `COUPLING` T g. Its softmax is the chance, as far as the ranking goes, and
+    that of `top_children` where T is 0.
     """
-    temperature_B11 = temperature_B[:, None, None]
-    greedy_B11 = temperature_B11 < GREEDY_BELOW
-    plain_BKV = logits_BKV.float()
-    warm_BKV = plain_BKV / torch.where(greedy_B11, 1.0, temperature_B11)
-    return top_children(torch.where(greedy_B11, plain_BKV, warm_BKV + gumbel_BV[:, None].float()), top_k)
+    weight_B = torch.where(temperature_B < GREEDY_BELOW, 0.0, COUPLING * temperature_B)
+    return top_children(logits_BKV.float() + (weight_B[:, None] * gumbel_BV.float())[:, None], top_k)
 
 
 def draw_children(

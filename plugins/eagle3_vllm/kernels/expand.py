@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vllm.triton_utils import tl, triton
 
-from eagle3_serving.tree.sampling import GREEDY_BELOW
+from eagle3_serving.tree.sampling import COUPLING, GREEDY_BELOW
 from eagle3_vllm.kernels.calibrate import CalibrationTables, calibrated
 from eagle3_vllm.kernels.noise import SharedNoise, gumbel
 from eagle3_vllm.kernels.order import joined, parted
@@ -19,6 +19,7 @@ PLACES = tl.constexpr(2047)  # candidates of a depth, at most one more
 TOKEN_BITS = tl.constexpr(20)
 TOKEN_MASK = tl.constexpr((1 << 20) - 1)
 _GREEDY_BELOW = tl.constexpr(GREEDY_BELOW)
+_COUPLING = tl.constexpr(COUPLING)
 
 
 def expand(
@@ -157,7 +158,7 @@ def _chunk_kernel(  # type: ignore[no-untyped-def]
             position = tl.load(prefix_ptr + b).to(tl.int64) + ahead
             target_id = tl.load(target_ids_ptr + token, mask=inside, other=0) if MAPPED else token
             # noise is finite: what was not a number, or impossible, stays so
-            logit = logit / temperature + gumbel(seed, position, target_id, WIDE)
+            logit = logit + temperature * _COUPLING * gumbel(seed, position, target_id, WIDE)
     clean = tl.where(logit == logit, logit, -float("inf"))
     largest = tl.max(clean, axis=0)
     # what is not a number stays in the sum, and makes its whole row so, as in the core
