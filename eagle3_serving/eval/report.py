@@ -30,7 +30,8 @@ class Figures:
     `accepted_length_by_text`: that of verify passes by where in the text they stood, prompt included, by where a stretch
     of it begins; empty where an engine does not tell.
     `speedup`: median over the rounds of speculative over plain tokens a second.
-    `identical`: every token id equals plain decoding's; None where that cannot be asserted (T > 0, not fp32).
+    `identical`: every token id equals plain decoding's; None where that cannot be asserted (not fp32; at T > 0 a
+    server, or drawn proposals).
     """
 
     prompts: int

@@ -72,17 +72,7 @@ def test_auto_gives_the_likelier_request_more_nodes() -> None:
     assert len(shares) > 1
 
 
-@pytest.mark.parametrize(
-    "proposals, mode",
-    [
-        ("coupled", "tree"),
-        ("coupled", "chain"),
-        ("top", "tree"),
-        ("drawn", "tree"),
-        ("drawn", "chain"),
-        ("top", "chain"),
-    ],
-)
+@pytest.mark.parametrize("proposals, mode", [("top", "tree"), ("drawn", "tree"), ("drawn", "chain"), ("top", "chain")])
 def test_sampled_tokens_follow_plain_samplings_law(proposals: str, mode: str) -> None:
     """The first two drafted tokens of many requests: two samples of one law, told apart by chi-square where they are not."""
     engine = tiny_engine(1)

@@ -1,5 +1,6 @@
 """The real target and drafter: what is drafted never shows in the law of the tokens drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,16 +34,19 @@ def p_value(one: list[Generation], other: list[Generation]) -> float:
 
 
 @pytest.mark.parametrize("law", [Sampling(0.7, top_p=0.95, seed=1), Sampling(1.0, min_p=0.02, seed=1)], ids=str)
-def test_the_first_tokens_follow_plain_samplings_law(
+def test_what_is_drafted_shows_in_no_token_and_no_law(
     engine: EmbeddedEngine, prompt_ids: list[int], law: Sampling
 ) -> None:
     plain = draws(engine, prompt_ids, DecodeOptions(3, "plain", sampling=law))
-    other = Sampling(law.temperature, top_p=law.top_p, min_p=law.min_p, seed=2)
-    for proposals in ("coupled", "top", "drawn"):
-        options = DecodeOptions(3, "tree", nodes=5, depth=2, top_k=3, sampling=other, proposals=proposals)  # type: ignore[arg-type]
-        drafted = draws(engine, prompt_ids, options)
-        assert sum(sum(one.accepted) for one in drafted) > DRAWS / 10
-        assert p_value(plain, drafted) > 1e-3, proposals
-    colder = Sampling(law.temperature * 0.4, top_p=law.top_p, min_p=law.min_p, seed=3)
+    options = DecodeOptions(3, "tree", nodes=5, depth=2, top_k=3, sampling=law)
+    for proposals in ("coupled", "top"):
+        few = replace(options, proposals=proposals)  # type: ignore[arg-type]
+        drafted = engine.generate_many([prompt_ids] * BATCH, few, BATCH // 2)
+        assert sum(sum(one.accepted) for one in drafted) > BATCH / 10
+        assert [one.token_ids for one in drafted] == [one.token_ids for one in plain[:BATCH]], proposals
+    drawn = draws(engine, prompt_ids, replace(options, proposals="drawn", sampling=replace(law, seed=2)))
+    assert sum(sum(one.accepted) for one in drawn) > DRAWS / 10
+    assert p_value(plain, drawn) > 1e-3
+    colder = replace(law, temperature=law.temperature * 0.4, seed=3)
     wrong = draws(engine, prompt_ids, DecodeOptions(3, "plain", sampling=colder))
     assert p_value(plain, wrong) < BOUND
