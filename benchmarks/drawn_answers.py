@@ -31,6 +31,7 @@ from eagle3_serving.errors import InputError
 from eagle3_serving.eval.prompts import by_family, read_prompts
 from eagle3_serving.eval.replay import RecordedTarget
 from eagle3_serving.files import write_whole
+from eagle3_serving.patches import Patches
 from eagle3_serving.targets.chat import chat_ids, load_tokenizer
 from eagle3_serving.targets.smollm2 import fetch_target
 from eagle3_serving.train.data import Answer, read_answers
@@ -108,18 +109,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything = [answer for family in families.values() for answer in family]
     playing = RecordedTarget(target, drafters[0][1].config.aux_layers, everything)
     rows = []
-    ways: list[tuple[Proposing, float]] = [*(("coupled", share) for share in args.share), ("top", law.COUPLING)]
+    ways: list[tuple[Proposing, dict[str, float]]] = [*(("coupled", {"share": n}) for n in args.share), ("top", {})]
+    patches = Patches()
     for path, drafter in drafters:
         engine = EmbeddedEngine(playing, drafter, Calibration.beside(path))
         shapes = settings(args.max_tokens, TrainJob.measure_tree).items()
-        for (mode, shaped), (proposals, share) in product(shapes, ways):
+        for (mode, shaped), (proposals, of_noise) in product(shapes, ways):
             options = replace(shaped, sampling=sampling(args), proposals=proposals)
-            law.COUPLING = share
+            if proposals == "coupled":
+                patches.attribute(law, "COUPLING", of_noise["share"])
             said: dict[str, list[Generation]] = {}
             for name, family in families.items():
                 said |= replayed(engine, {name: family}, options, EVAL_BATCH)
-            of_noise = {"share": share} if proposals == "coupled" else {}
             rows.append({"drafter": path.name, "mode": mode, "proposals": proposals, **of_noise, **figures(said)})
+    patches.undo()
     about = {name: getattr(args, name) for name in ("temperature", "top_p", "limit", "max_tokens", "seed")}
     counts = {"prompts": len(everything), "tokens": sum(len(answer.response_ids) for answer in everything)}
     write_json(args.out, {"about": {**about, **counts, "tree": TrainJob.measure_tree}, "rows": rows})

@@ -57,7 +57,7 @@ def table() -> str:
                 "draft length by load from a measured profile, none where none pays; dynamic trees with `EAGLE3_MODE=tree`, "
                 "which at a temperature guess the draw itself; the prefix cache kept whole under speculation",
                 f"[{vllm}]({results}/vllm-by-load.md); [{tree:.2f} tokens a pass against {own:.2f}]({results}/vllm-trees.md) at 16 verified, "
-                f"[at T = 1 {coupled:.2f} against {top:.2f}]({results}/accepted-length.md); "
+                f"[at T = 1 {coupled:.2f} against {top:.2f} on the embedded engine]({results}/accepted-length.md); "
                 f"[{kept:.2f}x its own chain on shared prefixes]({results}/prefix-cache.md)",
             ],
             [

@@ -48,14 +48,15 @@ class Batch:
         s = self.options.sampling
         return SamplingParams.uniform(batch, s.temperature, s.top_k, s.top_p, s.min_p, self.device)
 
-    def noise(self, indices: Sequence[int], rows: Sequence[int]) -> Noise:
-        """Of the draws after `rows` rows of the requests of these indices: a request's own, whoever else is in the batch."""
+    def noise(self, indices: Sequence[int], positions: Sequence[int]) -> Noise:
+        """Of the draws after the rows at `positions` of the requests of these indices: a request's own, whoever else is in the
+        batch."""
         seeds = [_seed(self.seed, index) for index in indices]
-        return Noise(torch.tensor(seeds, device=self.device), torch.tensor(rows, device=self.device) - 1)
+        return Noise(torch.tensor(seeds, device=self.device), torch.tensor(positions, device=self.device))
 
     def root_noise(self) -> Noise:
         """Of the draws after the roots."""
-        return self.noise(self.indices, [length + 1 for length in self.lengths])
+        return self.noise(self.indices, self.lengths)
 
     def choose(self, logits_BV: Tensor, noise: Callable[[], Noise]) -> Tensor:
         """One token a request [B]: the argmax, or a draw from the request's law."""
@@ -71,7 +72,7 @@ class Batch:
         last_B = torch.tensor(counts, device=self.device).cumsum(0) - 1
         output = self.target.forward(tokens_T, plan.place_T, self.pool, plan, logits_rows=last_B)
         indices = [index for index, _ in prompts]
-        roots_B = self.choose(output.logits_TV, lambda: self.noise(indices, counts))
+        roots_B = self.choose(output.logits_TV, lambda: self.noise(indices, [count - 1 for count in counts]))
         self.indices += indices
         self.lengths += counts
         self.size += len(prompts)

@@ -35,8 +35,8 @@ class Event(NamedTuple):
 class EmbeddedEngine:
     """Speculative decoding with an EAGLE-3 drafter (paper, sections 2.1 and 3.1).
 
-    Output equals plain decoding's token for token, sampled with the same seed too; of drawn proposals it follows the law. `calibration`
-    ranks trees by measured acceptance, `costs` is what mode auto decides by.
+    Output equals plain decoding's token for token, sampled with the same seed too; of drawn proposals it follows the law.
+    `calibration` ranks trees by measured acceptance, `costs` is what mode auto decides by.
     """
 
     prefill_rows = PREFILL_ROWS

@@ -2,10 +2,10 @@
 
 A token drawn from a law p is the argmax of log p + g with Gumbel noise g. Where g is a function of the position, plain
 decoding and verification draw the same token, whatever was drafted: sampled answers are equal token for token, not in law
-alone. And a drafter that ranks its children by log q + g, with the same g, guesses the very draw (Gumbel coupling,
-Daliri, Musco and Suresh, arXiv 2408.07978): it hits wherever its law q is close, however flat the target's law is.
+alone. And a drafter that ranks its children by log q and the same g guesses the very draw (Gumbel coupling, Daliri, Musco
+and Suresh, arXiv 2408.07978; how much of g: `sampling.COUPLING`): it hits wherever its law q is close, however flat p is.
 
-The hash is murmur3's, over seed, position and token, as vLLM's Model Runner V2 draws: so this noise is that server's too.
+The hash is murmur3's, over seed, position and token, as vLLM's Model Runner V2 draws: in the same width it is that noise.
 
 Shape letters: X any rows, V tokens, B requests.
 """

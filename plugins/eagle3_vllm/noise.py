@@ -1,7 +1,8 @@
 """Whether drafts may go by the noise that vLLM's sampler draws with: found out once, at start, before anything is captured.
 
 A token is drawn as the argmax of log p + noise, and the noise is known before the target has run. So a drafter that ranks by
-log q + noise guesses the very draw (Gumbel coupling, Daliri, Musco and Suresh, arXiv 2408.07978), where q is close to p.
+log q and that noise guesses the very draw (Gumbel coupling, Daliri, Musco and Suresh, arXiv 2408.07978), where q is close
+to p.
 
 Shape letters: X rows, V tokens.
 """

@@ -221,8 +221,8 @@ def seeded_on_the_embedded_engine(
         params = {**asked.params[place]}  # type: ignore[index]
         seed, length, _ = (params.pop(name) for name in ("seed", "max_tokens", "ignore_eos"))
 
-        def noise(_: Batch, indices: Any, rows: list[int], seed: int = seed) -> Noise:
-            return TheirNoise(torch.full((len(rows),), seed), torch.tensor(rows) - 1)
+        def noise(_: Batch, indices: Any, positions: list[int], seed: int = seed) -> Noise:
+            return TheirNoise(torch.full((len(positions),), seed), torch.tensor(positions))
 
         monkeypatch.setattr(Batch, "noise", noise)
         options = DecodeOptions(length, eos_ids=(), sampling=Sampling(**params), **shape)

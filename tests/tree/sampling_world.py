@@ -42,8 +42,8 @@ class World(NamedTuple):
 class Shape(NamedTuple):
     """Every node at depth d - 1 drafts `widths[d - 1]` children, drawn or the drafter's best.
 
-    `coupled`: by the noise of the draw itself. `stairs`: the child of rank r keeps r children less (PADDING in their place). The others are faults that break the
-    law: `prune` drops drawn children that were unlikely, `resort` puts siblings in order of probability, `pretend`
+    `coupled`: by the noise of the draw itself. `stairs`: the child of rank r keeps r children less (PADDING in their place).
+    The others are faults that break the law: `prune` drops drawn children that were unlikely, `resort` puts siblings in order of probability, `pretend`
     passes off the drafter's best as drawn, `redraw` draws anew, by other noise, where no coupled child was the draw.
     """
 
